@@ -49,6 +49,7 @@ var layers = []struct{ pkg, imports string }{
 
 	// The checks on the tree.
 	{"internal/lint", ""},
+	{"internal/e2e", ""},
 }
 
 func TestImports(t *testing.T) {

@@ -1,0 +1,58 @@
+# Two targets do everything on a fresh machine: demo and test.
+GO       ?= go
+CACHE    ?= $(CURDIR)/.cache
+FUZZTIME ?= 10s
+ROUNDS   ?=
+
+GOTESTSUM     = gotest.tools/gotestsum@v1.13.0
+GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VERSION       = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: help build demo test tools lint race fuzz crash bench bench-go bench-nbd bench-peers clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' Makefile | expand -t 16
+
+build: ## the static binary bin/cairn
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cairn ./cmd/cairn
+
+demo: build ## the main job, end to end, on local folders
+	scripts/demo.sh bin/cairn
+
+tools: ## the Debian packages whose programs the tests drive
+	@scripts/tools.sh
+
+test: tools build ## all tests; what is skipped is named at the end
+	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 25m ./...
+
+race: ## the tests under the race detector, without the long ones
+	$(GO) test -race -short -count=1 -timeout 20m ./...
+
+lint: $(CACHE)/bin/golangci-lint ## vet, golangci-lint
+	$(GO) vet ./...
+	$(CACHE)/bin/golangci-lint run ./...
+
+$(CACHE)/bin/golangci-lint: Makefile
+	GOBIN=$(CACHE)/bin $(GO) install $(GOLANGCI_LINT)
+	touch $@
+
+fuzz: ## every fuzz target for FUZZTIME
+	scripts/fuzz.sh $(FUZZTIME)
+
+crash: build ## a long kill -9 and power-loss campaign: make crash ROUNDS=5000
+	CAIRN_ROUNDS=$(or $(ROUNDS),2000) $(GO) test -count=1 -timeout 0 -v -run 'Kill|PowerLoss' ./internal/e2e/
+
+bench: bench-go bench-peers ## Go benchmarks, then the comparison with restic and borg
+
+bench-go: ## benchmarks of the hot paths
+	$(GO) test -run '^$$' -bench . -benchmem ./blockmap ./internal/volume ./internal/chunk ./internal/pack ./internal/manifest ./internal/repository
+
+bench-peers: build ## full, incrementals and restore beside restic and borg
+	scripts/bench-peers.sh
+
+bench-nbd: ## the NBD server beside nbdkit and qemu-nbd
+	scripts/bench-nbd.sh
+
+clean: ## what the targets above made
+	rm -rf bin $(CACHE)
