@@ -1,0 +1,114 @@
+package serve
+
+import "time"
+
+// Values of Volume.Status and Snapshot.Status.
+const (
+	StatusAvailable = "available"
+	StatusInUse     = "in-use" // a volume with a connection on its read-write door
+	StatusError     = "error"  // a volume that is not served; its Error says why
+	StatusBroken    = "broken" // a snapshot that lost its content; its Error says why
+)
+
+// Values of Volume.Kind.
+const (
+	KindFile   = "file"
+	KindDevice = "device"
+)
+
+// Volume is one volume as the control API shows it. A volume that could not
+// be opened has Status "error", its ID, and what could be learnt of the rest.
+type Volume struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Path      string `json:"path"` // of the data file or device, absolute
+	Kind      string `json:"kind"`
+	Managed   bool   `json:"managed"` // the data file was made by us and is deleted with the volume
+	Size      int64  `json:"size"`    // bytes
+	Allocated int64  `json:"allocated"`
+	Socket    string `json:"socket"`
+	URI       string `json:"uri"` // of the read-write door; NAME@ro on the same socket only reads
+
+	Status  string `json:"status"`
+	Error   string `json:"error,omitempty"`
+	InUse   bool   `json:"in_use"`
+	Writers int    `json:"writers"`          // connections on the read-write door
+	Readers int    `json:"readers"`          // connections on the read-only door
+	Writer  string `json:"writer,omitempty"` // who holds the read-write door
+
+	Created      time.Time    `json:"created_at"`
+	Checkpoints  []Checkpoint `json:"checkpoints"` // oldest first; the snapshots' own positions are left out
+	Snapshots    int          `json:"snapshots"`
+	BytesRead    int64        `json:"bytes_read"` // since the data plane started
+	BytesWritten int64        `json:"bytes_written"`
+}
+
+// Checkpoint is a position in a volume's change history, offered as the NBD
+// context "qemu:dirty-bitmap:NAME".
+type Checkpoint struct {
+	Name       string    `json:"name"`
+	Created    time.Time `json:"created_at"`
+	Doubt      string    `json:"doubt,omitempty"` // why everything since counts as changed; empty = exact
+	DirtyBytes int64     `json:"dirty_bytes"`     // changed since, in whole blocks
+}
+
+// Snapshot is one snapshot as the control API shows it.
+type Snapshot struct {
+	ID            string    `json:"id"`
+	Name          string    `json:"name"` // may be empty
+	VolumeID      string    `json:"volume_id"`
+	Volume        string    `json:"volume"`
+	Size          int64     `json:"size"` // bytes
+	Created       time.Time `json:"created_at"`
+	Status        string    `json:"status"`
+	Error         string    `json:"error,omitempty"`
+	Socket        string    `json:"socket"`
+	URI           string    `json:"uri"`
+	Readers       int       `json:"readers"`
+	Temporary     bool      `json:"temporary"` // gone when the data plane restarts
+	PreimageBytes int64     `json:"preimage_bytes"`
+	BytesRead     int64     `json:"bytes_read"` // since the data plane started
+}
+
+// Status is the state of the data plane itself.
+type Status struct {
+	Version       string    `json:"version"`
+	PID           int       `json:"pid"`
+	Started       time.Time `json:"started_at"`
+	UptimeSeconds int64     `json:"uptime_seconds"`
+	State         string    `json:"state"`
+	NBDDir        string    `json:"nbd_dir"`
+	Volumes       int       `json:"volumes"`
+	VolumesError  int       `json:"volumes_error"` // of these, not served
+	Snapshots     int       `json:"snapshots"`
+	Connections   int       `json:"connections"`    // NBD, past their handshake
+	ResidentBytes int64     `json:"resident_bytes"` // of the process
+	HeapBytes     int64     `json:"heap_bytes"`     // of it, live Go objects
+}
+
+// CreateVolume asks for a volume. Exactly one of Size (a new sparse file),
+// File (an existing raw file) and Device (a block device) is set.
+type CreateVolume struct {
+	Name        string `json:"name"`
+	Size        int64  `json:"size,omitempty"` // bytes
+	File        string `json:"file,omitempty"`
+	Device      string `json:"device,omitempty"`
+	AllowFormat bool   `json:"allow_format,omitempty"` // take a file that looks like qcow2, VMDK, LUKS… as raw bytes
+}
+
+// CreateSnapshots asks for one snapshot of each of Volumes, all of the same
+// instant, or for none at all.
+type CreateSnapshots struct {
+	Volumes   []string `json:"volumes"` // names or IDs
+	Name      string   `json:"name,omitempty"`
+	Temporary bool     `json:"temporary,omitempty"` // dropped when the data plane restarts
+	// Checkpoints is empty, or has one entry per volume: a further checkpoint
+	// at the snapshot's position that outlives it ("" = none).
+	Checkpoints []string `json:"checkpoints,omitempty"`
+	Force       bool     `json:"force,omitempty"` // also when a volume is in use: crash-consistent
+}
+
+// extendVolume is the body of an extend request.
+type extendVolume struct {
+	Size int64 `json:"size"`
+}
