@@ -1,0 +1,52 @@
+// Package agent is Cairn's control plane: it runs backups and restores as
+// jobs, keeps their records in a catalog, serves backups over NBD, and is
+// driven over HTTP on a unix socket (API.md), for which [Client] is the Go
+// side.
+//
+// The agent drives the data plane ("cairn serve") through its control API and
+// reads volumes as an NBD client. It may be stopped, killed and upgraded at
+// any time without a guest noticing: what it was doing is settled at its next
+// start by what the repository says, not by what the agent remembers.
+package agent
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// Options says what an agent works with.
+type Options struct {
+	State   string // folder of the catalog and the overlays; made when it is not there
+	Socket  string // of the HTTP interface, made with mode 0600
+	NBDDir  string // folder of the sockets of exported backups; made when it is not there
+	Control string // the data plane's control socket, for error texts
+
+	Repository *repository.Repository // open; stays the caller's
+	Serve      *serve.Client
+	Logger     *slog.Logger // nil = none
+	Limits     Limits
+	Version    string
+
+	// KeepPriority leaves the process at the priority it has. Otherwise Run
+	// puts it behind everything else for processor and disk, for good.
+	KeepPriority bool
+}
+
+// Limits bounds what the agent takes from the machine. Zero values are the
+// defaults.
+type Limits struct {
+	ConcurrentJobs     int   // jobs that run at once; 2
+	ReadBytesPerSecond int64 // from each volume that is backed up; unlimited
+	RestoreWorkers     int   // pieces of one restore in flight; 4
+}
+
+// Run runs an agent until ctx ends, and calls ready once it answers on the
+// socket. Jobs that run when ctx ends are cancelled: they are settled before
+// Run returns, or by the next Run if the stores do not answer. Only one agent
+// can have a state folder.
+func Run(ctx context.Context, o Options, ready func()) error {
+	return run(ctx, o, ready)
+}

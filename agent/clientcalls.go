@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+)
+
+// Volumes returns all volumes, ordered by name.
+func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
+	return ask[[]Volume](ctx, c, http.MethodGet, "/v1/volumes", nil)
+}
+
+// Volume returns the volume with this name or ID.
+func (c *Client) Volume(ctx context.Context, ref string) (Volume, error) {
+	return ask[Volume](ctx, c, http.MethodGet, "/v1/volumes/"+url.PathEscape(ref), nil)
+}
+
+// CreateVolume makes a volume, which is exported at once.
+func (c *Client) CreateVolume(ctx context.Context, req CreateVolume) (Volume, error) {
+	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes", req)
+}
+
+// ExtendVolume grows a volume to size bytes.
+func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volume, error) {
+	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+url.PathEscape(ref)+"/extend", extendVolume{Size: size})
+}
+
+// DeleteVolume deletes a volume; its backups stay. It is refused while a job
+// works on the volume (ErrBusy).
+func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/volumes/"+url.PathEscape(ref), nil)
+}
+
+// CreateSnapshots snapshots volumes at one instant: all of them or none.
+func (c *Client) CreateSnapshots(ctx context.Context, req CreateSnapshots) ([]Snapshot, error) {
+	return ask[[]Snapshot](ctx, c, http.MethodPost, "/v1/snapshots", req)
+}
+
+// Snapshots returns the snapshots of a volume, or all with "".
+func (c *Client) Snapshots(ctx context.Context, volumeRef string) ([]Snapshot, error) {
+	return ask[[]Snapshot](ctx, c, http.MethodGet, "/v1/snapshots?volume="+url.QueryEscape(volumeRef), nil)
+}
+
+// Snapshot returns the snapshot with this ID, name, or VOLUME@NAME.
+func (c *Client) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
+	return ask[Snapshot](ctx, c, http.MethodGet, "/v1/snapshots/"+url.PathEscape(ref), nil)
+}
+
+// DeleteSnapshot deletes a snapshot. It is refused while a job reads it (ErrBusy).
+func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/snapshots/"+url.PathEscape(ref), nil)
+}
+
+// RevertVolume makes the content of a snapshot's volume that of the snapshot.
+// It is refused while the volume is used, or a job works on it (ErrBusy).
+func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
+	return c.call(ctx, http.MethodPost, "/v1/snapshots/"+url.PathEscape(snapshotRef)+"/revert", nil)
+}
+
+// CreateBackup starts a backup and returns its job; the job's Backup is the
+// ID of the record, which is there at once with the state "creating".
+func (c *Client) CreateBackup(ctx context.Context, req CreateBackup) (Job, error) {
+	return ask[Job](ctx, c, http.MethodPost, "/v1/backups", req)
+}
+
+// Backups returns all backups, oldest first.
+func (c *Client) Backups(ctx context.Context) ([]Backup, error) {
+	return ask[[]Backup](ctx, c, http.MethodGet, "/v1/backups", nil)
+}
+
+// Backup returns the backup with this name or ID. A name that several have is
+// refused (ErrConflict).
+func (c *Client) Backup(ctx context.Context, ref string) (Backup, error) {
+	return ask[Backup](ctx, c, http.MethodGet, "/v1/backups/"+url.PathEscape(ref), nil)
+}
+
+// DeleteBackup deletes a backup. Others that started from it are complete and
+// stay. It is refused while the backup is exported, being restored or being
+// made.
+func (c *Client) DeleteBackup(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/backups/"+url.PathEscape(ref), nil)
+}
+
+// Restore starts a restore and returns its job.
+func (c *Client) Restore(ctx context.Context, req Restore) (Job, error) {
+	return ask[Job](ctx, c, http.MethodPost, "/v1/restores", req)
+}
+
+// Export returns where a volume or a snapshot is served, or starts to serve a
+// backup, until [Client.Unexport] and also after a restart of the agent.
+func (c *Client) Export(ctx context.Context, req Export) (ExportInfo, error) {
+	return ask[ExportInfo](ctx, c, http.MethodPost, "/v1/exports", req)
+}
+
+// Exports returns the exports of backups by name.
+func (c *Client) Exports(ctx context.Context) ([]ExportInfo, error) {
+	return ask[[]ExportInfo](ctx, c, http.MethodGet, "/v1/exports", nil)
+}
+
+// Unexport stops to serve a backup; name is that of the export, or the name
+// or ID of the backup. Clients are disconnected, and what they wrote to an
+// overlay is discarded.
+func (c *Client) Unexport(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/exports/"+url.PathEscape(name), nil)
+}
+
+// call sends a request whose answer says nothing.
+func (c *Client) call(ctx context.Context, method, path string, in any) error {
+	_, err := ask[struct{}](ctx, c, method, path, in)
+	return err
+}
+
+// DecodeRestore returns the result of a restore job that succeeded.
+func DecodeRestore(j Job) (RestoreResult, error) {
+	var r RestoreResult
+	if err := json.Unmarshal(j.Result, &r); err != nil {
+		return r, fmt.Errorf("result of job %s: %w", j.ID, err)
+	}
+	return r, nil
+}
+
+// extendVolume is the body of a request to extend.
+type extendVolume struct {
+	Size int64 `json:"size"`
+}

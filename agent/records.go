@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// The records that the agent passes on have the type of the package that
+// makes them: there is one definition of each.
+type (
+	// Volume is a volume of the data plane.
+	Volume = serve.Volume
+	// Snapshot is a snapshot of the data plane.
+	Snapshot = serve.Snapshot
+	// CreateVolume asks for a volume.
+	CreateVolume = serve.CreateVolume
+	// CreateSnapshots asks for snapshots of volumes at one instant.
+	CreateSnapshots = serve.CreateSnapshots
+	// Backup is the record of a backup.
+	Backup = catalog.Backup
+	// BackupStatus is the state of a backup.
+	BackupStatus = catalog.Status
+	// Job is the record of a job.
+	Job = catalog.Job
+	// JobState is the state of a job; its method Final says whether the job has ended.
+	JobState = catalog.JobState
+	// Progress is how far a job has come.
+	Progress = catalog.Progress
+)
+
+// The states of backups and jobs, as the catalog has them.
+const (
+	BackupCreating  = catalog.Creating
+	BackupAvailable = catalog.Available
+	BackupError     = catalog.Failed
+	BackupDeleting  = catalog.Deleting
+	BackupRestoring = catalog.Restoring
+
+	JobQueued    = catalog.Queued
+	JobRunning   = catalog.Running
+	JobSucceeded = catalog.Succeeded
+	JobFailed    = catalog.JobFailed
+	JobCancelled = catalog.Cancelled
+)
+
+// CreateBackup asks for a backup of a volume. Volume and Snapshot are names
+// or IDs. At most one of Incremental and Auto is set; without either the
+// backup is full.
+type CreateBackup struct {
+	Volume      string `json:"volume"`
+	Snapshot    string `json:"snapshot,omitempty"` // back this snapshot up instead of the volume's present content
+	Name        string `json:"name,omitempty"`
+	Description string `json:"description,omitempty"`
+	Incremental bool   `json:"incremental,omitempty"` // refused when there is no backup to start from
+	Auto        bool   `json:"auto,omitempty"`        // incremental when it can be
+	Force       bool   `json:"force,omitempty"`       // also while a guest uses the volume: crash-consistent
+}
+
+// Restore asks for a backup's content. At most one of Volume (existing),
+// NewVolume and File is set; without any a volume is made and named
+// restore_backup_ID.
+type Restore struct {
+	Backup    string `json:"backup"`               // name or ID
+	Volume    string `json:"volume,omitempty"`     // name or ID; only blocks that differ are written
+	NewVolume string `json:"new_volume,omitempty"` // name
+	File      string `json:"file,omitempty"`       // absolute path on the agent's machine
+	Overwrite bool   `json:"overwrite,omitempty"`  // replace File if it exists
+}
+
+// RestoreResult is the Result of a restore job.
+type RestoreResult struct {
+	Backup       string `json:"backup"`
+	Volume       string `json:"volume,omitempty"`
+	VolumeID     string `json:"volume_id,omitempty"`
+	File         string `json:"file,omitempty"`
+	BytesRead    int64  `json:"bytes_read"`    // from the repository
+	BytesWritten int64  `json:"bytes_written"` // to the target
+}
+
+// Export asks for an NBD address of a volume, a snapshot or a backup.
+type Export struct {
+	Ref     string `json:"ref"`               // name or ID
+	Name    string `json:"name,omitempty"`    // of a backup's export; its ID otherwise
+	Overlay bool   `json:"overlay,omitempty"` // a backup: writable; what is written is discarded by Unexport
+}
+
+// ExportInfo is where something is served.
+type ExportInfo struct {
+	Name    string    `json:"name"`
+	URI     string    `json:"uri"`
+	Socket  string    `json:"socket"`
+	Kind    string    `json:"kind"`             // "volume", "snapshot" or "backup"
+	Backup  string    `json:"backup,omitempty"` // ID
+	Overlay bool      `json:"overlay"`
+	Size    int64     `json:"size"`
+	Clients int       `json:"clients"`         // connections now
+	Error   string    `json:"error,omitempty"` // why it is not served at present
+	Created time.Time `json:"created_at,omitzero"`
+}
+
+// Status is the state of an agent and of what it hangs on.
+type Status struct {
+	Version    string           `json:"version"`
+	PID        int              `json:"pid"`
+	Started    time.Time        `json:"started_at"`
+	State      string           `json:"state"`
+	Serve      *serve.Status    `json:"serve,omitempty"`       // the data plane
+	ServeError string           `json:"serve_error,omitempty"` // why there is none
+	Repository RepositoryStatus `json:"repository"`
+	Backups    int              `json:"backups"`
+	Exports    int              `json:"exports"`
+	Queued     int              `json:"jobs_queued"`
+	Running    int              `json:"jobs_running"`
+	Undecided  int              `json:"undecided"` // backups that wait for the stores to say whether they committed
+}
+
+// RepositoryStatus is the state of the repository.
+type RepositoryStatus struct {
+	Info   repository.Info          `json:"info"`
+	Stores []repository.StoreStatus `json:"stores"`
+}
