@@ -1,0 +1,85 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// OS returns the file system of the operating system.
+func OS() FS { return osFS{} }
+
+type osFS struct{}
+
+var _ FS = osFS{}
+
+func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
+	if flag&os.O_APPEND != 0 {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EINVAL}
+	}
+	f, err := os.OpenFile(name, flag, perm) //nolint:gosec // The name is the caller's business: this is a file system.
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f: f}, nil
+}
+
+func (osFS) Mkdir(name string, perm fs.FileMode) error { return os.Mkdir(name, perm) }
+
+func (osFS) Remove(name string) error { return os.Remove(name) }
+
+func (osFS) Rename(oldname, newname string) error { return os.Rename(oldname, newname) }
+
+func (osFS) Link(oldname, newname string) error { return os.Link(oldname, newname) }
+
+func (osFS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }
+
+func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+func (osFS) SyncDir(name string) error {
+	d, err := os.Open(name) //nolint:gosec // As in OpenFile.
+	if err != nil {
+		return err
+	}
+	err = control(d, "fsync", func(fd int) error {
+		err := unix.Fsync(fd)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+			// Some file systems sync no single directory: sync all of them.
+			err = unix.Syncfs(fd)
+		}
+		return err
+	})
+	if cerr := d.Close(); err == nil && cerr != nil {
+		return fmt.Errorf("close directory %s: %w", name, cerr)
+	}
+	return err
+}
+
+// control runs call with the descriptor of f, again when a signal interrupts
+// it. The descriptor cannot be closed meanwhile.
+func control(f *os.File, op string, call func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", op, f.Name(), err)
+	}
+	var cerr error
+	err = c.Control(func(fd uintptr) {
+		for {
+			cerr = call(int(fd)) //nolint:gosec // Descriptors are small integers.
+			if !errors.Is(cerr, unix.EINTR) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", op, f.Name(), err)
+	}
+	if cerr != nil {
+		return &fs.PathError{Op: op, Path: f.Name(), Err: cerr}
+	}
+	return nil
+}
