@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
@@ -51,7 +52,7 @@ func (l *lister) folder(ctx context.Context, dir string) error {
 		return err
 	}
 	entries, err := l.s.fsys.ReadDir(filepath.Join(l.s.dir, filepath.FromSlash(dir)))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
 	if err != nil {

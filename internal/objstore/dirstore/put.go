@@ -219,7 +219,13 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 		return fmt.Errorf("delete %s: %w", name, err)
 	}
 	path := s.path(name)
-	err := s.fsys.Remove(path)
+	fi, err := s.fsys.Stat(path)
+	if err == nil && fi.IsDir() {
+		return nil // no object has this name
+	}
+	if err == nil {
+		err = s.fsys.Remove(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
