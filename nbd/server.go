@@ -124,7 +124,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer closeQuietly(nc)
 
 	c := &conn{s: s, nc: nc, peer: peerOf(nc)}
-	if err := c.serve(ctx); err != nil && ctx.Err() == nil && !disconnected(err) {
+	if err := c.serve(ctx, cancel); err != nil && ctx.Err() == nil && !disconnected(err) {
 		s.o.Logger.LogAttrs(ctx, slog.LevelInfo, "nbd connection ended",
 			slog.Any("error", err), slog.Int("pid", c.peer.PID), slog.String("addr", c.peer.Addr))
 	}

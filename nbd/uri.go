@@ -20,8 +20,7 @@ func URI(socket, name string) string {
 		Path:     "/" + name,
 		RawQuery: "socket=" + strings.ReplaceAll(url.QueryEscape(socket), "%2F", "/"),
 	}
-	// An empty host must still be written, or the path would lose its root.
-	return strings.Replace(u.String(), "nbd+unix:/", "nbd+unix:///", 1)
+	return u.String()
 }
 
 // parseURI understands nbd://HOST[:PORT]/NAME and nbd+unix:///NAME?socket=PATH.

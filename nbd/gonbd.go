@@ -1,0 +1,61 @@
+package nbd
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/pojntfx/go-nbd/pkg/backend"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// backendDevice exports what was written for the go-nbd library.
+type backendDevice struct {
+	backend backend.Backend
+	size    int64
+}
+
+// FromBackend makes a Device of a go-nbd backend, which must allow concurrent
+// calls as those of that library do. Such a backend can be read, written and
+// synced; zeros are written out, a trim changes nothing, and all of it counts as
+// data. Its size is taken once. The backend is not closed with the device.
+func FromBackend(b backend.Backend) (Device, error) {
+	size, err := b.Size()
+	if err != nil {
+		return nil, fmt.Errorf("nbd: size of the backend: %w", err)
+	}
+	return &backendDevice{backend: b, size: size}, nil
+}
+
+var _ Device = (*backendDevice)(nil)
+
+func (d *backendDevice) Size() int64 { return d.size }
+
+func (d *backendDevice) ReadAt(p []byte, off int64) (int, error) { return d.backend.ReadAt(p, off) }
+
+func (d *backendDevice) WriteAt(p []byte, off int64) (int, error) { return d.backend.WriteAt(p, off) }
+
+func (d *backendDevice) Flush() error { return d.backend.Sync() }
+
+func (d *backendDevice) Trim(int64, int64) error { return nil }
+
+func (d *backendDevice) Zero(off, n int64, _ bool) error {
+	zeros := make([]byte, min(n, zeroPiece))
+	for n > 0 {
+		m, err := d.backend.WriteAt(zeros[:min(n, zeroPiece)], off)
+		if err == nil && m == 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(m), n-int64(m)
+	}
+	return nil
+}
+
+func (d *backendDevice) Map(_ string, off, n int64) ([]blockmap.Extent, error) {
+	return []blockmap.Extent{{Offset: off, Length: n, State: blockmap.Data}}, nil
+}
+
+func (d *backendDevice) Close() error { return nil }

@@ -1,0 +1,339 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"time"
+)
+
+// conn is one connection of a server, from its first byte on.
+type conn struct {
+	s    *Server
+	nc   net.Conn
+	in   input
+	peer Peer
+	out  []byte // replies to the present option
+
+	// What was negotiated. STARTTLS, once it is here, has to throw all of it away.
+	noZeroes   bool
+	structured bool
+	meta       metaSelection
+
+	export *Export
+	dev    Device // set when negotiation has ended well
+}
+
+// metaSelection is what SET_META_CONTEXT chose, and for which export.
+type metaSelection struct {
+	export   string
+	contexts []string // a context's ID is its index plus one
+}
+
+const handshakeBuffer = 4 << 10
+
+// serve negotiates, then answers requests until the client leaves. cancel ends
+// ctx, which the device was opened with.
+func (c *conn) serve(ctx context.Context, cancel context.CancelFunc) error {
+	c.in = input{nc: c.nc}
+	c.in.resize(handshakeBuffer)
+	if err := c.setDeadline(); err != nil {
+		return err
+	}
+	err := c.negotiate(ctx)
+	if c.dev == nil {
+		return err
+	}
+	if err == nil {
+		err = c.nc.SetDeadline(time.Time{})
+	}
+	if err == nil {
+		err = newTransmission(c).run(ctx, cancel)
+	}
+	if closeErr := c.dev.Close(); closeErr != nil && err == nil {
+		err = fmt.Errorf("nbd: close %q: %w", c.export.Name, closeErr)
+	}
+	return err
+}
+
+func (c *conn) setDeadline() error {
+	return c.nc.SetDeadline(time.Now().Add(c.s.o.HandshakeTimeout))
+}
+
+// negotiate runs the fixed newstyle handshake. It leaves c.dev nil when the
+// client ended it without choosing an export, or with an error.
+func (c *conn) negotiate(ctx context.Context) error {
+	b := binary.BigEndian.AppendUint64(c.out[:0], magicNBD)
+	b = binary.BigEndian.AppendUint64(b, magicOption)
+	b = binary.BigEndian.AppendUint16(b, flagFixedNewstyle|flagNoZeroes)
+	if _, err := c.nc.Write(b); err != nil {
+		return err
+	}
+	c.out = b[:0]
+	if err := c.in.fill(4, 4); err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(c.in.take(4))
+	if flags&^uint32(flagFixedNewstyle|flagNoZeroes) != 0 {
+		return fmt.Errorf("nbd: client sent the unknown handshake flags %#x", flags)
+	}
+	c.noZeroes = flags&uint32(flagNoZeroes) != 0
+	for range maxOptions {
+		done, err := c.option(ctx)
+		if err != nil || done {
+			return err
+		}
+	}
+	return fmt.Errorf("nbd: client sent more than %d options", maxOptions)
+}
+
+// option reads one option and answers it. done means that no other follows.
+func (c *conn) option(ctx context.Context) (done bool, err error) {
+	if err := c.in.fill(optionHeaderSize, handshakeBuffer); err != nil {
+		return false, err
+	}
+	h := cursor{b: c.in.take(optionHeaderSize)}
+	if magic := h.u64(); magic != magicOption {
+		return false, fmt.Errorf("nbd: client sent the option magic %#x", magic)
+	}
+	opt, length := h.u32(), h.u32()
+	if length > maxOptionData {
+		if length > 16*maxOptionData || opt == optExportName {
+			return false, fmt.Errorf("nbd: client sent option %d with %d bytes of data", opt, length)
+		}
+		if err := c.in.discard(int64(length)); err != nil {
+			return false, err
+		}
+		c.refuse(opt, repErrTooBig, fmt.Sprintf("option data is limited to %d bytes", maxOptionData))
+		return false, c.send()
+	}
+	data := make([]byte, length)
+	if err := c.in.readFull(data); err != nil {
+		return false, err
+	}
+	done, err = c.dispatch(ctx, opt, data)
+	if sendErr := c.send(); err == nil {
+		err = sendErr
+	}
+	return done, err
+}
+
+// dispatch answers one option into c.out.
+func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool, err error) {
+	switch opt {
+	case optExportName:
+		return true, c.exportName(ctx, data)
+	case optAbort:
+		c.reply(opt, repAck, nil)
+		return true, nil
+	case optList:
+		c.list(data)
+	case optInfo, optGo:
+		return c.info(ctx, opt, data)
+	case optStructuredReply:
+		if len(data) != 0 {
+			c.refuse(opt, repErrInvalid, "STRUCTURED_REPLY takes no data")
+			break
+		}
+		c.structured = true
+		c.reply(opt, repAck, nil)
+	case optListMetaContext, optSetMetaContext:
+		c.metaContext(opt, data)
+	default:
+		// STARTTLS and EXTENDED_HEADERS belong above this line when they come.
+		c.refuse(opt, repErrUnsup, "")
+	}
+	return false, nil
+}
+
+// exportName ends negotiation the old way, which has no means to say no.
+func (c *conn) exportName(ctx context.Context, data []byte) error {
+	if len(data) > maxName {
+		return errors.New("nbd: client asked for an export with too long a name")
+	}
+	e, ok := c.s.o.Lookup(string(data), c.peer)
+	if !ok {
+		return fmt.Errorf("nbd: client asked for the unknown export %q", data)
+	}
+	size, err := c.open(ctx, e, string(data))
+	if err != nil {
+		return err
+	}
+	c.out = binary.BigEndian.AppendUint64(c.out, size)
+	c.out = binary.BigEndian.AppendUint16(c.out, c.flags(e))
+	if !c.noZeroes {
+		c.out = append(c.out, make([]byte, exportNamePadding)...)
+	}
+	return nil
+}
+
+// list answers LIST: one reply for each export, then an acknowledgement.
+func (c *conn) list(data []byte) {
+	switch {
+	case len(data) != 0:
+		c.refuse(optList, repErrInvalid, "LIST takes no data")
+		return
+	case c.s.o.List == nil:
+		c.refuse(optList, repErrPolicy, "this server does not list its exports")
+		return
+	}
+	for _, e := range c.s.o.List(c.peer) {
+		c.reply(optList, repServer, append(appendName(nil, e.Name), clipText(e.Description)...))
+	}
+	c.reply(optList, repAck, nil)
+}
+
+// info answers INFO and GO.
+func (c *conn) info(ctx context.Context, opt uint32, data []byte) (done bool, err error) {
+	r, ok := parseInfoRequest(data)
+	if !ok {
+		c.refuse(opt, repErrInvalid, "the lengths in the option do not add up")
+		return false, nil
+	}
+	e, ok := c.s.o.Lookup(r.export, c.peer)
+	if !ok {
+		c.refuseUnknown(opt, r.export)
+		return false, nil
+	}
+	size := uint64(max(e.Size(), 0)) //nolint:gosec // not negative
+	if opt == optGo {
+		if size, err = c.open(ctx, e, r.export); err != nil {
+			rep := repErrPolicy
+			if errors.Is(err, fs.ErrNotExist) {
+				rep = repErrUnknown
+			}
+			c.refuse(opt, rep, err.Error())
+			return false, nil //nolint:nilerr // the client was told; it may choose another
+		}
+	}
+	b := binary.BigEndian.AppendUint16(nil, infoExport)
+	b = binary.BigEndian.AppendUint64(b, size)
+	c.reply(opt, repInfo, binary.BigEndian.AppendUint16(b, c.flags(e)))
+	if slices.Contains(r.infos, infoName) {
+		c.reply(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoName), e.Name...))
+	}
+	if slices.Contains(r.infos, infoDescription) && e.Description != "" {
+		c.reply(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoDescription), clipText(e.Description)...))
+	}
+	b = binary.BigEndian.AppendUint16(nil, infoBlockSize)
+	for _, n := range []uint32{1, preferredBlock, offeredPayload} {
+		b = binary.BigEndian.AppendUint32(b, n)
+	}
+	c.reply(opt, repInfo, b)
+	c.reply(opt, repAck, nil)
+	return opt == optGo, nil
+}
+
+// open opens the export that was asked for as name. The time it takes is not
+// the client's, so the deadline of the handshake rests meanwhile.
+func (c *conn) open(ctx context.Context, e *Export, name string) (size uint64, err error) {
+	if err := c.nc.SetDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	dev, err := e.Open(ctx, c.peer)
+	if err != nil {
+		return 0, fmt.Errorf("export %q cannot be opened: %w", e.Name, err)
+	}
+	if dev.Size() < 0 {
+		closeQuietly(dev)
+		return 0, fmt.Errorf("export %q has no size", e.Name)
+	}
+	if err := c.setDeadline(); err != nil {
+		closeQuietly(dev)
+		return 0, err
+	}
+	if c.meta.export != name {
+		c.meta = metaSelection{}
+	}
+	c.export, c.dev = e, dev
+	return uint64(dev.Size()), nil //nolint:gosec // checked above
+}
+
+// flags returns the transmission flags of an export for this client.
+func (c *conn) flags(e *Export) uint16 {
+	f := flagHasFlags | flagSendFlush | flagSendCache
+	if e.ReadOnly {
+		f |= flagReadOnly
+	} else {
+		f |= flagSendFUA | flagSendTrim | flagSendZeroes
+	}
+	if c.structured {
+		f |= flagSendDF
+	}
+	if e.MultiConn {
+		f |= flagCanMultiConn
+	}
+	if e.Rotational {
+		f |= flagRotational
+	}
+	return f
+}
+
+// metaContext answers LIST_META_CONTEXT and SET_META_CONTEXT.
+func (c *conn) metaContext(opt uint32, data []byte) {
+	if opt == optSetMetaContext {
+		c.meta = metaSelection{} // also when it fails
+	}
+	if !c.structured {
+		c.refuse(opt, repErrInvalid, "metadata contexts need structured replies: negotiate those first")
+		return
+	}
+	r, ok := parseMetaRequest(data)
+	if !ok {
+		c.refuse(opt, repErrInvalid, "the lengths in the option do not add up")
+		return
+	}
+	e, ok := c.s.o.Lookup(r.export, c.peer)
+	if !ok {
+		c.refuseUnknown(opt, r.export)
+		return
+	}
+	var offered []string
+	if e.Contexts != nil {
+		offered = e.Contexts()
+	}
+	found := r.list(offered)
+	if opt == optSetMetaContext {
+		if found = r.choose(offered); len(found) > maxContexts {
+			c.refuse(opt, repErrTooBig, fmt.Sprintf("at most %d metadata contexts can be selected", maxContexts))
+			return
+		}
+		c.meta = metaSelection{export: r.export, contexts: found}
+	}
+	for i, name := range found {
+		id := uint32(i + 1)            //nolint:gosec // at most maxContexts
+		if opt == optListMetaContext { // IDs exist only once they are set
+			id = 0
+		}
+		c.reply(opt, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), name...))
+	}
+	c.reply(opt, repAck, nil)
+}
+
+func (c *conn) refuseUnknown(opt uint32, name string) {
+	c.refuse(opt, repErrUnknown, fmt.Sprintf("there is no export %q here", name))
+}
+
+func (c *conn) refuse(opt, rep uint32, text string) { c.reply(opt, rep, []byte(clipText(text))) }
+
+// reply adds one reply to what send will write.
+func (c *conn) reply(opt, rep uint32, data []byte) {
+	c.out = binary.BigEndian.AppendUint64(c.out, magicOptReply)
+	c.out = binary.BigEndian.AppendUint32(c.out, opt)
+	c.out = binary.BigEndian.AppendUint32(c.out, rep)
+	c.out = binary.BigEndian.AppendUint32(c.out, uint32(len(data))) //nolint:gosec // names and texts are capped
+	c.out = append(c.out, data...)
+}
+
+func (c *conn) send() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	_, err := c.nc.Write(c.out)
+	c.out = c.out[:0]
+	return err
+}

@@ -1,0 +1,262 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// read answers READ: at once if the bytes are there for the taking, else
+// deferred. What is a hole in the file is not in the page cache, so it is the
+// deferred path that looks for holes, and the fast one need not ask.
+func (t *transmission) read(r request) error {
+	n := int(r.length)
+	var fd int
+	var splice bool
+	if t.file != nil && t.nowait {
+		f, ok := t.file.DataFile()
+		fd, splice = int(f.Fd()), ok && t.raw != nil
+	}
+	switch {
+	case t.file == nil || !t.nowait:
+	case n <= largeRead:
+		if done, err := t.readCached(r, fd); done || err != nil {
+			return err
+		}
+	case !splice || !t.cached(fd, int64(r.offset)) || !t.cached(fd, int64(r.offset)+int64(n)-1): //nolint:gosec // within the device's size
+	default:
+		if done, err := t.readSpliced(r, fd); done || err != nil {
+			return err
+		}
+	}
+	return t.deferred(bufferMemory(min(n, maxPiece)), func() { t.readDeferred(r) })
+}
+
+// single reports whether the reply must be in one piece.
+func (t *transmission) single(r request) bool { return !t.structured || r.flags&cmdFlagDF != 0 }
+
+// readCached reads straight into the reply what the page cache holds. Without
+// done nothing has happened, and the reading is still to do.
+func (t *transmission) readCached(r request, fd int) (done bool, err error) {
+	n := int(r.length)
+	o := &t.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	base := len(o.buf)
+	o.buf = slices.Grow(o.buf, headRoom+n)
+	b := t.appendHead(o.buf, r, true, r.offset, n)
+	b = b[:len(b)+n]
+	m, err := preadNowait(fd, b[len(b)-n:], int64(r.offset)) //nolint:gosec // within the device's size
+	if m != n {
+		o.buf = o.buf[:base]
+		t.nowait = !errors.Is(err, unix.EOPNOTSUPP)
+		return false, nil
+	}
+	o.buf = b
+	t.counters.Reads.Add(1)
+	t.counters.ReadBytes.Add(int64(n))
+	return true, o.settle(false)
+}
+
+// cached guesses from one byte whether reading there would wait for a disk.
+func (t *transmission) cached(fd int, off int64) bool {
+	var b [1]byte
+	n, err := preadNowait(fd, b[:], off)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.nowait = false
+	}
+	return n == 1
+}
+
+// readSpliced sends a range of the file without copying it. What is sent has
+// been read before its header promises it. Without done nothing was sent.
+func (t *transmission) readSpliced(r request, fd int) (done bool, err error) {
+	off, rest := r.offset, int(r.length)
+	for rest > 0 {
+		p, err := t.openPipe()
+		if err != nil {
+			return false, nil //nolint:nilerr // no descriptors left: copy
+		}
+		n := min(rest, p.size)
+		n, readErr := p.fromFile(fd, int64(off), n) //nolint:gosec // within the device's size
+		if n < rest && (t.single(r) || readErr != nil) {
+			if off == r.offset {
+				return false, t.dropPipe()
+			}
+			if err := t.dropPipe(); err != nil {
+				return true, err
+			}
+			return true, t.fail(r, wireError(readErr), readErr.Error(), false)
+		}
+		var head [headRoom]byte
+		if err := t.out.spliced(t.appendHead(head[:0], r, n == rest, off, n), p, n); err != nil {
+			return true, err
+		}
+		off, rest = off+uint64(n), rest-n //nolint:gosec // n is not negative
+	}
+	t.counters.Reads.Add(1)
+	t.counters.ReadBytes.Add(int64(r.length))
+	return true, nil
+}
+
+// readDeferred answers a read from the device, in as many chunks as the client
+// takes and as memory asks for.
+func (t *transmission) readDeferred(r request) {
+	err := t.readPieces(r)
+	if err != nil {
+		t.finishSoon(r, err)
+		return
+	}
+	t.counters.Reads.Add(1)
+	t.counters.ReadBytes.Add(int64(r.length))
+}
+
+// readPieces sends all of r; an error has still to be told to the client.
+func (t *transmission) readPieces(r request) (err error) {
+	off, end := int64(r.offset), int64(r.offset)+int64(r.length) //nolint:gosec // within the device's size
+	if t.single(r) && r.length > maxPiece {
+		return t.readWhole(r)
+	}
+	withBuffer(int(min(end-off, maxPiece)), func(b []byte) {
+		if !t.asksForHoles(r) {
+			err = t.readRange(r, b, off, end)
+			return
+		}
+		for _, e := range t.holes(off, end, t.single(r)) {
+			if e.State&blockmap.Hole == 0 {
+				err = t.readRange(r, b, e.Offset, e.Offset+e.Length)
+			} else {
+				err = t.sendHole(r, e, end)
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return err
+}
+
+// readRange sends a part of r, in chunks no larger than b holds.
+func (t *transmission) readRange(r request, b []byte, off, end int64) error {
+	last := int64(r.offset) + int64(r.length) //nolint:gosec // within the device's size
+	for off < end {
+		n := int(min(end-off, maxPiece, int64(len(b)-headRoom)))
+		if err := readFull(t.dev, b[headRoom:headRoom+n], off); err != nil {
+			return err
+		}
+		// Straight before the data, so that both leave in one piece.
+		head := t.appendHead(make([]byte, 0, headRoom), r, off+int64(n) == last, uint64(off), n) //nolint:gosec // not negative
+		start := headRoom - len(head)
+		copy(b[start:], head)
+		if err := t.out.payload(nil, b[start:headRoom+n], true); err != nil {
+			return nil //nolint:nilerr // the connection is gone; there is nobody to tell
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// readWhole sends a read that is larger than a piece and must have one header.
+// All of it is read first if memory allows. If not, an error that comes after
+// the header can only be told by hanging up.
+func (t *transmission) readWhole(r request) error {
+	n, off := int(r.length), int64(r.offset) //nolint:gosec // within the device's size
+	head := t.appendHead(nil, r, true, r.offset, n)
+	if t.lane.shared.try(int64(n)) {
+		defer t.lane.shared.give(int64(n))
+		body := make([]byte, n)
+		if err := readFull(t.dev, body, off); err != nil {
+			return err
+		}
+		_ = t.out.payload(head, body, true) //nolint:errcheck // the connection is gone; there is nobody to tell
+		return nil
+	}
+	if t.structured { // so the client asked for DF, and may be told to do without
+		return EOVERFLOW
+	}
+	b, done := takeBuffer(maxPiece)
+	defer done()
+	b = b[:maxPiece]
+	if err := readFull(t.dev, b, off); err != nil {
+		return err
+	}
+	o := &t.out
+	o.lock(true)
+	defer o.mu.Unlock()
+	o.buf = append(o.buf, head...)
+	if o.flushLocked() != nil {
+		return nil
+	}
+	for {
+		if _, err := o.nc.Write(b); o.written(err) != nil {
+			return nil //nolint:nilerr // the connection is gone; there is nobody to tell
+		}
+		n, off = n-len(b), off+int64(len(b))
+		if n == 0 {
+			return nil
+		}
+		b = b[:min(n, maxPiece)]
+		if err := readFull(t.dev, b, off); err != nil {
+			_ = o.written(err) //nolint:errcheck // hangs up
+			return nil
+		}
+	}
+}
+
+// asksForHoles reports whether r is worth a look at the map of holes first.
+func (t *transmission) asksForHoles(r request) bool {
+	return t.structured && t.mapHoles && r.length >= holeProbe
+}
+
+// holes divides a range into data, and holes that are worth a chunk of their
+// own. With single set it does so only if one hole covers it all. A map that
+// cannot be had is all data: this is only about speed.
+func (t *transmission) holes(off, end int64, single bool) []blockmap.Extent {
+	const worth = 64 << 10
+	data := blockmap.Extent{Offset: off, Length: end - off, State: blockmap.Data}
+	extents, err := t.mapRange(ContextAllocation, off, end-off)
+	if err != nil {
+		return []blockmap.Extent{data}
+	}
+	var out []blockmap.Extent
+	for _, e := range extents {
+		hole := e.State&blockmap.Hole != 0 && e.State&blockmap.Zero != 0
+		if whole := e.Offset == off && e.Length == end-off; !hole || e.Length < worth || single && !whole {
+			continue
+		}
+		if e.Offset > data.Offset {
+			out = append(out, blockmap.Extent{Offset: data.Offset, Length: e.Offset - data.Offset, State: blockmap.Data})
+		}
+		out = append(out, e)
+		data.Offset = e.Offset + e.Length
+	}
+	if data.Offset < end {
+		out = append(out, blockmap.Extent{Offset: data.Offset, Length: end - data.Offset, State: blockmap.Data})
+	}
+	return out
+}
+
+func (t *transmission) sendHole(r request, e blockmap.Extent, end int64) error {
+	b := appendChunk(make([]byte, 0, headRoom), r.cookie, e.Offset+e.Length == end, chunkOffsetHole, 12)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Offset)) //nolint:gosec // not negative
+	b = binary.BigEndian.AppendUint32(b, uint32(e.Length)) //nolint:gosec // at most maxPayload
+	_ = t.out.reply(b, true)                               //nolint:errcheck // the connection is gone; there is nobody to tell
+	return nil
+}
+
+// readFull reads all of p. The end of the device cannot come within it.
+func readFull(d Device, p []byte, off int64) error {
+	n, err := d.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,184 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipe carries bytes between a file and a socket without a copy through the
+// program. It belongs to one connection's loop, and is empty between requests.
+type pipe struct {
+	r, w int
+	size int // bytes that fit wherever in a page they begin
+}
+
+// openPipe returns the connection's pipe.
+func (t *transmission) openPipe() (*pipe, error) {
+	if t.pipe != nil {
+		return t.pipe, nil
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("nbd: pipe: %w", err)
+	}
+	p := &pipe{r: fds[0], w: fds[1]}
+	page := unix.Getpagesize()
+	p.size = 16*page - page // what every pipe has, less the page that an odd offset costs
+	for size := 2 * maxPiece; size > 64<<10; size /= 2 {
+		if got, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, size); err == nil {
+			p.size = got - page
+			break
+		}
+	}
+	t.pipe = p
+	return p, nil
+}
+
+// dropPipe discards the pipe with whatever is in it.
+func (t *transmission) dropPipe() error {
+	err := t.pipe.close()
+	t.pipe = nil
+	return err
+}
+
+func (p *pipe) close() error {
+	if p == nil {
+		return nil
+	}
+	return errors.Join(unix.Close(p.r), unix.Close(p.w))
+}
+
+// fromFile puts n bytes of the file into the pipe. It returns how many are
+// there; fewer come without an error when the pipe is full.
+func (p *pipe) fromFile(fd int, off int64, n int) (int, error) {
+	done := 0
+	for done < n {
+		m, err := unix.Splice(fd, &off, p.w, nil, n-done, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // a plain errno
+		case err == unix.EAGAIN && done > 0: //nolint:errorlint // a plain errno
+			return done, nil
+		case err != nil:
+			return done, fmt.Errorf("nbd: splice from file: %w", err)
+		case m == 0:
+			return done, io.ErrUnexpectedEOF
+		default:
+			done += int(m)
+		}
+	}
+	return done, nil
+}
+
+// toFile writes the n bytes that are in the pipe to the file.
+func (p *pipe) toFile(fd int, off int64, n int) error {
+	for n > 0 {
+		m, err := unix.Splice(p.r, nil, fd, &off, n, unix.SPLICE_F_MOVE)
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // a plain errno
+		case err != nil:
+			return fmt.Errorf("nbd: splice to file: %w", err)
+		case m == 0:
+			return io.ErrShortWrite
+		default:
+			n -= int(m)
+		}
+	}
+	return nil
+}
+
+// fromSocket waits until the pipe holds n bytes from the socket, or is full, and
+// returns how many it holds.
+func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
+	done := 0
+	var failed error
+	err := raw.Read(func(fd uintptr) bool {
+		for done < n {
+			m, err := unix.Splice(int(fd), nil, p.w, nil, n-done, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			switch {
+			case err == unix.EINTR: //nolint:errorlint // a plain errno
+			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+				// Either side may be the reason.
+				return done > 0 && p.full()
+			case err != nil:
+				failed = fmt.Errorf("nbd: splice from socket: %w", err)
+				return true
+			case m == 0:
+				failed = io.ErrUnexpectedEOF
+				return true
+			default:
+				done += int(m)
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = failed
+	}
+	return done, midway(err)
+}
+
+// full reports whether nothing more fits into the pipe.
+func (p *pipe) full() bool {
+	fds := []unix.PollFd{{Fd: int32(p.w), Events: unix.POLLOUT}} //nolint:gosec // descriptors are small
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 0
+}
+
+// spliced sends a header and then the n bytes that are in the pipe, after
+// whatever has been collected.
+func (o *output) spliced(head []byte, p *pipe, n int) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return o.err
+	}
+	o.buf = append(o.buf, head...)
+	b := o.buf
+	var failed error
+	err := o.raw.Write(func(fd uintptr) bool {
+		for len(b) > 0 {
+			m, err := unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			switch {
+			case err == unix.EINTR: //nolint:errorlint // a plain errno
+			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+				return false
+			case err != nil:
+				failed = err
+				return true
+			default:
+				b = b[m:]
+			}
+		}
+		for n > 0 {
+			m, err := unix.Splice(p.r, nil, int(fd), nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			switch {
+			case err == unix.EINTR: //nolint:errorlint // a plain errno
+			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+				return false
+			case err != nil:
+				failed = fmt.Errorf("nbd: splice to socket: %w", err)
+				return true
+			case m == 0:
+				failed = io.ErrUnexpectedEOF
+				return true
+			default:
+				n -= int(m)
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = failed
+	}
+	o.buf = o.buf[:0]
+	return o.written(err)
+}
+
+// preadNowait reads what the page cache holds, and no more.
+func preadNowait(fd int, p []byte, off int64) (int, error) {
+	return unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+}

@@ -1,0 +1,278 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"syscall"
+)
+
+// How a connection is served.
+//
+// One goroutine, the loop, reads all the requests that have arrived, answers
+// what it can at once, and writes the replies in one go when input runs out.
+// That is the fast path: no goroutine switch, no lock that anybody contends for,
+// about one system call each way for many requests. It only takes what is not
+// expected to wait:
+//
+//	small read from a file    preadv2(RWF_NOWAIT) into the reply
+//	large read from a file    splice file -> pipe -> socket, if its pages are cached
+//	write to a file           pwrite, or splice socket -> pipe -> file,
+//	                          unless writes have lately been slow
+//
+// Everything else is deferred: it runs on a goroutine of its own, at most
+// maxInFlight of them, with bounded memory, and its reply overtakes nothing that
+// matters, because NBD lets replies come in any order. So a flush, a cold read
+// or a write that waits for a preimage never holds up the requests behind it.
+//
+// Replies of both kinds meet in output.
+const (
+	// readBuffer holds what has arrived and is not served yet. Writes up to
+	// maxBufferedWrite are taken from it without a copy.
+	readBuffer       = 256 << 10
+	maxBufferedWrite = 128 << 10
+	// largeRead is where a splice begins to cost less than a copy.
+	largeRead = 64 << 10
+	// maxPiece is the largest part of a request that is in memory at once.
+	maxPiece = 1 << 20
+	// holeProbe is the length from which a read is worth asking the device
+	// for holes first.
+	holeProbe = 256 << 10
+)
+
+// transmission is a connection after negotiation.
+type transmission struct {
+	in   *input
+	out  output
+	lane lane
+
+	dev        Device
+	file       FileBacked // nil when the device is not a file
+	raw        syscall.RawConn
+	counters   *Counters
+	readOnly   bool
+	structured bool
+	contexts   []string
+	mapHoles   bool // Map knows holes
+	nowait     bool // the file takes RWF_NOWAIT
+	pipe       *pipe
+
+	// exact makes the next read from the connection stop after one header, so
+	// that the payload of a large write stays in the socket, ready for splice.
+	exact bool
+	// patience counts the writes that will be deferred because one was slow.
+	patience atomic.Int32
+}
+
+// request is the header of a request.
+type request struct {
+	flags, command uint16
+	cookie, offset uint64
+	length         uint32
+}
+
+func newTransmission(c *conn) *transmission {
+	c.in.resize(readBuffer)
+	t := &transmission{
+		in:         &c.in,
+		out:        output{nc: c.nc},
+		dev:        c.dev,
+		counters:   c.export.Counters,
+		readOnly:   c.export.ReadOnly,
+		structured: c.structured,
+		contexts:   c.meta.contexts,
+		nowait:     true,
+	}
+	t.lane.init(&c.s.memory)
+	if t.counters == nil {
+		t.counters = new(Counters)
+	}
+	if c.export.Contexts != nil {
+		for _, name := range c.export.Contexts() {
+			t.mapHoles = t.mapHoles || name == ContextAllocation
+		}
+	}
+	if file, ok := c.dev.(FileBacked); ok {
+		t.file = file
+	}
+	if t.raw = rawConn(c.nc); t.raw != nil {
+		t.out.raw = t.raw
+		raiseSendBuffer(t.raw)
+	}
+	return t
+}
+
+// run serves until the client leaves, and returns when nothing of it is with
+// the device any more. cancel ends the context of the device, so that requests
+// of a client that vanished need not be finished.
+func (t *transmission) run(ctx context.Context, cancel context.CancelFunc) error {
+	t.counters.Connections.Add(1)
+	defer t.counters.Connections.Add(-1)
+	err := t.loop(ctx)
+	if err != nil {
+		cancel()
+		closeQuietly(t.out.nc) // wakes those who wait for the client to take replies
+	}
+	t.lane.wait()
+	if err == nil {
+		err = t.out.flush()
+	}
+	return errors.Join(err, t.dropPipe())
+}
+
+// loop returns nil when the client has said goodbye, or has left between two
+// requests.
+func (t *transmission) loop(ctx context.Context) error {
+	for {
+		if err := t.next(); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		b := t.in.take(requestSize)
+		if magic := binary.BigEndian.Uint32(b); magic != magicRequest {
+			return fmt.Errorf("nbd: client sent the request magic %#x", magic)
+		}
+		r := request{
+			flags:   binary.BigEndian.Uint16(b[4:]),
+			command: binary.BigEndian.Uint16(b[6:]),
+			cookie:  binary.BigEndian.Uint64(b[8:]),
+			offset:  binary.BigEndian.Uint64(b[16:]),
+			length:  binary.BigEndian.Uint32(b[24:]),
+		}
+		if r.command == cmdDisc {
+			return nil
+		}
+		if err := t.handle(ctx, r); err != nil {
+			return err
+		}
+	}
+}
+
+// next waits for a header. What has been answered is sent first.
+func (t *transmission) next() error {
+	if t.in.buffered() >= requestSize {
+		return nil
+	}
+	if err := t.out.flush(); err != nil {
+		return err
+	}
+	most := readBuffer
+	if t.exact {
+		most, t.exact = requestSize, false
+	}
+	return t.in.fill(requestSize, most)
+}
+
+// handle answers one request, or sees to it that it will be. An error ends the
+// connection; that of the device does not come here.
+func (t *transmission) handle(ctx context.Context, r request) error {
+	if e, text := t.check(r); e != 0 {
+		if r.command == cmdWrite {
+			if err := t.out.flush(); err != nil {
+				return err
+			}
+			if err := t.in.discard(int64(r.length)); err != nil {
+				return err
+			}
+		}
+		return t.fail(r, e, text, false)
+	}
+	if r.length == 0 && r.command != cmdFlush {
+		return t.finish(r, nil, false) // the protocol leaves it open; nothing is what they get
+	}
+	switch r.command {
+	case cmdRead:
+		return t.read(r)
+	case cmdWrite:
+		return t.write(r)
+	case cmdFlush:
+		return t.spawn(r, t.flush)
+	case cmdTrim:
+		return t.spawn(r, func() error { return t.trim(r) })
+	case cmdWriteZeroes:
+		return t.spawn(r, func() error { return t.zero(r) })
+	case cmdCache:
+		return t.spawn(r, func() error { return t.cache(ctx, r) })
+	default: // check let only BLOCK_STATUS through
+		return t.deferred(statusMemory, func() { t.status(r) })
+	}
+}
+
+// allowed holds the flags that each command takes besides FUA, which any may
+// carry.
+var allowed = [...]uint16{
+	cmdRead:        cmdFlagDF,
+	cmdWrite:       0,
+	cmdDisc:        0,
+	cmdFlush:       0,
+	cmdTrim:        0,
+	cmdCache:       0,
+	cmdWriteZeroes: cmdFlagNoHole,
+	cmdBlockStatus: cmdFlagReqOne,
+}
+
+// check returns the error that answers a request which must not reach the
+// device, or zero. No arithmetic on r's numbers can overflow here.
+func (t *transmission) check(r request) (Error, string) {
+	if int(r.command) >= len(allowed) || r.command == cmdDisc {
+		return EINVAL, "unknown command"
+	}
+	writes := r.command == cmdWrite || r.command == cmdTrim || r.command == cmdWriteZeroes
+	if writes && t.readOnly {
+		return EPERM, "the export is read-only"
+	}
+	mask := allowed[r.command]
+	if !t.readOnly {
+		mask |= cmdFlagFUA
+	}
+	if !t.structured {
+		mask &^= cmdFlagDF
+	}
+	if r.flags&^mask != 0 {
+		return EINVAL, "unknown or unadvertised command flags"
+	}
+	if r.command == cmdFlush {
+		if r.offset != 0 || r.length != 0 {
+			return EINVAL, "FLUSH takes no range"
+		}
+		return 0, ""
+	}
+	size := uint64(max(t.dev.Size(), 0)) //nolint:gosec // not negative
+	switch {
+	case r.offset > size || uint64(r.length) > size-r.offset:
+		if r.command == cmdWrite || r.command == cmdWriteZeroes {
+			return ENOSPC, "beyond the end of the export"
+		}
+		return EINVAL, "beyond the end of the export"
+	case (r.command == cmdRead || r.command == cmdWrite) && r.length > maxPayload:
+		return EINVAL, "request larger than 64 MiB"
+	case r.command == cmdBlockStatus && (len(t.contexts) == 0 || r.length == 0):
+		return EINVAL, "no metadata context was negotiated, or nothing was asked"
+	}
+	return 0, ""
+}
+
+// spawn answers a request with the outcome of fn, which may take its time.
+func (t *transmission) spawn(r request, fn func() error) error {
+	return t.deferred(0, func() { t.finishSoon(r, fn()) })
+}
+
+// deferred runs fn on another goroutine once there is room for it. It waits for
+// no one but this connection's own requests.
+func (t *transmission) deferred(memory int64, fn func()) error {
+	g, ok := t.lane.try(memory)
+	if !ok {
+		// The client may be waiting for these before it sends or reads on.
+		if err := t.out.flush(); err != nil {
+			return err
+		}
+		g = t.lane.enter(memory)
+	}
+	t.lane.start(g, fn)
+	return nil
+}
