@@ -39,10 +39,10 @@ func (b *Bitmap) clip(first, count int64) (start, end int64) {
 func wordMask(w, start, end int64) uint64 {
 	mask := ^uint64(0)
 	if lo := start - w<<6; lo > 0 {
-		mask <<= uint(lo) //nolint:gosec // Below 64: start lies in the word.
+		mask <<= uint(lo)
 	}
 	if hi := (w+1)<<6 - end; hi > 0 {
-		mask &= ^uint64(0) >> uint(hi) //nolint:gosec // Below 64: end-1 lies in the word.
+		mask &= ^uint64(0) >> uint(hi)
 	}
 	return mask
 }

@@ -23,7 +23,7 @@ const (
 // Extent is a run of bytes in one state.
 //
 // The functions below take and return extents that are sorted by offset, do
-// not overlap and are not empty, and never change their arguments.
+// not overlap and are not empty. All but [Append] leave their arguments alone.
 type Extent struct {
 	Offset, Length int64
 	State          State
@@ -45,7 +45,7 @@ func Append(exts []Extent, e Extent) []Extent {
 	return append(exts, e)
 }
 
-// Merge joins neighbours that touch and have the same state.
+// Merge joins neighbors that touch and have the same state.
 func Merge(exts []Extent) []Extent {
 	var out []Extent
 	for _, e := range exts {
@@ -79,7 +79,7 @@ func searchExtent(exts []Extent, off int64) int {
 }
 
 // Fill returns extents that cover exactly the n bytes at off: exts there, and
-// s in the gaps between them; neighbours of one state are joined.
+// s in the gaps between them; neighbors of one state are joined.
 func Fill(exts []Extent, off, n int64, s State) []Extent {
 	var out []Extent
 	pos := off
@@ -92,7 +92,7 @@ func Fill(exts []Extent, off, n int64, s State) []Extent {
 }
 
 // Overlay returns base with over laid on it: where both have an extent the
-// state is over's. Neighbours of one state are joined.
+// state is over's. Neighbors of one state are joined.
 func Overlay(base, over []Extent) []Extent {
 	var out []Extent
 	pos := int64(0)

@@ -43,7 +43,7 @@ func (g Geometry) Validate() error {
 	return nil
 }
 
-func (g Geometry) shift() int { return bits.TrailingZeros(uint(g.BlockSize)) } //nolint:gosec // Block sizes are positive.
+func (g Geometry) shift() int { return bits.TrailingZeros(uint(g.BlockSize)) }
 
 // Blocks returns the number of blocks.
 func (g Geometry) Blocks() int64 { return (g.Size + int64(g.BlockSize) - 1) >> g.shift() }

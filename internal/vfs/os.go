@@ -21,7 +21,7 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	if flag&os.O_APPEND != 0 {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EINVAL}
 	}
-	f, err := os.OpenFile(name, flag, perm) //nolint:gosec // The name is the caller's business: this is a file system.
+	f, err := os.OpenFile(name, flag, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -41,17 +41,17 @@ func (osFS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name
 func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
 func (osFS) SyncDir(name string) error {
-	d, err := os.Open(name) //nolint:gosec // As in OpenFile.
+	d, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	err = control(d, "fsync", func(fd int) error {
-		err := unix.Fsync(fd)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
-			// Some file systems sync no single directory: sync all of them.
-			err = unix.Syncfs(fd)
+		serr := unix.Fsync(fd)
+		if errors.Is(serr, unix.EINVAL) || errors.Is(serr, unix.ENOTSUP) {
+			// Some file systems sync no single directory: sync all of it.
+			serr = unix.Syncfs(fd)
 		}
-		return err
+		return serr
 	})
 	if cerr := d.Close(); err == nil && cerr != nil {
 		return fmt.Errorf("close directory %s: %w", name, cerr)
@@ -60,7 +60,7 @@ func (osFS) SyncDir(name string) error {
 }
 
 // control runs call with the descriptor of f, again when a signal interrupts
-// it. The descriptor cannot be closed meanwhile.
+// it. The descriptor is not closed meanwhile.
 func control(f *os.File, op string, call func(fd int) error) error {
 	c, err := f.SyscallConn()
 	if err != nil {
@@ -69,14 +69,14 @@ func control(f *os.File, op string, call func(fd int) error) error {
 	var cerr error
 	err = c.Control(func(fd uintptr) {
 		for {
-			cerr = call(int(fd)) //nolint:gosec // Descriptors are small integers.
+			cerr = call(int(fd))
 			if !errors.Is(cerr, unix.EINTR) {
 				return
 			}
 		}
 	})
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", op, f.Name(), err)
+	if err != nil { // The only way to fail.
+		return &fs.PathError{Op: op, Path: f.Name(), Err: fs.ErrClosed}
 	}
 	if cerr != nil {
 		return &fs.PathError{Op: op, Path: f.Name(), Err: cerr}

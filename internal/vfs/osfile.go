@@ -86,7 +86,7 @@ func unsupported(err error) bool {
 func (o *osFile) writeZeros(off, n int64) error {
 	const align = 4096 // for descriptors opened with O_DIRECT
 	buf := make([]byte, min(n, 1<<20)+align)
-	if rest := int(uintptr(unsafe.Pointer(unsafe.SliceData(buf))) % align); rest != 0 { //nolint:gosec // Only the address is read.
+	if rest := int(uintptr(unsafe.Pointer(unsafe.SliceData(buf))) % align); rest != 0 {
 		buf = buf[align-rest:]
 	}
 	for n > 0 {
@@ -108,12 +108,12 @@ func (o *osFile) NextData(off int64) (start, end int64, err error) {
 		return 0, 0, io.EOF
 	}
 	err = control(o.f, "seek", func(fd int) error {
-		var err error
-		if start, err = unix.Seek(fd, off, unix.SEEK_DATA); err != nil {
-			return err
+		var serr error
+		if start, serr = unix.Seek(fd, off, unix.SEEK_DATA); serr != nil {
+			return serr
 		}
-		end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
-		return err
+		end, serr = unix.Seek(fd, start, unix.SEEK_HOLE)
+		return serr
 	})
 	switch {
 	case errors.Is(err, unix.ENXIO):
@@ -135,9 +135,9 @@ func (o *osFile) NextData(off int64) (start, end int64, err error) {
 
 func (o *osFile) seekData(off int64) (start int64, err error) {
 	err = control(o.f, "seek", func(fd int) error {
-		var err error
-		start, err = unix.Seek(fd, off, unix.SEEK_DATA)
-		return err
+		var serr error
+		start, serr = unix.Seek(fd, off, unix.SEEK_DATA)
+		return serr
 	})
 	return start, err
 }
