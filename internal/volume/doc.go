@@ -1,0 +1,44 @@
+// Package volume runs live volumes: a raw file or block device and a state
+// folder beside it. All guest I/O goes through it, so that changes are tracked
+// and snapshots keep their content.
+//
+// # A write
+//
+//	validate -> gate (shared) -> mark in the tracker -> preimages -> write -> gate
+//
+// The gate is what a snapshot closes for an instant; nothing else makes writers
+// wait for each other, except that two that overwrite the same unsaved block share
+// one copy. Reads take no lock.
+//
+// # Snapshots
+//
+// A snapshot copies nothing. It opens an epoch: from then on the first write to
+// each block saves the old content as a preimage, of the epoch that is newest at
+// that time. The content of block b at snapshot s is the preimage of b with the
+// smallest epoch not older than s, or else what the live volume holds. A block of
+// the newest epoch is
+//
+//	state    its writers                    readers of a snapshot
+//	absent   one claims it                  read the live volume and look again
+//	copying  wait                           read the live volume and look again
+//	saved    go ahead                       read the log
+//	skipped  go ahead (nobody needs it)     find it in an older epoch
+//
+// A preimage that a persistent snapshot needs is on stable storage before its
+// block may be overwritten; writers share the fsync. One that only temporary
+// snapshots need is not synced, and its log is thrown away at the next open.
+//
+// What cannot be saved (no room, an unreadable old block, a failing disk) breaks
+// the snapshots that need it, durably and before the block is overwritten. The
+// guest never hears of it; readers get an error from then on, never other bytes.
+//
+// # Trust
+//
+// After a failed fsync nothing is known about what was written since the last
+// good one: the volume refuses writes and its tracker is distrusted until it is
+// opened again. An open compares the data file with the heartbeat that the last
+// owner left, and distrusts the tracker, and breaks the snapshots, when somebody
+// else wrote.
+//
+// FORMAT.md describes the files of the state folder.
+package volume

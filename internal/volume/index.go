@@ -1,0 +1,75 @@
+package volume
+
+import "sync/atomic"
+
+// index says for every block of one epoch whether its preimage is saved, and
+// where. It is read without locks; a cell is claimed by compare-and-swap and
+// then written by the claimer alone.
+//
+// Values of a cell:
+//
+//	cellAbsent   nobody wrote to the block in this epoch
+//	cellCopying  a writer claimed the block; others wait until it is done
+//	cellSkipped  the block may be overwritten, no snapshot needs its preimage
+//	other        saved: sector of the record in the log; cellTemp = in the temporary log
+type index struct {
+	blocks int64
+	pages  []atomic.Pointer[indexPage]
+}
+
+type indexPage [indexPageLen]atomic.Uint32
+
+const (
+	indexPageLen = 512
+
+	cellAbsent  = 0
+	cellCopying = 1
+	cellSkipped = 2
+	cellFirst   = logHeaderSize / sectorSize // records begin here
+	cellTemp    = 1 << 31
+	cellMask    = cellTemp - 1
+)
+
+func newIndex(blocks int64) *index {
+	return &index{blocks: blocks, pages: make([]atomic.Pointer[indexPage], (blocks+indexPageLen-1)/indexPageLen)}
+}
+
+// load returns the cell of a block; blocks beyond the epoch's end are absent.
+func (x *index) load(b int64) uint32 {
+	if b >= x.blocks {
+		return cellAbsent
+	}
+	p := x.pages[b/indexPageLen].Load()
+	if p == nil {
+		return cellAbsent
+	}
+	return p[b%indexPageLen].Load()
+}
+
+// cell returns the cell of a block below x.blocks for changing it.
+func (x *index) cell(b int64) *atomic.Uint32 {
+	page := &x.pages[b/indexPageLen]
+	p := page.Load()
+	for p == nil {
+		page.CompareAndSwap(nil, new(indexPage))
+		p = page.Load()
+	}
+	return &p[b%indexPageLen]
+}
+
+// saved calls f with every saved block in ascending order, until f returns false.
+func (x *index) saved(f func(b int64, c uint32) bool) {
+	for i := range x.pages {
+		p := x.pages[i].Load()
+		if p == nil {
+			continue
+		}
+		for j := range p {
+			if c := p[j].Load(); isSaved(c) && !f(int64(i)*indexPageLen+int64(j), c) {
+				return
+			}
+		}
+	}
+}
+
+func isSaved(c uint32) bool { return c&cellMask >= cellFirst }

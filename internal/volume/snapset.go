@@ -1,0 +1,150 @@
+package volume
+
+import (
+	"slices"
+	"sync/atomic"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// snapSet is what the volume knows about its snapshots: immutable, replaced as a
+// whole. Writers see one set while they are inside the gate; readers load it anew
+// for every look-up.
+type snapSet struct {
+	epochs []*epoch    // ascending; writers save into the last one
+	snaps  []*Snapshot // ascending by epoch; broken ones included
+}
+
+// epoch is the time between one snapshot and the next, with the preimages of the
+// blocks that were first overwritten in it. Its snapshot may be gone while an
+// older one still needs the preimages.
+type epoch struct {
+	number uint64
+	idx    *index
+	log    *preLog // preimages that a persistent snapshot needs; nil if there was none
+	temp   *preLog // those that only temporary ones need; not durable; nil if there was none
+}
+
+// logOf returns the log that a saved cell points into.
+func (e *epoch) logOf(cell uint32) *preLog {
+	if cell&cellTemp != 0 {
+		return e.temp
+	}
+	return e.log
+}
+
+// logs lists the logs that there are.
+func (e *epoch) logs() []*preLog {
+	var l []*preLog
+	for _, p := range []*preLog{e.log, e.temp} {
+		if p != nil {
+			l = append(l, p)
+		}
+	}
+	return l
+}
+
+func (e *epoch) size() (n int64) {
+	for _, l := range e.logs() {
+		n += l.size()
+	}
+	return n
+}
+
+// find returns where the content that block b had at the beginning of epoch from
+// is saved: in the smallest epoch not older than it. nil: nowhere, the block
+// still has that content.
+func (s *snapSet) find(from uint64, b int64) (*epoch, uint32) {
+	for _, e := range s.epochs {
+		if e.number < from {
+			continue
+		}
+		if c := e.idx.load(b); isSaved(c) {
+			return e, c
+		}
+	}
+	return nil, 0
+}
+
+// newest is the epoch that writers save into; nil if there are no snapshots to save for.
+func (s *snapSet) newest() *epoch {
+	if s == nil || len(s.epochs) == 0 {
+		return nil
+	}
+	return s.epochs[len(s.epochs)-1]
+}
+
+// route says where the preimage of a block has to go that is about to be
+// overwritten in the last epoch of the set.
+type route uint8
+
+const (
+	routeNone    route = iota // nobody needs it
+	routeTemp                 // only temporary snapshots need it
+	routeDurable              // a persistent snapshot needs it
+)
+
+// needs decides the route. The newest sound snapshot of a kind decides for all
+// older ones: whatever covers it covers them.
+func (s *snapSet) needs(b int64) route {
+	r := routeNone
+	for _, sn := range slices.Backward(s.snaps) {
+		if sn.isBroken() || b >= sn.blocks() || (sn.temporary && r == routeTemp) {
+			continue
+		}
+		e, _ := s.find(sn.epoch, b)
+		switch {
+		case e == nil && !sn.temporary:
+			return routeDurable
+		case e == nil:
+			r = routeTemp
+		case !sn.temporary:
+			return r
+		}
+	}
+	return r
+}
+
+// uncovered lists the sound snapshots that would lose block b if it were overwritten now.
+func (s *snapSet) uncovered(b int64) []*Snapshot {
+	var l []*Snapshot
+	for _, sn := range s.snaps {
+		if sn.isBroken() || b >= sn.blocks() {
+			continue
+		}
+		if e, _ := s.find(sn.epoch, b); e == nil {
+			l = append(l, sn)
+		}
+	}
+	return l
+}
+
+// upTo is the set without the epochs and snapshots after number.
+func (s *snapSet) upTo(number uint64) *snapSet {
+	return &snapSet{
+		epochs: slices.DeleteFunc(slices.Clone(s.epochs), func(e *epoch) bool { return e.number > number }),
+		snaps:  slices.DeleteFunc(slices.Clone(s.snaps), func(n *Snapshot) bool { return n.epoch > number }),
+	}
+}
+
+// sound tells whether there is an unbroken snapshot that satisfies ok.
+func (s *snapSet) sound(ok func(*Snapshot) bool) bool {
+	return slices.ContainsFunc(s.snaps, func(n *Snapshot) bool { return !n.isBroken() && ok(n) })
+}
+
+// at returns the epoch of a number, or nil.
+func (s *snapSet) at(number uint64) *epoch {
+	for _, e := range s.epochs {
+		if e.number == number {
+			return e
+		}
+	}
+	return nil
+}
+
+// snapshots holds the current set.
+type snapshots struct{ set atomic.Pointer[snapSet] }
+
+func blocksOf(size int64) int64 {
+	return (size + blockmap.DefaultBlockSize - 1) / blockmap.DefaultBlockSize
+}
