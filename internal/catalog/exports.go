@@ -69,3 +69,26 @@ func (c *Catalog) Checkpoints(ctx context.Context) ([]Checkpoint, error) {
 	}, `SELECT name, volume_id, backup_id FROM checkpoints ORDER BY volume_id, name`)
 	return l, err
 }
+
+// PutUnfinished records a volume that a job makes, so that it is deleted when
+// the job does not end well.
+func (c *Catalog) PutUnfinished(ctx context.Context, volumeID, job string) error {
+	return c.exec(ctx, "record unfinished volume "+volumeID, `INSERT OR REPLACE INTO unfinished_volumes (volume_id, job_id) VALUES (?, ?)`, volumeID, job)
+}
+
+// RemoveUnfinished forgets a volume that is finished or deleted.
+func (c *Catalog) RemoveUnfinished(ctx context.Context, volumeID string) error {
+	return c.exec(ctx, "forget unfinished volume "+volumeID, `DELETE FROM unfinished_volumes WHERE volume_id = ?`, volumeID)
+}
+
+// Unfinished returns the job of each unfinished volume.
+func (c *Catalog) Unfinished(ctx context.Context) (map[string]string, error) {
+	l := map[string]string{}
+	err := c.rows(ctx, "list unfinished volumes", func(r *sql.Rows) error {
+		var volume, job string
+		err := r.Scan(&volume, &job)
+		l[volume] = job
+		return err
+	}, `SELECT volume_id, job_id FROM unfinished_volumes`)
+	return l, err
+}

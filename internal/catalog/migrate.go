@@ -71,6 +71,10 @@ var migrations = []string{
 		volume_id TEXT NOT NULL,
 		backup_id TEXT NOT NULL,
 		PRIMARY KEY (volume_id, name)
+	) STRICT;
+	CREATE TABLE unfinished_volumes (
+		volume_id TEXT PRIMARY KEY,
+		job_id    TEXT NOT NULL
 	) STRICT;`,
 }
 
