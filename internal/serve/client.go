@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -100,7 +101,7 @@ func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
 // DropCheckpoint forgets a checkpoint of a volume. Positions of snapshots
 // cannot be dropped: delete the snapshot.
 func (c *Client) DropCheckpoint(ctx context.Context, volumeRef, name string) error {
-	return c.do(ctx, http.MethodDelete, volumePath(volumeRef)+"/checkpoints/"+url.PathEscape(name), nil, nil)
+	return c.do(ctx, http.MethodDelete, volumePath(volumeRef)+"/checkpoints/"+segment(name), nil, nil)
 }
 
 // CreateSnapshots snapshots one or more volumes at one instant and exports
@@ -137,14 +138,23 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 
 // RevertVolume makes the content of a snapshot's volume that of the
 // snapshot. It is refused while the volume is in use (ErrBusy). A revert that
-// was cancelled or failed half-way has changed a part of the volume, and may
+// was canceled or failed half-way has changed a part of the volume, and may
 // be repeated.
 func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
 	return c.do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/revert", nil, nil)
 }
 
-func volumePath(ref string) string   { return "/v1/volumes/" + url.PathEscape(ref) }
-func snapshotPath(ref string) string { return "/v1/snapshots/" + url.PathEscape(ref) }
+func volumePath(ref string) string   { return "/v1/volumes/" + segment(ref) }
+func snapshotPath(ref string) string { return "/v1/snapshots/" + segment(ref) }
+
+// segment makes one segment of a path of anything. What would vanish from a
+// path becomes something that no volume or snapshot is called.
+func segment(ref string) string {
+	if strings.Trim(ref, ".") == "" {
+		return url.PathEscape(`"` + ref + `"`)
+	}
+	return url.PathEscape(ref)
+}
 
 // do sends one request; in and out may be nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

@@ -11,10 +11,20 @@ package serve
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
-// Options configure Run. State, Control and NBDDir are required.
+// Options configure Run. State, Control and NBDDir are required; the folders
+// are made if they do not exist.
 type Options struct {
 	State   string       // folder of the volumes' state; one data plane at a time
 	Control string       // path of the control socket (mode 0600)
@@ -24,11 +34,132 @@ type Options struct {
 	Version string       // shown by Status
 }
 
+// lockFile is held by the data plane that owns a state folder.
+const lockFile = "serve.lock"
+
 // Run opens all volumes, exports them, and calls ready (which may be nil)
 // once everything listens. It returns when ctx has ended and all is closed
 // cleanly, or an error when it could not start or not stop cleanly. A volume
 // that cannot be opened is listed with its error; the others are served.
-func Run(ctx context.Context, o Options, ready func()) error {
-	_, _, _ = ctx, o, ready
-	return errors.New("not built yet")
+func Run(ctx context.Context, o Options, ready func()) (err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	gid, err := o.prepare()
+	if err != nil {
+		return err
+	}
+	fsys := vfs.OS()
+	lock, err := lockState(fsys, o.State)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+
+	p := newPlane(o, fsys, gid)
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err = p.openAll(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // a stop that came early is a stop
+		}
+		return err
+	}
+	l, err := listenUnix(ctx, o.Control, 0o600, noGroup)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	o.Logger.LogAttrs(ctx, slog.LevelInfo, "data plane serves", slog.String("state", o.State),
+		slog.String("control", o.Control), slog.String("nbd_dir", o.NBDDir), slog.Int("volumes", p.count()))
+	if ready != nil {
+		ready()
+	}
+	c := &controller{p: p, log: o.Logger}
+	err = c.serve(ctx, l)
+	return errors.Join(err, closeListener(l), removeSocket(o.Control))
+}
+
+// prepare checks the options, makes their paths absolute and their folders
+// real, and returns the sockets' group.
+func (o *Options) prepare() (gid int, err error) {
+	for _, p := range []struct {
+		what string
+		path *string
+	}{
+		{"state folder", &o.State},
+		{"control socket", &o.Control},
+		{"folder of the NBD sockets", &o.NBDDir},
+	} {
+		if *p.path == "" {
+			return 0, refuse(CodeInvalid, "the %s is not given", p.what)
+		}
+		if *p.path, err = filepath.Abs(*p.path); err != nil {
+			return 0, fmt.Errorf("%s: %w", p.what, err)
+		}
+	}
+	if err = checkSocketPath(o.Control); err != nil {
+		return 0, err
+	}
+	if gid, err = groupID(o.Group); err != nil {
+		return 0, err
+	}
+	for _, d := range []struct {
+		path string
+		mode fs.FileMode
+	}{
+		{o.State, 0o700}, // first: the others may lie in it
+		{o.NBDDir, 0o755},
+		{filepath.Dir(o.Control), 0o755},
+	} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return 0, fmt.Errorf("make folder: %w", err)
+		}
+	}
+	return gid, nil
+}
+
+// lockState makes this process the only data plane on a state folder until
+// the file is closed.
+func lockState(fsys vfs.FS, state string) (vfs.File, error) {
+	name := filepath.Join(state, lockFile)
+	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock of state folder: %w", err)
+	}
+	if err := vfs.Lock(f); err != nil {
+		var who string
+		if b, e := vfs.ReadFile(fsys, name, 64); e == nil && len(b) > 0 {
+			who = " (process " + clip(strings.TrimSpace(string(b))) + ")"
+		}
+		err = errors.Join(err, f.Close())
+		if errors.Is(err, vfs.ErrLocked) {
+			return nil, fmt.Errorf("%w: state folder %s is in use by another cairn serve%s: stop that one, or give this one another --state", ErrConflict, state, who)
+		}
+		return nil, fmt.Errorf("lock state folder %s: %w", state, err)
+	}
+	// Only for the sentence above; that it may be stale or torn does not
+	// matter, the lock counts.
+	pid := []byte(strconv.Itoa(os.Getpid()) + "\n")
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(fmt.Errorf("write lock of state folder: %w", err), f.Close())
+	}
+	if _, err := f.WriteAt(pid, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("write lock of state folder: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// closeListener closes a listener that may be closed already.
+func closeListener(l net.Listener) error {
+	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("close socket: %w", err)
+	}
+	return nil
+}
+
+func removeSocket(path string) error {
+	//nolint:gosec // Of a folder that the operator chose, and a checked name.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove socket: %w", err)
+	}
+	return nil
 }

@@ -1,0 +1,187 @@
+package serve
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/volume"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+var (
+	_ nbd.Device     = (*liveDevice)(nil)
+	_ nbd.FileBacked = (*liveDevice)(nil)
+	_ nbd.Device     = (*snapshotDevice)(nil)
+)
+
+// liveDevice is one connection to a volume. The volume's own methods serve
+// it, including those of nbd.FileBacked: page references of its data file may
+// be sent, since a reader of a live volume may see a write that comes while
+// it reads.
+type liveDevice struct {
+	*volume.Volume
+	leave func()
+}
+
+// Map answers block status from the volume's state at this moment.
+func (d *liveDevice) Map(context string, off, n int64) ([]blockmap.Extent, error) {
+	if context == nbd.ContextAllocation {
+		return d.Extents(off, n)
+	}
+	name, err := checkpointOf(context)
+	if err != nil {
+		return nil, err
+	}
+	dirty, _, err := d.Dirty(name, "")
+	if err != nil {
+		return nil, err
+	}
+	return dirtyExtents(dirty, off, n), nil
+}
+
+// Close ends the connection; the volume stays open.
+func (d *liveDevice) Close() error {
+	d.leave()
+	return nil
+}
+
+// snapshotDevice is one connection to a snapshot. It is not nbd.FileBacked:
+// what it reads of the live data file has to be copied before a guest may
+// overwrite it.
+type snapshotDevice struct {
+	sn    *snap
+	leave func()
+}
+
+// Size is fixed.
+func (d *snapshotDevice) Size() int64 { return d.sn.s.Info().Size }
+
+// ReadAt reads the content at the snapshot's instant.
+func (d *snapshotDevice) ReadAt(p []byte, off int64) (int, error) { return d.sn.s.ReadAt(p, off) }
+
+// WriteAt refuses, as do Trim and Zero.
+func (d *snapshotDevice) WriteAt([]byte, int64) (int, error) { return 0, nbd.EPERM }
+
+// Flush has nothing to do.
+func (d *snapshotDevice) Flush() error { return nil }
+
+// Trim refuses.
+func (d *snapshotDevice) Trim(_, _ int64) error { return nbd.EPERM }
+
+// Zero refuses.
+func (d *snapshotDevice) Zero(_, _ int64, _ bool) error { return nbd.EPERM }
+
+// Map answers block status; a dirty bitmap is what may differ between its
+// checkpoint and the snapshot, whatever was written since.
+func (d *snapshotDevice) Map(context string, off, n int64) ([]blockmap.Extent, error) {
+	if context == nbd.ContextAllocation {
+		return d.sn.s.Extents(off, n)
+	}
+	name, err := checkpointOf(context)
+	if err != nil {
+		return nil, err
+	}
+	dirty, err := d.sn.dirty.get(name, d.sn.s.Dirty)
+	if err != nil {
+		return nil, err
+	}
+	return dirtyExtents(dirty, off, n), nil
+}
+
+// Close ends the connection.
+func (d *snapshotDevice) Close() error {
+	d.leave()
+	return nil
+}
+
+// checkpointOf is the checkpoint that a metadata context names.
+func checkpointOf(context string) (string, error) {
+	name, ok := strings.CutPrefix(context, nbd.ContextDirtyBitmap)
+	if !ok {
+		return "", fmt.Errorf("metadata context %q: %w", clip(context), nbd.EINVAL)
+	}
+	return name, nil
+}
+
+// contexts are the metadata contexts of a volume and its snapshots.
+func contexts(v *volume.Volume) []string {
+	cs := []string{nbd.ContextAllocation}
+	for _, c := range v.Checkpoints() {
+		if !strings.HasPrefix(c.Name, snapshotPosition) {
+			cs = append(cs, nbd.ContextDirtyBitmap+c.Name)
+		}
+	}
+	return cs
+}
+
+// checkpoints lists those of a volume that are not snapshots' positions.
+func checkpoints(v *volume.Volume) []Checkpoint {
+	cs := []Checkpoint{}
+	for _, c := range v.Checkpoints() {
+		if !strings.HasPrefix(c.Name, snapshotPosition) {
+			cs = append(cs, Checkpoint{
+				Name: c.Name, Created: c.Created, Doubt: c.Doubt,
+				DirtyBytes: min(c.DirtyBlocks*blockmap.DefaultBlockSize, v.Size()),
+			})
+		}
+	}
+	return cs
+}
+
+// dirtyExtents are the extents of a bitmap from off on, over at most n bytes
+// and so many blocks as one answer can be asked for. Blocks that the bitmap
+// does not have are dirty: nobody knows that they are clean.
+func dirtyExtents(b *blockmap.Bitmap, off, n int64) []blockmap.Extent {
+	const (
+		unit      = blockmap.DefaultBlockSize
+		maxBlocks = 1 << 20
+	)
+	n = min(n, maxBlocks*unit)
+	state := func(block int64) blockmap.State {
+		if block >= b.Len() || b.Test(block) {
+			return blockmap.Dirty
+		}
+		return blockmap.Clean
+	}
+	var es []blockmap.Extent
+	for end := off + n; off < end; {
+		block := off / unit
+		next := min((block+1)*unit, end)
+		es = blockmap.Append(es, blockmap.Extent{Offset: off, Length: next - off, State: state(block)})
+		off = next
+	}
+	return es
+}
+
+// dirtyMap keeps the bitmap that was asked for last, because a client walks
+// it in many requests, and it is 2 MiB per TiB.
+type dirtyMap struct {
+	mu   sync.Mutex
+	from string
+	b    *blockmap.Bitmap // nil = none
+}
+
+// get returns the bitmap since a checkpoint. Nobody changes it.
+func (m *dirtyMap) get(from string, compute func(from string) (*blockmap.Bitmap, string, error)) (*blockmap.Bitmap, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.b != nil && m.from == from {
+		return m.b, nil
+	}
+	m.b = nil // before the next one is made
+	b, _, err := compute(from)
+	if err != nil {
+		return nil, err
+	}
+	m.from, m.b = from, b
+	return b, nil
+}
+
+// drop frees the bitmap.
+func (m *dirtyMap) drop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.b = nil
+}

@@ -1,0 +1,296 @@
+package serve
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/google/uuid"
+
+	"github.com/cairnbackup/cairn/internal/vfs"
+	"github.com/cairnbackup/cairn/internal/volume"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// dataFile is a managed volume's data, in its state folder.
+const dataFile = "data.raw"
+
+// entry is one volume of the plane, open or not.
+type entry struct {
+	id       uuid.UUID
+	dir      string
+	changing chan struct{} // holds one token: of who changes the volume or its snapshots
+	access   access
+	writes   nbd.Counters // of the read-write door
+	reads    nbd.Counters // of the read-only door
+
+	mu    sync.RWMutex
+	spec  volume.Spec // what is known of it; Size is that at opening
+	vol   *volume.Volume
+	err   error // why vol is nil
+	door  *door // nil when vol is
+	snaps map[uuid.UUID]*snap
+	gone  bool // deleted
+}
+
+func newEntry(id uuid.UUID, dir string) *entry {
+	return &entry{id: id, dir: dir, changing: make(chan struct{}, 1), err: errors.New("it is being opened")}
+}
+
+// lock waits to be the only one who changes the volume.
+func (e *entry) lock(ctx context.Context) error {
+	select {
+	case e.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another change of volume %s: %w", e.title(), context.Cause(ctx))
+	}
+}
+
+func (e *entry) unlock() { <-e.changing }
+
+// title is what people call the volume.
+func (e *entry) title() string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.spec.Name == "" {
+		return e.id.String()
+	}
+	return e.spec.Name
+}
+
+// live returns the open volume, or why there is none.
+func (e *entry) live() (*volume.Volume, error) {
+	title := e.title()
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	switch {
+	case e.gone:
+		return nil, refuse(CodeNotFound, "volume %s has been deleted", title)
+	case e.vol == nil:
+		return nil, refuse(CodeConflict, "volume %s is not served, because %v: mend that, then run cairn volume reopen or restart cairn serve", title, e.err)
+	}
+	return e.vol, nil
+}
+
+// open opens the volume of e and its doors; a failure is kept in e. The
+// caller has e locked.
+func (p *plane) open(ctx context.Context, e *entry) {
+	v, err := p.openVolume(ctx, e)
+	if err == nil {
+		return
+	}
+	if v != nil {
+		err = errors.Join(err, v.Close())
+	}
+	p.log.LogAttrs(ctx, slog.LevelError, "volume cannot be served", slog.String("id", e.id.String()), slog.String("volume", e.title()), slog.Any("error", err))
+	e.mu.Lock()
+	e.vol, e.err = nil, err
+	e.mu.Unlock()
+}
+
+// openVolume opens the volume and its doors. With an error no door is open,
+// and the caller closes the volume if there is one.
+func (p *plane) openVolume(ctx context.Context, e *entry) (*volume.Volume, error) {
+	spec := readSpec(p.fs, e.dir)
+	e.mu.Lock()
+	e.spec = spec
+	e.mu.Unlock()
+	v, err := volume.Open(p.options(), e.dir)
+	if err != nil {
+		return nil, err
+	}
+	spec = v.Spec()
+	if spec.ID != e.id {
+		return v, fmt.Errorf("the state folder %s is volume %s's: was it copied or renamed?", e.dir, spec.ID)
+	}
+	if err = checkFreeName("volume", spec.Name); err != nil {
+		return v, err
+	}
+	e.mu.Lock()
+	e.spec = spec
+	e.mu.Unlock()
+	for _, other := range p.named(spec.Name) {
+		if other != e && other.isOpen() {
+			return v, fmt.Errorf("volume %s has the same name: was its state folder copied?", other.id)
+		}
+	}
+	d, err := p.listen(ctx, spec.Name)
+	if err != nil {
+		return v, err
+	}
+	p.removeDeadSnapshotSockets(ctx, spec.Name)
+	snaps := make(map[uuid.UUID]*snap)
+	for _, s := range v.Snapshots() {
+		sn := newSnap(s)
+		if sd, err := p.listen(ctx, snapshotExportName(spec.Name, sn.label())); err != nil {
+			// Its volume is worth serving without it.
+			p.log.LogAttrs(ctx, slog.LevelError, "snapshot cannot be served", slog.String("volume", spec.Name), slog.String("snapshot", sn.label()), slog.Any("error", err))
+			sn.err = err
+		} else {
+			sn.door = sd
+		}
+		snaps[sn.id] = sn
+	}
+	e.mu.Lock()
+	e.vol, e.err, e.door, e.snaps = v, nil, d, snaps
+	e.mu.Unlock()
+	d.start(ctx, p.volumeExports(e)...)
+	for _, sn := range snaps {
+		if sn.door != nil {
+			sn.door.start(ctx, p.snapshotExport(e, sn))
+		}
+	}
+	return v, nil
+}
+
+func (e *entry) isOpen() bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.vol != nil
+}
+
+// removeDeadSnapshotSockets removes the sockets of a volume's snapshots that
+// were temporary, or were deleted just before a crash.
+func (p *plane) removeDeadSnapshotSockets(ctx context.Context, name string) {
+	dir, err := os.ReadDir(p.nbdDir)
+	if err != nil {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "old sockets not looked for", slog.Any("error", err))
+		return
+	}
+	for _, d := range dir {
+		if !strings.HasPrefix(d.Name(), name+"@") || !strings.HasSuffix(d.Name(), socketSuffix) {
+			continue
+		}
+		if err := removeDead(ctx, filepath.Join(p.nbdDir, d.Name())); err != nil {
+			p.log.LogAttrs(ctx, slog.LevelWarn, "old socket left alone", slog.Any("error", err))
+		}
+	}
+}
+
+// shutDown stops the doors and closes the volume; e is locked or no longer
+// used by anyone.
+func (e *entry) shutDown() error {
+	e.mu.Lock()
+	v, d, snaps := e.vol, e.door, e.snaps
+	e.vol, e.door, e.snaps = nil, nil, nil
+	e.err = errors.New("it is closed")
+	e.mu.Unlock()
+	var errs []error
+	for _, sn := range snaps {
+		if sn.door != nil {
+			errs = append(errs, sn.door.stop())
+		}
+	}
+	if d != nil {
+		errs = append(errs, d.stop())
+	}
+	if v != nil {
+		if err := v.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close volume %s: %w", e.title(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readSpec learns what it can of a volume that may turn out not to open. It
+// is only for showing, so it is content with a record of any version.
+func readSpec(fsys vfs.FS, dir string) volume.Spec {
+	const limit = 16 << 20
+	b, err := vfs.ReadFile(fsys, filepath.Join(dir, "volume.json"), limit)
+	if err != nil {
+		return volume.Spec{}
+	}
+	var r struct {
+		Name    string `json:"name"`
+		Path    string `json:"path"`
+		Kind    string `json:"kind"`
+		Managed bool   `json:"managed"`
+		Size    int64  `json:"size"`
+	}
+	if err := json.Unmarshal(b, &r); err != nil || !namePattern.MatchString(r.Name) {
+		return volume.Spec{}
+	}
+	return volume.Spec{Name: r.Name, Path: r.Path, Size: r.Size, Managed: r.Managed, Device: r.Kind == KindDevice}
+}
+
+// describe shows the volume.
+func (e *entry) describe(fsys vfs.FS, nbdDir string) Volume {
+	u := e.access.use()
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	r := Volume{
+		ID: e.id.String(), Name: e.spec.Name, Path: e.path(), Kind: KindFile, Managed: e.spec.Managed, Size: e.spec.Size,
+		Status: StatusAvailable, Writers: u.writers, Readers: u.readers, InUse: u.writers > 0, Writer: u.holder,
+		Created: e.spec.Created, Checkpoints: []Checkpoint{},
+		BytesRead:    e.writes.ReadBytes.Load() + e.reads.ReadBytes.Load(),
+		BytesWritten: e.writes.WriteBytes.Load(),
+	}
+	if e.spec.Device {
+		r.Kind = KindDevice
+	}
+	if u.writers > 0 {
+		r.Status = StatusInUse
+	}
+	if e.vol == nil {
+		r.Status, r.Error = StatusError, e.err.Error()
+		return r
+	}
+	if err := e.vol.Failed(); err != nil {
+		r.Status, r.Error = StatusError, err.Error()
+	}
+	r.Size = e.vol.Size()
+	r.Allocated = allocated(fsys, r)
+	r.Socket = filepath.Join(nbdDir, e.spec.Name+socketSuffix)
+	r.URI = nbd.URI(r.Socket, e.spec.Name)
+	r.Snapshots = len(e.snaps)
+	r.Checkpoints = checkpoints(e.vol)
+	return r
+}
+
+// path of the data; e.mu is held.
+func (e *entry) path() string {
+	if e.spec.Path == "" && e.spec.Managed {
+		return filepath.Join(e.dir, dataFile)
+	}
+	return e.spec.Path
+}
+
+// allocated is what the volume's data take on disk.
+func allocated(fsys vfs.FS, r Volume) int64 {
+	if r.Kind == KindDevice {
+		return r.Size
+	}
+	st, err := fsys.Stat(r.Path)
+	if err != nil {
+		return 0 // moved away while it is served; the volume itself goes on
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		const unit = 512 // of st_blocks, whatever the file system's block
+		return sys.Blocks * unit
+	}
+	return st.Size()
+}
+
+// addTo counts the volume for the status.
+func (e *entry) addTo(s *Status) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	s.Volumes++
+	if e.vol == nil || e.vol.Failed() != nil {
+		s.VolumesError++
+	}
+	s.Snapshots += len(e.snaps)
+	u := e.access.use()
+	s.Connections += u.writers + u.readers
+	for _, sn := range e.snaps {
+		s.Connections += sn.access.use().readers
+	}
+}

@@ -1,0 +1,168 @@
+package serve
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/cairnbackup/cairn/internal/volume"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// snap is a snapshot and its door.
+type snap struct {
+	id     uuid.UUID
+	s      *volume.Snapshot
+	name   string // may be empty
+	access access
+	counts nbd.Counters
+	dirty  dirtyMap
+	door   *door // nil: see err
+	err    error // why the snapshot is not served
+}
+
+func newSnap(s *volume.Snapshot) *snap {
+	info := s.Info()
+	return &snap{id: info.ID, s: s, name: info.Name}
+}
+
+// label is the part of the export's name after the '@', and what people call
+// the snapshot.
+func (s *snap) label() string { return snapshotLabel(s.name, s.id) }
+
+func snapshotLabel(name string, id uuid.UUID) string {
+	if name != "" {
+		return name
+	}
+	return id.String()
+}
+
+// snapshotExportName names a snapshot's export, and its socket.
+func snapshotExportName(vol, label string) string { return vol + "@" + label }
+
+// volumeExports are the two doors of a volume: the default one, which reads
+// and writes and makes the volume in-use, and one that only reads.
+func (p *plane) volumeExports(e *entry) []*nbd.Export {
+	name := e.title()
+	size := func() int64 {
+		if v, err := e.live(); err == nil {
+			return v.Size()
+		}
+		return 0
+	}
+	offered := func() []string {
+		if v, err := e.live(); err == nil {
+			return contexts(v)
+		}
+		return nil
+	}
+	return []*nbd.Export{
+		{
+			Name: name, Description: "volume " + name,
+			MultiConn: true, // the volume's flush covers every write there was
+			Size:      size, Contexts: offered, Counters: &e.writes,
+			Open: func(ctx context.Context, peer nbd.Peer) (nbd.Device, error) {
+				id, holder := p.peerID(peer, p.nth.Add(1))
+				if err := e.access.enterWrite(ctx, name, id, holder); err != nil {
+					return nil, err
+				}
+				return e.connect(e.access.leaveWrite)
+			},
+		},
+		{
+			Name: name + readOnlyDoor, Description: "volume " + name + ", only to read",
+			ReadOnly: true, MultiConn: true,
+			Size: size, Contexts: offered, Counters: &e.reads,
+			Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
+				if err := e.access.enterRead(); err != nil {
+					return nil, err
+				}
+				return e.connect(e.access.leaveRead)
+			},
+		},
+	}
+}
+
+// connect makes the device of a connection that was let in.
+func (e *entry) connect(leave func()) (nbd.Device, error) {
+	v, err := e.live()
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return &liveDevice{Volume: v, leave: sync.OnceFunc(leave)}, nil
+}
+
+// snapshotExport is the door of a snapshot.
+func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
+	name := e.title()
+	return &nbd.Export{
+		Name:        snapshotExportName(name, sn.label()),
+		Description: fmt.Sprintf("snapshot %s of volume %s", sn.label(), name),
+		ReadOnly:    true, MultiConn: true,
+		Size: func() int64 { return sn.s.Info().Size },
+		Contexts: func() []string {
+			if v, err := e.live(); err == nil {
+				return contexts(v)
+			}
+			return nil
+		},
+		Counters: &sn.counts,
+		Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
+			if err := sn.access.enterRead(); err != nil {
+				return nil, err
+			}
+			if why := sn.s.Info().Broken; why != "" {
+				sn.access.leaveRead()
+				return nil, refuse(CodeConflict, "snapshot %s of volume %s is broken, because %s: delete it and make another", sn.label(), name, why)
+			}
+			return &snapshotDevice{sn: sn, leave: sync.OnceFunc(func() {
+				sn.access.leaveRead()
+				if sn.access.use().readers == 0 {
+					sn.dirty.drop()
+				}
+			})}, nil
+		},
+	}
+}
+
+// describeSnaps shows the snapshots of a volume, oldest first.
+func (e *entry) describeSnaps(nbdDir string) []Snapshot {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.vol == nil {
+		return nil
+	}
+	// The volume knows their order.
+	var rs []Snapshot
+	for _, s := range e.vol.Snapshots() {
+		if sn := e.snaps[s.Info().ID]; sn != nil {
+			rs = append(rs, e.describeSnap(sn, nbdDir))
+		}
+	}
+	return rs
+}
+
+// describeSnap shows one snapshot; e.mu is held.
+func (e *entry) describeSnap(sn *snap, nbdDir string) Snapshot {
+	info := sn.s.Info()
+	r := Snapshot{
+		ID: info.ID.String(), Name: info.Name, VolumeID: e.id.String(), Volume: e.spec.Name,
+		Size: info.Size, Created: info.Created, Status: StatusAvailable, Temporary: info.Temporary,
+		PreimageBytes: info.PreimageBytes, BytesRead: sn.counts.ReadBytes.Load(), Readers: sn.access.use().readers,
+	}
+	if info.Broken != "" {
+		r.Status, r.Error = StatusBroken, info.Broken
+	}
+	if sn.door == nil {
+		r.Error = fmt.Sprintf("it has no socket: %v", sn.err)
+		return r
+	}
+	export := snapshotExportName(e.spec.Name, sn.label())
+	r.Socket = filepath.Join(nbdDir, export+socketSuffix)
+	r.URI = nbd.URI(r.Socket, export)
+	return r
+}
