@@ -21,7 +21,7 @@ func TestClientServer(t *testing.T) {
 	if err := c.ReadAt(ctx, got, 0); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, m.data) || !bytes.Equal(got[4096:4096+len(p)], p) {
+	if !bytes.Equal(got, m.content(0, len(got))) || !bytes.Equal(got[4096:4096+len(p)], p) {
 		t.Fatal("what was read is not what was written")
 	}
 	e, err := c.Map(ctx, ContextAllocation, 0, c.Size())

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -31,10 +32,27 @@ func newMemory(size int) *memory {
 var _ Device = (*memory)(nil)
 
 func (m *memory) check(op string, off, n int64) error {
-	if m.fail != nil {
-		return m.fail(op, off, n)
+	m.mu.Lock()
+	fail := m.fail
+	m.mu.Unlock()
+	if fail != nil {
+		return fail(op, off, n)
 	}
 	return nil
+}
+
+// failWith makes fn decide from now on which operations fail.
+func (m *memory) failWith(fn func(op string, off, n int64) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = fn
+}
+
+// content returns a copy of what the device holds from off.
+func (m *memory) content(off, n int) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bytes.Clone(m.data[off : off+n])
 }
 
 func (m *memory) Size() int64 { return int64(len(m.data)) }
@@ -56,6 +74,12 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 	defer m.mu.Unlock()
 	m.mark(off, int64(len(p)), true)
 	return copy(m.data[off:], p), nil
+}
+
+func (m *memory) isDirty() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.dirty) > 0
 }
 
 func (m *memory) mark(off, n int64, used bool) {

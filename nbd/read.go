@@ -119,17 +119,17 @@ func (t *transmission) readDeferred(r request) {
 // readPieces sends all of r; an error has still to be told to the client.
 func (t *transmission) readPieces(r request) (err error) {
 	off, end := int64(r.offset), int64(r.offset)+int64(r.length) //nolint:gosec // within the device's size
-	if t.single(r) && r.length > maxPiece {
+	parts := []blockmap.Extent{{Offset: off, Length: end - off, State: blockmap.Data}}
+	if t.asksForHoles(r) {
+		parts = t.holes(off, end, t.single(r))
+	}
+	if t.single(r) && r.length > maxPiece && parts[0].State == blockmap.Data {
 		return t.readWhole(r)
 	}
 	withBuffer(int(min(end-off, maxPiece)), func(b []byte) {
-		if !t.asksForHoles(r) {
-			err = t.readRange(r, b, off, end)
-			return
-		}
-		for _, e := range t.holes(off, end, t.single(r)) {
-			if e.State&blockmap.Hole == 0 {
-				err = t.readRange(r, b, e.Offset, e.Offset+e.Length)
+		for _, e := range parts {
+			if e.State == blockmap.Data {
+				err = t.readRange(r, b, e.Offset, e.End())
 			} else {
 				err = t.sendHole(r, e, end)
 			}
@@ -233,7 +233,7 @@ func (t *transmission) holes(off, end int64, single bool) []blockmap.Extent {
 			out = append(out, blockmap.Extent{Offset: data.Offset, Length: e.Offset - data.Offset, State: blockmap.Data})
 		}
 		out = append(out, e)
-		data.Offset = e.Offset + e.Length
+		data.Offset = e.End()
 	}
 	if data.Offset < end {
 		out = append(out, blockmap.Extent{Offset: data.Offset, Length: end - data.Offset, State: blockmap.Data})
@@ -242,7 +242,7 @@ func (t *transmission) holes(off, end int64, single bool) []blockmap.Extent {
 }
 
 func (t *transmission) sendHole(r request, e blockmap.Extent, end int64) error {
-	b := appendChunk(make([]byte, 0, headRoom), r.cookie, e.Offset+e.Length == end, chunkOffsetHole, 12)
+	b := appendChunk(make([]byte, 0, headRoom), r.cookie, e.End() == end, chunkOffsetHole, 12)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Offset)) //nolint:gosec // not negative
 	b = binary.BigEndian.AppendUint32(b, uint32(e.Length)) //nolint:gosec // at most maxPayload
 	_ = t.out.reply(b, true)                               //nolint:errcheck // the connection is gone; there is nobody to tell
