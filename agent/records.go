@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
-	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -97,6 +96,7 @@ type ExportInfo struct {
 	Overlay bool      `json:"overlay"`
 	Size    int64     `json:"size"`
 	Clients int       `json:"clients"`         // connections now
+	Held    string    `json:"held,omitempty"`  // it ends with whoever this names
 	Error   string    `json:"error,omitempty"` // why it is not served at present
 	Created time.Time `json:"created_at,omitzero"`
 }
@@ -119,6 +119,20 @@ type Status struct {
 
 // RepositoryStatus is the state of the repository.
 type RepositoryStatus struct {
-	Info   repository.Info          `json:"info"`
-	Stores []repository.StoreStatus `json:"stores"`
+	ID        string        `json:"id"`
+	Data      int           `json:"data"`
+	Parity    int           `json:"parity"`
+	Losses    int           `json:"losses"` // further store losses that a fresh backup survives
+	BlockSize int           `json:"block_size"`
+	Format    int           `json:"format"`
+	Stores    []StoreStatus `json:"stores"`
+}
+
+// StoreStatus is the state of one store of the repository.
+type StoreStatus struct {
+	URL   string `json:"url"`
+	ID    string `json:"id"`
+	State string `json:"state"` // "up", "down" or "foreign"
+	Error string `json:"error,omitempty"`
+	Owed  int    `json:"owed"` // shards that it should keep and does not
 }

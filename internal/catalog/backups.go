@@ -36,7 +36,7 @@ type Backup struct {
 	Parent      string `json:"parent"`
 
 	BytesRead    int64 `json:"bytes_read"`    // read from the volume
-	BytesAudited int64 `json:"bytes_audited"` // of them, from blocks known as clean
+	BytesAudited int64 `json:"bytes_audited"` // besides, from blocks known as clean
 	BytesChanged int64 `json:"bytes_changed"` // in blocks that differ from the parent's
 	BytesNew     int64 `json:"bytes_new"`     // of them, not yet in the repository
 	BytesStored  int64 `json:"bytes_stored"`  // sealed, before parity

@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/backup"
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// sourceConns is how many connections read a snapshot: each is served by one
+// thread of the data plane at a time.
+const sourceConns = 2
+
+// copy reads the snapshot into the session and returns what is to be committed.
+func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) {
+	r.task.phase("reading")
+	contexts := []string{nbd.ContextAllocation}
+	if r.parent.checkpoint != "" {
+		contexts = append(contexts, nbd.ContextDirtyBitmap+r.parent.checkpoint)
+	}
+	c, err := nbd.Dial(ctx, r.snap.URI, nbd.ClientOptions{Contexts: contexts, Conns: sourceConns})
+	if err != nil {
+		return root, fmt.Errorf("read the snapshot of volume %s: %w", r.vol.Name, err)
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	plan, err := r.plan(ctx, c)
+	if err != nil {
+		return root, err
+	}
+	res, err := r.run(ctx, c, plan)
+	if err != nil {
+		return root, err
+	}
+	if n := res.Mismatches; n > 0 {
+		first := res
+		if res, err = r.runAgain(ctx, c, plan, n); err != nil {
+			return root, err
+		}
+		// What the first run cost was read and stored, too.
+		res.BytesRead += first.BytesRead
+		res.BytesAudited += first.BytesAudited
+		res.BytesNew += first.BytesNew
+	}
+	r.rec.FullCompareReason = r.parent.reason
+	r.rec.BytesRead, r.rec.BytesAudited, r.rec.BytesChanged = res.BytesRead, res.BytesAudited, res.BytesChanged
+	r.rec.BytesNew, r.rec.BytesStored = res.BytesNew, res.BytesStored
+	return repository.Root{
+		BackupID: r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: plan.Geometry, Top: res.Top,
+		Stats: repository.Stats{
+			Read: res.BytesRead, Audited: res.BytesAudited, Changed: res.BytesChanged, New: res.BytesNew, Stored: res.BytesStored, Hole: res.BytesHole,
+		},
+	}, nil
+}
+
+// plan says what of the snapshot is read.
+func (r *backupRun) plan(ctx context.Context, c *nbd.Client) (backup.Plan, error) {
+	p := backup.Plan{
+		Geometry:  blockmap.Geometry{Size: c.Size(), BlockSize: r.repo.Info().BlockSize},
+		AuditSeed: auditSeed(r.rec.ID),
+	}
+	if c.Size() != r.rec.Size {
+		return p, fmt.Errorf("the snapshot of volume %s has %d bytes over NBD and %d in the data plane's records", r.vol.Name, c.Size(), r.rec.Size)
+	}
+	var err error
+	if p.Allocated, err = c.Map(ctx, nbd.ContextAllocation, 0, c.Size()); err != nil {
+		return p, fmt.Errorf("read the allocation of volume %s: %w", r.vol.Name, err)
+	}
+	if r.parent.backup.ID == "" {
+		return p, nil
+	}
+	if err := r.readDirty(ctx, c, &p); err != nil {
+		return p, err
+	}
+	p.Compare = r.parent.checkpoint == ""
+	return p, nil
+}
+
+// readDirty takes what changed since the parent from the snapshot, unless the
+// data plane has come to doubt it. That is asked last, so that no doubt slips
+// in between.
+func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan) error {
+	if r.parent.checkpoint == "" {
+		return nil
+	}
+	dirty, ok, err := dirtySince(ctx, c, r.parent.checkpoint)
+	if err != nil {
+		return err
+	}
+	vol, err := r.serve.Volume(ctx, r.vol.ID)
+	if err != nil {
+		return err
+	}
+	r.parent.doubt(vol)
+	if !ok && r.parent.checkpoint != "" {
+		r.parent.checkpoint, r.parent.reason = "", fmt.Sprintf("the data plane does not say what changed since backup %s", r.parent.backup.ID)
+	}
+	if r.parent.checkpoint != "" {
+		if dirty == nil {
+			dirty = []blockmap.Extent{} // nothing changed: nil would mean that nobody knows
+		}
+		p.Dirty = dirty
+	}
+	return nil
+}
+
+// run reads what the plan says.
+func (r *backupRun) run(ctx context.Context, c *nbd.Client, p backup.Plan) (backup.Result, error) {
+	res, err := backup.Run(ctx, source{c, newThrottle(r.o.Limits.ReadBytesPerSecond)}, session{r.sess}, p, func(g backup.Progress) {
+		r.task.update(func(j *Job) { j.Progress = backupProgress(g) })
+	})
+	if err != nil {
+		return res, r.explain(ctx, err)
+	}
+	return res, nil
+}
+
+// explain adds why, if the data plane knows: a snapshot that broke, for want
+// of room, answers reads with a bare I/O error.
+func (r *backupRun) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if snap, serr := r.serve.Snapshot(ctx, r.snap.ID); serr == nil && snap.Error != "" {
+		return fmt.Errorf("the snapshot broke: %s (%w)", snap.Error, err)
+	}
+	return fmt.Errorf("back up volume %s: %w", r.vol.Name, err)
+}
+
+// runAgain compares everything, as the audit found blocks that changed
+// without being marked; the backups since the parent may lack others.
+func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, n int64) (backup.Result, error) {
+	r.parent.reason = fmt.Sprintf("the audit found %d blocks that changed since backup %s without being marked", n, r.parent.backup.ID)
+	r.log.LogAttrs(ctx, slog.LevelError, "changes of a volume were missed", slog.String("volume", r.vol.Name), slog.Int64("blocks", n))
+	if err := r.flagEarlier(ctx); err != nil {
+		return backup.Result{}, err
+	}
+	p.Compare = true
+	return r.run(ctx, c, p)
+}
+
+// flagEarlier warns of the incremental backups of this volume.
+func (r *backupRun) flagEarlier(ctx context.Context) error {
+	l, err := r.cat.BackupsOf(ctx, r.vol.ID)
+	if err != nil {
+		return err
+	}
+	for _, b := range l {
+		if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || b.Warning != "" {
+			continue
+		}
+		b.Warning = fmt.Sprintf("changes of the volume may be missing: backup %s found unmarked ones", r.rec.ID)
+		if err := r.cat.PutBackup(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// auditSeed makes each backup audit other blocks.
+func auditSeed(id string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(id)) //nolint:errcheck // a hash takes everything
+	return h.Sum64()
+}
+
+// session lets backup.Run write to the repository.
+type session struct{ *repository.Session }
+
+// Worker opens a worker for one goroutine.
+func (s session) Worker() (backup.Worker, error) {
+	w, err := s.Session.Worker()
+	return worker{w}, err
+}
+
+// worker is a session's worker in the words of package backup.
+type worker struct{ *repository.Worker }
+
+func (w worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, backup.Put, error) {
+	ref, put, err := w.Worker.PutBlock(ctx, plain)
+	return ref, backup.Put(put), err
+}
+
+func backupProgress(g backup.Progress) Progress {
+	return Progress{Phase: "reading", Total: g.Total, Done: g.Done, Read: g.Read, New: g.New, Stored: g.Stored}
+}

@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// How long cleaning up after a job may take, and a commit.
+const (
+	cleanTimeout  = 30 * time.Second
+	commitTimeout = 10 * time.Minute
+)
+
+// errFailed is why a backup that was told failed does not exist.
+var errFailed = errors.New("too few stores confirmed the backup, so it was given up: \"cairn status\" shows the stores; make it again when they are back")
+
+// backupRun is one backup job.
+//
+// The order makes every crash harmless: the record is there before the
+// checkpoint, the checkpoint's record before the checkpoint, the session's
+// name in the record before its commit, and the checkpoints of older backups
+// are dropped only when this one is recorded as available.
+type backupRun struct {
+	*server
+	task   *task
+	req    CreateBackup
+	rec    Backup
+	vol    Volume
+	parent parent
+	sess   *repository.Session
+	snap   Snapshot
+	log    *slog.Logger
+
+	committing bool // the commit was begun: only the stores know its outcome
+}
+
+// tempSnapshot is the name of the snapshot that a backup reads.
+func tempSnapshot(backup string) string { return "backup-" + backup }
+
+// runBackup is the work of a backup job.
+func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec Backup) (any, error) {
+	r := &backupRun{server: s, task: t, req: req, rec: rec, log: s.log.With(slog.String("backup", rec.ID))}
+	outcome, err := r.steps(ctx)
+	// What follows must happen whatever ended ctx.
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	r.dropSnapshot(clean)
+	if outcome != repository.OutcomeCommitted && r.sess != nil && !r.committing {
+		if aerr := r.sess.Abort(clean); aerr != nil {
+			r.log.LogAttrs(clean, slog.LevelWarn, "session not aborted: its packs wait for a prune", slog.Any("error", aerr))
+		}
+	}
+	switch outcome {
+	case repository.OutcomeCommitted:
+		r.rec.Status, r.rec.Undecided, r.rec.FailReason = catalog.Available, false, ""
+	case repository.OutcomeUnknown:
+		// The checkpoint stays, as the backup may turn out to exist.
+		r.rec.Status, r.rec.Undecided = catalog.Failed, true
+		r.rec.FailReason = fmt.Sprintf("the stores did not say whether it was committed (%v): it becomes available or fails when they answer again", err)
+	default:
+		r.rec.Status, r.rec.FailReason = catalog.Failed, fail(ctx, err)
+	}
+	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
+		return nil, errors.Join(err, perr) // settled by the session's verdict at the next start
+	}
+	if outcome == repository.OutcomeUnknown {
+		return s.waitDecision(ctx, t, r.rec, err)
+	}
+	s.wakeTidy()
+	if outcome != repository.OutcomeCommitted {
+		return nil, errors.New(r.rec.FailReason)
+	}
+	return r.rec, nil
+}
+
+// fail is the sentence for a job that ended with err.
+func fail(ctx context.Context, err error) string {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errCancelled), errors.Is(cause, errStopping):
+		return cause.Error()
+	default:
+		return err.Error()
+	}
+}
+
+// steps does the backup. With OutcomeFailed or OutcomeUnknown comes an error.
+func (r *backupRun) steps(ctx context.Context) (repository.Outcome, error) {
+	started := time.Now()
+	defer func() { r.rec.Duration = time.Since(started) }()
+	if ctx.Err() != nil {
+		return repository.OutcomeFailed, context.Cause(ctx)
+	}
+	if err := r.begin(ctx); err != nil {
+		return repository.OutcomeFailed, err
+	}
+	if err := r.takeSnapshot(ctx); err != nil {
+		return repository.OutcomeFailed, err
+	}
+	root, err := r.copy(ctx)
+	if err != nil {
+		return repository.OutcomeFailed, err
+	}
+	// Guests pay for a snapshot with each write: it goes as soon as possible.
+	r.dropSnapshot(ctx)
+	r.rec.Duration = time.Since(started)
+	return r.commit(ctx, root)
+}
+
+// begin chooses the parent, as of now, and opens the session.
+func (r *backupRun) begin(ctx context.Context) error {
+	r.task.phase("opening")
+	var err error
+	if r.vol, err = r.serve.Volume(ctx, r.rec.VolumeID); err != nil {
+		return err
+	}
+	if r.req.Snapshot == "" {
+		if err := mayBackUp(r.vol, r.req.Force); err != nil {
+			return err
+		}
+	}
+	if r.parent, err = r.chooseParent(ctx, r.vol, r.req); err != nil {
+		return err
+	}
+	r.sess, err = r.repo.Begin(ctx, repository.SessionOptions{
+		Project: r.rec.Project, VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, ParentBackup: r.parent.backup.ID,
+	})
+	if err != nil {
+		return fmt.Errorf("open a session in the repository: %w", err)
+	}
+	if id := r.parent.backup.ID; id != "" && r.sess.Parent() == nil {
+		r.parent = parent{reason: fmt.Sprintf("backup %s cannot be started from: %s", id, orElse(r.sess.ParentProblem(), "it is not in the repository any more"))}
+	}
+	r.rec.Session = r.sess.ID()
+	r.rec.Parent, r.rec.Incremental = r.parent.backup.ID, r.parent.backup.ID != ""
+	return r.cat.PutBackup(ctx, r.rec)
+}
+
+// takeSnapshot makes what is read stand still, and a checkpoint at the same
+// position for later backups to start from.
+func (r *backupRun) takeSnapshot(ctx context.Context) error {
+	r.task.phase("taking a snapshot")
+	if r.rec.SnapshotID != "" {
+		var err error
+		if r.snap, err = r.serve.Snapshot(ctx, r.rec.SnapshotID); err != nil {
+			return err
+		}
+		r.rec.Size = r.snap.Size
+		return nil
+	}
+	r.rec.Checkpoint = r.rec.ID
+	if err := r.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: r.rec.ID, VolumeID: r.vol.ID, Backup: r.rec.ID}); err != nil {
+		return err
+	}
+	l, err := r.serve.CreateSnapshots(ctx, serve.CreateSnapshots{
+		Volumes: []string{r.vol.ID}, Name: tempSnapshot(r.rec.ID), Temporary: true, Checkpoints: []string{r.rec.ID}, Force: r.req.Force,
+	})
+	if err != nil {
+		return err
+	}
+	if len(l) != 1 {
+		return fmt.Errorf("the data plane answered with %d snapshots of one volume", len(l))
+	}
+	r.snap = l[0]
+	r.rec.Size = r.snap.Size
+	return r.cat.PutBackup(ctx, r.rec)
+}
+
+// dropSnapshot deletes the temporary snapshot; if that fails, the tidying does it.
+func (r *backupRun) dropSnapshot(ctx context.Context) {
+	if r.rec.SnapshotID != "" || r.snap.ID == "" {
+		return
+	}
+	if err := r.serve.DeleteSnapshot(ctx, r.snap.ID); err != nil && !errors.Is(err, serve.ErrNotFound) {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not deleted yet", slog.String("snapshot", r.snap.ID), slog.Any("error", err))
+		r.wakeTidy()
+		return
+	}
+	r.snap.ID = ""
+}
+
+// commit makes the backup exist, or finds out that it does not.
+func (r *backupRun) commit(ctx context.Context, root repository.Root) (repository.Outcome, error) {
+	r.task.phase("committing")
+	// From here on a cancel comes too late.
+	if err := r.task.commit(); err != nil {
+		return repository.OutcomeFailed, err
+	}
+	r.rec.Undecided = true
+	if err := r.cat.PutBackup(ctx, r.rec); err != nil {
+		r.rec.Undecided = false
+		return repository.OutcomeFailed, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	r.committing = true
+	outcome, err := r.sess.Commit(ctx, root)
+	st := r.sess.Stored()
+	r.rec.BytesStored, r.rec.BytesShards = st.BytesStored, st.BytesShards
+	r.warnOwed(st)
+	switch {
+	case outcome == repository.OutcomeCommitted:
+		if err != nil {
+			r.log.LogAttrs(ctx, slog.LevelWarn, "committed, with a complaint", slog.Any("error", err))
+		}
+		return outcome, nil
+	case outcome == repository.OutcomeFailed:
+		r.rec.Undecided = false
+		if err == nil {
+			err = errFailed
+		}
+	case err == nil:
+		err = errors.New("too few stores answered")
+	}
+	return outcome, err
+}
+
+// warnOwed says which stores miss a part of the backup.
+func (r *backupRun) warnOwed(st repository.SessionStats) {
+	var stores []string
+	for url, n := range st.Owed {
+		if n > 0 {
+			stores = append(stores, fmt.Sprintf("%s (%d)", url, n))
+		}
+	}
+	if len(stores) == 0 {
+		return
+	}
+	slices.Sort(stores)
+	r.rec.Warning = joinSentences(r.rec.Warning, fmt.Sprintf("shards are owed to the stores %v, and the backup survives fewer losses until they are repaired", stores))
+}
+
+func joinSentences(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// source reads the snapshot, at most as fast as the limit allows.
+type source struct {
+	c     *nbd.Client
+	limit *throttle
+}
+
+func (s source) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := s.limit.wait(ctx, len(p)); err != nil {
+		return err
+	}
+	return s.c.ReadAt(ctx, p, off)
+}
+
+// dirtySince returns what the snapshot says to have changed since a
+// checkpoint; a checkpoint that is not offered is none.
+func dirtySince(ctx context.Context, c *nbd.Client, checkpoint string) ([]blockmap.Extent, bool, error) {
+	name := nbd.ContextDirtyBitmap + checkpoint
+	if !slices.Contains(c.Contexts(), name) {
+		return nil, false, nil
+	}
+	l, err := c.Map(ctx, name, 0, c.Size())
+	if err != nil {
+		return nil, false, fmt.Errorf("read what changed since backup %s: %w", checkpoint, err)
+	}
+	return slices.DeleteFunc(l, func(e blockmap.Extent) bool { return e.State&blockmap.Dirty == 0 }), true, nil
+}

@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
+)
+
+// maxText is the longest name or description of a backup, as Cinder has it.
+const maxText = 255
+
+// findBackup returns the backup with this ID, or the only one of this name.
+func (s *server) findBackup(ctx context.Context, ref string) (Backup, error) {
+	l, err := s.cat.BackupsNamed(ctx, ref)
+	if err != nil {
+		return Backup{}, err
+	}
+	for _, b := range l {
+		if b.ID == ref {
+			return b, nil
+		}
+	}
+	switch len(l) {
+	case 0:
+		return Backup{}, refuse(CodeNotFound, "Backup %s could not be found: \"cairn backup list\" shows what there is.", ref)
+	case 1:
+		return l[0], nil
+	}
+	ids := make([]string, len(l))
+	for i, b := range l {
+		ids[i] = b.ID
+	}
+	return Backup{}, refuse(CodeConflict, "%d backups are named %q: give the ID of one (%s)", len(l), ref, strings.Join(ids, ", "))
+}
+
+// createBackup checks a request and queues its job.
+func (s *server) createBackup(ctx context.Context, r request) (any, error) {
+	var req CreateBackup
+	if err := r.decode(&req); err != nil {
+		return nil, err
+	}
+	if err := req.check(); err != nil {
+		return nil, err
+	}
+	vol, err := s.serve.Volume(ctx, req.Volume)
+	if err != nil {
+		return nil, err
+	}
+	rec := Backup{
+		ID: uuid.NewString(), Name: req.Name, Description: req.Description, Status: catalog.Creating,
+		Volume: vol.Name, VolumeID: vol.ID, Size: vol.Size, Created: time.Now().UTC(),
+	}
+	if req.Snapshot != "" {
+		snap, err := s.snapshotOf(ctx, vol, req.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		rec.SnapshotID, rec.Size = snap.ID, snap.Size
+	} else if err := mayBackUp(vol, req.Force); err != nil {
+		return nil, err
+	}
+	if _, err := s.chooseParent(ctx, vol, req); err != nil {
+		return nil, err
+	}
+	if err := s.cat.PutBackup(ctx, rec); err != nil {
+		return nil, err
+	}
+	j, err := s.jobs.submit(ctx, Job{Kind: catalog.BackupJob, Volume: vol.Name, VolumeID: vol.ID, Backup: rec.ID, Progress: Progress{Phase: "waiting", Total: rec.Size}},
+		func(ctx context.Context, t *task) (any, error) { return s.runBackup(ctx, t, req, rec) })
+	if err != nil {
+		return nil, errors.Join(err, s.cat.RemoveBackup(ctx, rec.ID))
+	}
+	return j, nil
+}
+
+func (r *CreateBackup) check() error {
+	switch {
+	case r.Volume == "":
+		return refuse(CodeInvalid, "no volume is named: say which to back up")
+	case r.Incremental && r.Auto:
+		return refuse(CodeInvalid, "incremental and auto exclude each other: auto is incremental when it can be")
+	}
+	for what, text := range map[string]string{"name": r.Name, "description": r.Description} {
+		if len(text) > maxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+			return refuse(CodeInvalid, "the backup's %s must be at most %d bytes of printable text", what, maxText)
+		}
+	}
+	if uuid.Validate(r.Name) == nil {
+		return refuse(CodeInvalid, "%q cannot be the name of a backup, as it looks like an ID: choose another", r.Name)
+	}
+	return nil
+}
+
+// mayBackUp refuses a volume that cannot be backed up as it is.
+func mayBackUp(vol Volume, force bool) error {
+	if vol.Status == "error" {
+		return refuse(CodeConflict, "volume %s cannot be backed up, as it cannot be read: %s", vol.Name, vol.Error)
+	}
+	if vol.InUse && !force {
+		return refuse(CodeInvalid, "Backing up an in-use volume must use the force flag: %s is used by %s, and its backup will be as after a power failure; or back up a snapshot.", vol.Name, orElse(vol.Writer, "a client"))
+	}
+	return nil
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// snapshotOf finds a snapshot of a volume by its ID or name.
+func (s *server) snapshotOf(ctx context.Context, vol Volume, ref string) (Snapshot, error) {
+	l, err := s.serve.Snapshots(ctx, vol.ID)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	var found []Snapshot
+	for _, x := range l {
+		if !x.Temporary && (x.ID == ref || x.Name == ref || vol.Name+"@"+x.Name == ref) {
+			found = append(found, x)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return Snapshot{}, refuse(CodeNotFound, "Snapshot %s could not be found for volume %s: \"cairn snapshot list\" shows what there is.", ref, vol.Name)
+	case len(found) > 1:
+		return Snapshot{}, refuse(CodeConflict, "%d snapshots of volume %s are named %q: give the ID of one", len(found), vol.Name, ref)
+	case found[0].Status != "available":
+		return Snapshot{}, refuse(CodeConflict, "snapshot %s cannot be backed up: %s", ref, found[0].Error)
+	}
+	return found[0], nil
+}
+
+// parent is what an incremental backup starts from.
+type parent struct {
+	backup     Backup // ID "" = none: the backup is full
+	checkpoint string // that tells what changed since; "" = compare everything
+	reason     string // why everything is compared
+}
+
+// chooseParent finds the backup that this one starts from: the latest whose
+// checkpoint the volume still has, or else the newest, with which everything
+// has to be compared. The date alone never decides what is read.
+func (s *server) chooseParent(ctx context.Context, vol Volume, req CreateBackup) (parent, error) {
+	if !req.Incremental && !req.Auto {
+		return parent{}, nil
+	}
+	l, err := s.cat.BackupsOf(ctx, vol.ID)
+	if err != nil {
+		return parent{}, err
+	}
+	var newest parent
+	position := map[string]int{}
+	for i, c := range vol.Checkpoints {
+		position[c.Name] = i + 1
+	}
+	at := 0
+	var best parent
+	for _, b := range l {
+		if b.Undecided || b.Status != catalog.Available && b.Status != catalog.Restoring {
+			continue
+		}
+		newest = parent{backup: b, reason: fmt.Sprintf("the checkpoint of backup %s is gone", b.ID)}
+		if p := position[b.Checkpoint]; p > at {
+			at, best = p, parent{backup: b, checkpoint: b.Checkpoint}
+		}
+	}
+	switch {
+	case at > 0:
+		best.doubt(vol)
+		return best, nil
+	case newest.backup.ID != "" || req.Auto:
+		return newest, nil
+	default:
+		return parent{}, refuse(CodeInvalid, "No backups available to do an incremental backup: make a full backup of volume %s first, or use --auto.", vol.Name)
+	}
+}
+
+// doubt gives up the checkpoint if the volume does not vouch for it (any more).
+func (p *parent) doubt(vol Volume) {
+	if p.checkpoint == "" {
+		return
+	}
+	for _, c := range vol.Checkpoints {
+		if c.Name == p.checkpoint {
+			if c.Doubt != "" {
+				p.checkpoint, p.reason = "", c.Doubt
+			}
+			return
+		}
+	}
+	p.checkpoint, p.reason = "", fmt.Sprintf("the checkpoint of backup %s is gone", p.backup.ID)
+}
+
+// deleteBackup deletes a backup, if nobody uses it.
+func (s *server) deleteBackup(ctx context.Context, r request) (any, error) {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	b, err := s.findBackup(ctx, r.ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.unused(b); err != nil {
+		return nil, err
+	}
+	if b.Status == catalog.Failed {
+		// It never was in the repository.
+		if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
+			return nil, err
+		}
+		s.wakeTidy()
+		return nil, nil
+	}
+	if b.Status == catalog.Available {
+		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting); err != nil {
+			return nil, err
+		}
+	}
+	return nil, s.finishDelete(ctx, b)
+}
+
+// finishDelete puts the tombstone and forgets the record. A failure leaves it
+// deleting, and the deletion is tried again now and then.
+func (s *server) finishDelete(ctx context.Context, b Backup) error {
+	if err := s.repo.Delete(ctx, b.ID); err != nil && !errors.Is(err, repository.ErrNotFound) {
+		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", b.ID, err)
+	}
+	if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
+		return err
+	}
+	s.wakeTidy()
+	return nil
+}
+
+// unused refuses a backup that somebody uses.
+func (s *server) unused(b Backup) error {
+	if how, ok := s.exports.of(b.ID); ok {
+		return refuse(CodeBusy, "backup %s is %s first", b.ID, how)
+	}
+	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
+		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)
+	}
+	if b.Undecided {
+		return refuse(CodeConflict, "backup %s waits for the stores to say whether it was committed: bring them back, then delete it", b.ID)
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// keepCheckpoints is how many checkpoints of a volume stay: with two, deleting
+// the newest backup does not cost the next one a full read.
+const keepCheckpoints = 2
+
+// tidyCheckpoints drops the agent's checkpoints that no backup will start from.
+// Others' are never touched: only what is recorded as the agent's is.
+func (s *server) tidyCheckpoints(ctx context.Context) error {
+	ours, err := s.cat.Checkpoints(ctx)
+	if err != nil || len(ours) == 0 {
+		return err
+	}
+	vols, err := s.serve.Volumes(ctx)
+	if err != nil {
+		return err
+	}
+	byID := map[string]Volume{}
+	for _, v := range vols {
+		byID[v.ID] = v
+	}
+	for _, c := range ours {
+		v, there := byID[c.VolumeID]
+		if there && v.Status == serve.StatusError {
+			continue // nobody knows what it has
+		}
+		keep, kerr := s.keepCheckpoint(ctx, c, v, ours)
+		if kerr != nil || keep {
+			err = errors.Join(err, kerr)
+			continue
+		}
+		if there && hasCheckpoint(v, c.Name) {
+			if derr := s.serve.DropCheckpoint(ctx, v.ID, c.Name); derr != nil && !errors.Is(derr, serve.ErrNotFound) {
+				err = errors.Join(err, derr)
+				continue
+			}
+		}
+		err = errors.Join(err, s.cat.RemoveCheckpoint(ctx, c.VolumeID, c.Name))
+	}
+	return err
+}
+
+func hasCheckpoint(v Volume, name string) bool {
+	for _, c := range v.Checkpoints {
+		if c.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// keepCheckpoint says whether a checkpoint may be started from, or might be.
+func (s *server) keepCheckpoint(ctx context.Context, c catalog.Checkpoint, v Volume, ours []catalog.Checkpoint) (bool, error) {
+	// A job of the volume may be reading what changed since.
+	if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == c.VolumeID }); busy {
+		return true, nil
+	}
+	wanted := func(backup string) (bool, error) {
+		b, err := s.cat.Backup(ctx, backup)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return false, nil
+		}
+		return b.Undecided || b.Status == catalog.Available || b.Status == catalog.Restoring || b.Status == catalog.Creating, err
+	}
+	if ok, err := wanted(c.Backup); !ok || err != nil {
+		return err != nil, err
+	}
+	// The newest ones, by position in the volume's history.
+	owner := map[string]string{}
+	for _, o := range ours {
+		if o.VolumeID == c.VolumeID {
+			owner[o.Name] = o.Backup
+		}
+	}
+	newer := 0
+	for i := len(v.Checkpoints) - 1; i >= 0 && v.Checkpoints[i].Name != c.Name; i-- {
+		backup, ok := owner[v.Checkpoints[i].Name]
+		if !ok {
+			continue
+		}
+		ok, err := wanted(backup)
+		if err != nil {
+			return true, err
+		}
+		if b, berr := s.cat.Backup(ctx, backup); ok && berr == nil && !b.Undecided {
+			newer++
+		}
+	}
+	return newer < keepCheckpoints && hasCheckpoint(v, c.Name), nil
+}
+
+// tidySnapshots deletes the temporary snapshots of backups that have ended.
+func (s *server) tidySnapshots(ctx context.Context) error {
+	l, err := s.serve.Snapshots(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, snap := range l {
+		id, ok := strings.CutPrefix(snap.Name, tempSnapshot(""))
+		if !snap.Temporary || !ok {
+			continue
+		}
+		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == id }); busy {
+			continue
+		}
+		if _, berr := s.cat.Backup(ctx, id); errors.Is(berr, catalog.ErrNotFound) {
+			continue // another agent's, or a backup whose record was lost: the data plane drops it when it restarts
+		}
+		if derr := s.serve.DeleteSnapshot(ctx, snap.ID); derr != nil && !errors.Is(derr, serve.ErrNotFound) {
+			err = errors.Join(err, derr)
+		}
+	}
+	return err
+}

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// imageDevice serves a backup over NBD to one connection: read-only, or
+// through an overlay. The functions hold the connection's context.
+type imageDevice struct {
+	size    int64
+	read    func(p []byte, off int64) error
+	write   func(p []byte, off int64) error // nil = read-only, and so are the next two
+	zero    func(off, n int64) error
+	flush   func() error
+	extents func(off, n int64) ([]blockmap.Extent, error)
+}
+
+var _ nbd.Device = (*imageDevice)(nil)
+
+// openDevice makes the device of one connection; o is nil for a read-only one.
+func openDevice(ctx context.Context, img image, o *overlay) *imageDevice {
+	if o == nil {
+		return &imageDevice{
+			size:    img.Size(),
+			read:    func(p []byte, off int64) error { return img.ReadAt(ctx, p, off) },
+			extents: func(off, n int64) ([]blockmap.Extent, error) { return img.Extents(ctx, off, n) },
+		}
+	}
+	return &imageDevice{
+		size:    o.size,
+		read:    func(p []byte, off int64) error { return o.readAt(ctx, p, off) },
+		write:   func(p []byte, off int64) error { return o.writeAt(ctx, p, off) },
+		zero:    func(off, n int64) error { return o.zero(ctx, off, n) },
+		flush:   o.flush,
+		extents: func(off, n int64) ([]blockmap.Extent, error) { return o.extents(ctx, off, n) },
+	}
+}
+
+func (d *imageDevice) Size() int64 { return d.size }
+
+func (d *imageDevice) ReadAt(p []byte, off int64) (int, error) {
+	if err := d.read(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (d *imageDevice) WriteAt(p []byte, off int64) (int, error) {
+	if d.write == nil {
+		return 0, syscall.EPERM
+	}
+	if err := d.write(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (d *imageDevice) Flush() error {
+	if d.flush == nil {
+		return nil
+	}
+	return d.flush()
+}
+
+// Trim frees what it can, which makes the range zero.
+func (d *imageDevice) Trim(off, n int64) error { return d.Zero(off, n, true) }
+
+func (d *imageDevice) Zero(off, n int64, _ bool) error {
+	if d.zero == nil {
+		return syscall.EPERM
+	}
+	return d.zero(off, n)
+}
+
+func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) {
+	if name != nbd.ContextAllocation {
+		return nil, fmt.Errorf("there is no context %q", name)
+	}
+	return d.extents(off, n)
+}
+
+func (d *imageDevice) Close() error { return nil }
+
+// diskFile is an overlay's file on a file system.
+type diskFile struct{ *os.File }
+
+var _ overlayFile = diskFile{}
+
+// Zero punches a hole, or writes zeros where the file system has none.
+func (f diskFile) Zero(off, n int64, punch bool) error {
+	if punch {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n) //nolint:gosec // a descriptor fits
+		if err == nil || !errors.Is(err, unix.EOPNOTSUPP) {
+			return err
+		}
+	}
+	p := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		l := min(n, int64(len(p)))
+		if _, err := f.WriteAt(p[:l], off); err != nil {
+			return err
+		}
+		off, n = off+l, n-l
+	}
+	return nil
+}
+
+// Sync makes data and size durable.
+func (f diskFile) Sync() error { return unix.Fdatasync(int(f.Fd())) } //nolint:gosec // a descriptor fits

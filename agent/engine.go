@@ -1,0 +1,327 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+)
+
+// Causes for which a job's context ends.
+var (
+	errCancelled = errors.New("it was cancelled on request")
+	errStopping  = errors.New("the agent was stopped: start it again when the agent is back")
+)
+
+// engine runs jobs: one at a time for each volume, some at a time in all, in
+// the order in which they came. Every change of a job's state is in the
+// catalog before anybody is told.
+type engine struct {
+	cat   *catalog.Catalog
+	log   *slog.Logger
+	limit int
+	owner string
+	wake  chan struct{} // something may have become possible
+
+	mu      sync.Mutex
+	tasks   []*task // queued and running, oldest first
+	running int
+	stopped bool
+}
+
+// task is a job that has not ended.
+type task struct {
+	e    *engine
+	work func(ctx context.Context, t *task) (result any, err error)
+	done chan struct{} // closed when the job is final
+
+	// Guarded by e.mu.
+	job    Job
+	cause  error                   // why it shall end early, if it shall
+	cancel context.CancelCauseFunc // while it runs
+}
+
+func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int) *engine {
+	if limit <= 0 {
+		limit = 2
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return &engine{cat: cat, log: log, limit: limit, wake: make(chan struct{}, 1), owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+}
+
+// submit records a job and queues it. work is called exactly once, also when
+// the job is cancelled before its turn: its context has ended then.
+func (e *engine) submit(ctx context.Context, j Job, work func(ctx context.Context, t *task) (any, error)) (Job, error) {
+	j.ID, j.State, j.Owner, j.Created = uuid.NewString(), catalog.Queued, e.owner, time.Now().UTC()
+	t := &task{e: e, job: j, work: work, done: make(chan struct{})}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return Job{}, refuse(CodeUnavailable, "the agent is stopping: try again when it is back")
+	}
+	if err := e.cat.PutJob(ctx, j); err != nil {
+		return Job{}, err
+	}
+	e.tasks = append(e.tasks, t)
+	e.poke()
+	return j, nil
+}
+
+func (e *engine) poke() {
+	select {
+	case e.wake <- struct{}{}:
+	default: // a wake-up is pending already
+	}
+}
+
+// run runs jobs until ctx ends, cancels those that are left, and returns when
+// they have ended.
+func (e *engine) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	// Jobs end by their own cancel functions, with a cause.
+	base := context.WithoutCancel(ctx)
+	for {
+		for t := e.next(); t != nil; t = e.next() {
+			wg.Go(func() { e.perform(base, t) })
+		}
+		select {
+		case <-e.wake:
+		case <-ctx.Done():
+			e.stop()
+			for t := e.next(); t != nil; t = e.next() {
+				wg.Go(func() { e.perform(base, t) })
+			}
+			wg.Wait()
+			return
+		}
+	}
+}
+
+// stop cancels all jobs and refuses new ones.
+func (e *engine) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stopped = true
+	for _, t := range e.tasks {
+		t.end(errStopping)
+	}
+}
+
+// end makes a task end early. e.mu is held.
+func (t *task) end(cause error) {
+	if t.cause != nil {
+		return
+	}
+	t.cause = cause
+	if t.cancel != nil {
+		t.cancel(cause)
+	}
+}
+
+// commit makes the task go on to its end whatever is asked for from now on,
+// unless it was asked to end early before: that is the error.
+func (t *task) commit() error {
+	t.e.mu.Lock()
+	defer t.e.mu.Unlock()
+	if t.cause != nil {
+		return t.cause
+	}
+	t.cancel = nil
+	return nil
+}
+
+// next takes the first job that may run from the queue: nil if none may. A
+// job that was cancelled while queued always may, to clean up behind itself.
+func (e *engine) next() *task {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	busy := map[string]bool{}
+	for _, t := range e.tasks {
+		if t.job.State == catalog.Running && t.job.VolumeID != "" {
+			busy[t.job.VolumeID] = true
+		}
+	}
+	for _, t := range e.tasks {
+		if t.job.State != catalog.Queued {
+			continue
+		}
+		if t.cause != nil || e.running < e.limit && !busy[t.job.VolumeID] {
+			t.job.State, t.job.Started = catalog.Running, time.Now().UTC()
+			e.running++
+			return t
+		}
+		if t.job.VolumeID != "" {
+			busy[t.job.VolumeID] = true // later jobs of this volume wait behind it
+		}
+	}
+	return nil
+}
+
+// perform runs one job to its end.
+func (e *engine) perform(ctx context.Context, t *task) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e.mu.Lock()
+	t.cancel = cancel
+	if t.cause != nil {
+		cancel(t.cause)
+	}
+	j := t.job
+	e.mu.Unlock()
+	log := e.log.With(slog.String("job", j.ID), slog.String("kind", j.Kind), slog.String("volume", j.Volume), slog.String("backup", j.Backup))
+	log.LogAttrs(ctx, slog.LevelInfo, "job started")
+	err := e.cat.PutJob(context.WithoutCancel(ctx), j)
+	var result any
+	if err == nil {
+		result, err = t.work(ctx, t)
+	}
+	e.finish(context.WithoutCancel(ctx), t, result, err)
+	log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.Any("error", err))
+}
+
+// finish records the end of a job and lets the next one begin.
+func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	j := &t.job
+	j.Finished, j.Progress.Phase = time.Now().UTC(), ""
+	switch {
+	case err == nil:
+		j.State = catalog.Succeeded
+	case errors.Is(t.cause, errCancelled):
+		j.State, j.Error = catalog.Cancelled, err.Error()
+	default:
+		j.State, j.Error = catalog.JobFailed, err.Error()
+	}
+	if result != nil {
+		data, merr := json.Marshal(result)
+		if merr != nil {
+			e.log.LogAttrs(ctx, slog.LevelError, "result of job not recorded", slog.String("job", j.ID), slog.Any("error", merr))
+		}
+		j.Result = data
+	}
+	if perr := e.cat.PutJob(ctx, *j); perr != nil {
+		// The next start finds it unfinished and settles it.
+		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
+	}
+	e.running--
+	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
+	close(t.done)
+	e.poke()
+}
+
+// update changes a running job's record in memory; it is written at its end.
+func (t *task) update(f func(j *Job)) {
+	t.e.mu.Lock()
+	defer t.e.mu.Unlock()
+	f(&t.job)
+}
+
+// phase says in two or three words what a job is at.
+func (t *task) phase(what string) { t.update(func(j *Job) { j.Progress.Phase = what }) }
+
+// cancelJob asks a job to end.
+func (e *engine) cancelJob(ctx context.Context, ref string) (Job, error) {
+	j, err := e.find(ctx, ref)
+	if err != nil {
+		return j, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, t := range e.tasks {
+		if t.job.ID == j.ID {
+			t.end(errCancelled)
+			e.poke()
+			return t.job, nil
+		}
+	}
+	return j, refuse(CodeConflict, "job %s has ended already (%s): there is nothing to cancel", j.ID, j.State)
+}
+
+// live returns the task of a job that has not ended.
+func (e *engine) live(id string) (*task, Job, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, t := range e.tasks {
+		if t.job.ID == id {
+			return t, t.job, true
+		}
+	}
+	return nil, Job{}, false
+}
+
+// current returns a job as it is now.
+func (e *engine) current(ctx context.Context, id string) (Job, error) {
+	if _, j, ok := e.live(id); ok {
+		return j, nil
+	}
+	return e.cat.Job(ctx, id)
+}
+
+// jobs returns the newest jobs with what is known of them now.
+func (e *engine) jobs(ctx context.Context, limit int) ([]Job, error) {
+	l, err := e.cat.Jobs(ctx, limit)
+	for i := range l {
+		if _, j, ok := e.live(l[i].ID); ok {
+			l[i] = j
+		}
+	}
+	return l, err
+}
+
+// find returns the job with this ID, or the only one whose ID begins so.
+func (e *engine) find(ctx context.Context, ref string) (Job, error) {
+	l, err := e.jobs(ctx, keepJobs)
+	if err != nil {
+		return Job{}, err
+	}
+	var found []Job
+	for _, j := range l {
+		if j.ID == ref {
+			return j, nil
+		}
+		if len(ref) >= 4 && strings.HasPrefix(j.ID, ref) {
+			found = append(found, j)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Job{}, refuse(CodeNotFound, "there is no job %q: \"cairn job list\" shows the newest", ref)
+	case 1:
+		return found[0], nil
+	default:
+		return Job{}, refuse(CodeConflict, "%d jobs have an ID that begins with %q: give more of it", len(found), ref)
+	}
+}
+
+// using returns a job that has not ended and that match accepts.
+func (e *engine) using(match func(Job) bool) (Job, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, t := range e.tasks {
+		if match(t.job) {
+			return t.job, true
+		}
+	}
+	return Job{}, false
+}
+
+// counts returns how many jobs wait and run.
+func (e *engine) counts() (queued, running int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.tasks) - e.running, e.running
+}

@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/restore"
+	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// createRestore checks a request and queues its job.
+func (s *server) createRestore(ctx context.Context, r request) (any, error) {
+	var req Restore
+	if err := r.decode(&req); err != nil {
+		return nil, err
+	}
+	// The backup must not be deleted between the check and the job.
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	b, err := s.findBackup(ctx, req.Backup)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayRead(b, "restored"); err != nil {
+		return nil, err
+	}
+	j, err := s.restoreTarget(ctx, &req, b)
+	if err != nil {
+		return nil, err
+	}
+	if b.Status == catalog.Available {
+		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Restoring); err != nil {
+			return nil, err
+		}
+	}
+	queued, err := s.jobs.submit(ctx, j, func(ctx context.Context, t *task) (any, error) { return s.runRestore(ctx, t, req, b) })
+	if err != nil {
+		return nil, errors.Join(err, s.notRestoring(context.WithoutCancel(ctx), b.ID, ""))
+	}
+	return queued, nil
+}
+
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}
+
+// restoreTarget checks where a restore goes and describes its job.
+func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job, error) {
+	j := Job{Kind: catalog.RestoreJob, Backup: b.ID, Progress: Progress{Phase: "waiting", Total: b.Size}}
+	given := 0
+	for _, x := range []string{req.Volume, req.NewVolume, req.File} {
+		if x != "" {
+			given++
+		}
+	}
+	switch {
+	case given > 1:
+		return j, refuse(CodeInvalid, "several targets are named: restore to a volume, to a new volume or to a file")
+	case req.Overwrite && req.File == "":
+		return j, refuse(CodeInvalid, "overwrite is for files: an existing volume named as the target is overwritten anyway")
+	case req.Volume != "":
+		v, err := s.serve.Volume(ctx, req.Volume)
+		if err != nil {
+			return j, err
+		}
+		j.Volume, j.VolumeID, j.Target = v.Name, v.ID, v.Name
+		return j, mayRestoreTo(v, b)
+	case req.File != "":
+		if !filepath.IsAbs(req.File) {
+			return j, refuse(CodeInvalid, "the path %q is not absolute: the agent does not know the folder you are in", req.File)
+		}
+		req.File = filepath.Clean(req.File)
+		j.Target = req.File
+		if err := restore.CheckFile(req.File, req.Overwrite); err != nil {
+			return j, refuse(CodeConflict, "%v", err)
+		}
+		return j, nil
+	case req.NewVolume == "":
+		req.NewVolume = "restore_backup_" + b.ID
+	}
+	if err := s.freeVolumeName(req.NewVolume); err != nil {
+		return j, err
+	}
+	_, err := s.serve.Volume(ctx, req.NewVolume)
+	switch {
+	case err == nil || errors.Is(err, serve.ErrConflict):
+		return j, refuse(CodeConflict, "volume %s is there already: restore to it as an existing volume, or name another", req.NewVolume)
+	case !errors.Is(err, serve.ErrNotFound):
+		return j, err
+	}
+	j.Volume, j.Target = req.NewVolume, req.NewVolume
+	return j, nil
+}
+
+// mayRestoreTo refuses a volume that cannot take the backup.
+func mayRestoreTo(v Volume, b Backup) error {
+	switch {
+	case v.Status == serve.StatusError:
+		return refuse(CodeConflict, "volume %s cannot be restored to: %s", v.Name, v.Error)
+	case v.InUse:
+		return refuse(CodeBusy, "volume %s is used by %s: disconnect it before its content is replaced", v.Name, orElse(v.Writer, "a client"))
+	case v.Size < b.Size:
+		return refuse(CodeInvalid, "volume %s has %d bytes and backup %s has %d: extend the volume, or restore to a new one", v.Name, v.Size, b.ID, b.Size)
+	}
+	return nil
+}
+
+// runRestore is the work of a restore job.
+func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup) (any, error) {
+	clean := context.WithoutCancel(ctx)
+	res, err := s.restoreTo(ctx, t, req, b)
+	if nerr := s.notRestoring(clean, b.ID, t.id()); nerr != nil {
+		s.log.LogAttrs(clean, slog.LevelError, "state of backup not recorded", slog.String("backup", b.ID), slog.Any("error", nerr))
+	}
+	if err == nil {
+		return res, nil
+	}
+	text := fail(ctx, err)
+	if req.Volume != "" && res.BytesWritten > 0 {
+		text = joinSentences(text, fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", res.Volume))
+	}
+	return res, errors.New(text)
+}
+
+// restoreTo restores to the target that is asked for.
+func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) (res RestoreResult, err error) {
+	res = RestoreResult{Backup: b.ID, File: req.File}
+	if ctx.Err() != nil {
+		return res, context.Cause(ctx)
+	}
+	t.phase("opening")
+	img, err := s.repo.Image(ctx, b.ID)
+	if err != nil {
+		return res, fmt.Errorf("open backup %s: %w", b.ID, err)
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	o := restore.Options{
+		BlockSize: s.repo.Info().BlockSize, Workers: s.o.Limits.RestoreWorkers,
+		Progress: func(p restore.Progress) { t.update(func(j *Job) { j.Progress = restoreProgress(p) }) },
+	}
+	var p restore.Progress
+	switch {
+	case req.File != "":
+		p, err = restore.File(ctx, img, req.File, restore.FileOptions{Options: o, Overwrite: req.Overwrite})
+	case req.Volume != "":
+		var v Volume
+		if v, err = s.serve.Volume(ctx, t.volumeID()); err != nil {
+			return res, err
+		}
+		if err = mayRestoreTo(v, b); err != nil {
+			return res, err
+		}
+		res.Volume, res.VolumeID = v.Name, v.ID
+		p, err = toVolume(ctx, img, v, o)
+	default:
+		res.Volume = req.NewVolume
+		p, err = s.toNewVolume(ctx, t, img, &res, o)
+	}
+	res.BytesRead, res.BytesWritten = p.Read, p.Written
+	return res, err
+}
+
+func restoreProgress(p restore.Progress) Progress {
+	return Progress{Phase: "restoring", Total: p.Total, Done: p.Done, Read: p.Read, Written: p.Written, Hole: p.Hole + p.Same}
+}
+
+// toNewVolume makes a volume and restores to it. A failure deletes the volume.
+func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, res *RestoreResult, o restore.Options) (restore.Progress, error) {
+	v, err := s.serve.CreateVolume(ctx, serve.CreateVolume{Name: res.Volume, Size: img.Size()})
+	if err != nil {
+		return restore.Progress{}, err
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	t.update(func(j *Job) { j.VolumeID = v.ID })
+	// Recorded, so that a kill leaves no half volume either.
+	err = s.cat.PutUnfinished(clean, v.ID, t.id())
+	var p restore.Progress
+	if err == nil {
+		o.Fresh = true
+		p, err = toVolume(ctx, img, v, o)
+	}
+	if err == nil {
+		res.VolumeID = v.ID
+		return p, s.cat.RemoveUnfinished(clean, v.ID)
+	}
+	clean2, cancel2 := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel2()
+	return p, errors.Join(err, s.dropUnfinished(clean2, v.ID))
+}
+
+// dropUnfinished deletes a new volume whose restore did not end well.
+func (s *server) dropUnfinished(ctx context.Context, volumeID string) error {
+	if err := s.serve.DeleteVolume(ctx, volumeID); err != nil && !errors.Is(err, serve.ErrNotFound) {
+		return fmt.Errorf("the half-made volume is not deleted yet: %w", err)
+	}
+	return s.cat.RemoveUnfinished(ctx, volumeID)
+}
+
+// tidyUnfinished deletes the new volumes of restores that no longer run.
+func (s *server) tidyUnfinished(ctx context.Context) error {
+	l, err := s.cat.Unfinished(ctx)
+	for volume, job := range l {
+		if _, _, live := s.jobs.live(job); !live {
+			err = errors.Join(err, s.dropUnfinished(ctx, volume))
+		}
+	}
+	return err
+}
+
+// toVolume restores to a volume over NBD, as its one writer.
+func toVolume(ctx context.Context, img restore.Image, v Volume, o restore.Options) (p restore.Progress, err error) {
+	c, err := nbd.Dial(ctx, v.URI, nbd.ClientOptions{Contexts: []string{nbd.ContextAllocation}, Conns: 2})
+	if err != nil {
+		return p, fmt.Errorf("connect to volume %s: %w", v.Name, err)
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	if c.ReadOnly() {
+		return p, refuse(CodeConflict, "volume %s cannot be written", v.Name)
+	}
+	if p, err = restore.Copy(ctx, img, volumeTarget{c}, o); err != nil {
+		return p, fmt.Errorf("restore to volume %s: %w", v.Name, err)
+	}
+	return p, nil
+}
+
+// volumeTarget is a volume that is restored to.
+type volumeTarget struct{ *nbd.Client }
+
+var _ restore.Target = volumeTarget{}
+
+func (t volumeTarget) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return t.Client.WriteAt(ctx, p, off, false)
+}
+
+func (t volumeTarget) Zero(ctx context.Context, off, n int64) error {
+	return t.Client.Zero(ctx, off, n, true)
+}
+
+func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
+	return t.Map(ctx, nbd.ContextAllocation, off, n)
+}
+
+// notRestoring makes a backup available again when the job that ends was the
+// last that restored it.
+func (s *server) notRestoring(ctx context.Context, backup, job string) error {
+	if _, busy := s.jobs.using(func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == backup && j.ID != job }); busy {
+		return nil
+	}
+	err := s.cat.SetBackupStatus(ctx, backup, catalog.Restoring, catalog.Available)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// id is the job's ID, which never changes.
+func (t *task) id() string { return t.job.ID }
+
+// volumeID is the job's volume as it was asked for.
+func (t *task) volumeID() string {
+	t.e.mu.Lock()
+	defer t.e.mu.Unlock()
+	return t.job.VolumeID
+}

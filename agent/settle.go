@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// Every so often what could not be cleaned up or decided is tried again.
+const (
+	tidyEvery  = 30 * time.Second
+	decideWait = time.Minute     // a job waits so long for its session's verdict
+	decideStep = 2 * time.Second // and asks this often
+)
+
+// errInterrupted is the end of jobs that a stopped agent left behind.
+var errInterrupted = errors.New("the agent was stopped or killed meanwhile: start it again")
+
+// recover settles, before anything else, what the last agent left: no job
+// runs any more, so each record says what its end was. Stores that do not
+// answer now are asked again later.
+func (s *server) recover(ctx context.Context) error {
+	jobs, err := s.cat.UnfinishedJobs(ctx)
+	if err != nil {
+		return err
+	}
+	backups, err := s.cat.Backups(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range backups {
+		if err := s.recoverBackup(ctx, b); err != nil {
+			return err
+		}
+	}
+	for _, j := range jobs {
+		if err := s.recoverJob(ctx, j); err != nil {
+			return err
+		}
+	}
+	if err := s.cat.TrimJobs(ctx, keepJobs); err != nil {
+		return err
+	}
+	s.adopt(ctx)
+	s.wakeTidy()
+	return nil
+}
+
+// recoverBackup settles one record.
+func (s *server) recoverBackup(ctx context.Context, b Backup) error {
+	switch {
+	case b.Status == catalog.Restoring:
+		b.Status = catalog.Available
+		return s.cat.PutBackup(ctx, b)
+	case b.Status == catalog.Creating && b.Session == "":
+		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, errInterrupted.Error()
+		return s.cat.PutBackup(ctx, b)
+	case b.Status == catalog.Creating || b.Undecided:
+		b.Status, b.Undecided = catalog.Failed, true
+		b.FailReason = orElse(b.FailReason, "the agent was stopped or killed meanwhile, and the stores have not said yet whether the backup was committed")
+		if err := s.cat.PutBackup(ctx, b); err != nil {
+			return err
+		}
+		if _, err := s.decide(ctx, b, errInterrupted); err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "backup undecided", slog.String("backup", b.ID), slog.Any("error", err))
+		}
+	}
+	return nil
+}
+
+// recoverJob ends the record of a job that no longer runs.
+func (s *server) recoverJob(ctx context.Context, j Job) error {
+	j.State, j.Error, j.Finished, j.Progress.Phase = catalog.JobFailed, errInterrupted.Error(), time.Now().UTC(), ""
+	switch j.Kind {
+	case catalog.BackupJob:
+		if b, err := s.cat.Backup(ctx, j.Backup); err == nil && b.Status == catalog.Available {
+			j.State, j.Error = catalog.Succeeded, ""
+		} else if err == nil {
+			j.Error = b.FailReason
+		}
+	case catalog.RestoreJob:
+		if j.VolumeID != "" {
+			j.Error = fmt.Sprintf("the agent was stopped or killed meanwhile: volume %s holds a mixture of old and new; restore to it again", j.Target)
+		}
+	}
+	return s.cat.PutJob(ctx, j)
+}
+
+// decide asks the stores whether an undecided backup was committed, and tries
+// to have them say no if they have not said yes: cause is then its end. It
+// records the answer; an error means that there is none yet.
+func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, error) {
+	d, err := s.repo.FenceSession(ctx, b.Session)
+	if err != nil {
+		return b, err
+	}
+	switch d {
+	case repository.Committed:
+		b.Status, b.Undecided, b.FailReason = catalog.Available, false, ""
+		if stored, err := s.repo.Backup(ctx, b.ID); err == nil {
+			fillStats(&b, stored.Stats)
+		}
+	case repository.Aborted:
+		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, cause.Error()
+	default:
+		return b, errors.New("too few stores answer to decide it")
+	}
+	if err := s.cat.PutBackup(ctx, b); err != nil {
+		return b, err
+	}
+	s.wakeTidy()
+	return b, nil
+}
+
+func fillStats(b *Backup, st repository.Stats) {
+	b.BytesRead, b.BytesAudited, b.BytesChanged = st.Read, st.Audited, st.Changed
+	b.BytesNew, b.BytesStored, b.BytesShards = st.New, st.Stored, st.Shards
+}
+
+// waitDecision keeps a job whose commit has an unknown outcome for a while, so
+// that whoever waits hears the truth; after that the tidying goes on asking.
+func (s *server) waitDecision(ctx context.Context, t *task, b Backup, cause error) (any, error) {
+	t.phase("waiting for the stores' verdict")
+	// A cancel does not end this: it is what the answer depends on least.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), decideWait)
+	defer cancel()
+	for {
+		s.deciding.Lock()
+		got, err := s.decide(ctx, b, cause)
+		s.deciding.Unlock()
+		switch {
+		case err == nil && got.Status == catalog.Available:
+			return got, nil
+		case err == nil:
+			return nil, errors.New(got.FailReason)
+		}
+		if stopping := t.stopping(); stopping || !pause(ctx, decideStep) {
+			return nil, errors.New(b.FailReason)
+		}
+	}
+}
+
+// stopping says whether the agent wants to end.
+func (t *task) stopping() bool {
+	t.e.mu.Lock()
+	defer t.e.mu.Unlock()
+	return t.e.stopped
+}
+
+// pause waits for d; it is false if ctx ended before.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// adopt records backups that the repository has and the catalog has not: the
+// catalog was lost, or another agent made them. Without stores there is
+// nothing to adopt, which is no reason not to start.
+func (s *server) adopt(ctx context.Context) {
+	l, err := s.repo.Backups(ctx)
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "repository not listed: backups that the catalog does not know stay unknown until the next start", slog.Any("error", err))
+		return
+	}
+	for _, x := range l {
+		if x.State != repository.Available {
+			continue
+		}
+		if _, err := s.cat.Backup(ctx, x.ID); err == nil || !errors.Is(err, catalog.ErrNotFound) {
+			continue
+		}
+		b := Backup{
+			ID: x.ID, Name: x.Name, Description: x.Description, Project: x.Project, Status: catalog.Available,
+			Volume: x.Volume, VolumeID: x.VolumeID, Size: x.Size, Incremental: x.Incremental, Parent: x.Parent,
+			Created: x.Created, Session: x.Session, Checkpoint: x.ID,
+		}
+		fillStats(&b, x.Stats)
+		// The checkpoint, if the volume is still there and has it, is ours by its name.
+		err := errors.Join(s.cat.PutBackup(ctx, b), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID}))
+		s.log.LogAttrs(ctx, slog.LevelInfo, "backup found in the repository", slog.String("backup", x.ID), slog.String("volume", x.Volume), slog.Any("error", err))
+	}
+}
+
+func (s *server) wakeTidy() {
+	select {
+	case s.tidy <- struct{}{}:
+	default: // a wake-up is pending already
+	}
+}
+
+// reconcile tidies when asked to, and now and then, until ctx ends.
+func (s *server) reconcile(ctx context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.tidy:
+		case <-tick.C:
+		}
+		s.exports.retry(ctx)
+		for what, f := range map[string]func(context.Context) error{
+			"undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
+			"half-made volumes": s.tidyUnfinished,
+		} {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				level := slog.LevelWarn
+				if errors.Is(err, serve.ErrUnreachable) {
+					level = slog.LevelInfo // said by every request that needs it
+				}
+				s.log.LogAttrs(ctx, level, "not tidied yet", slog.String("what", what), slog.Any("error", err))
+			}
+		}
+	}
+}
+
+// decideAll asks again about the backups that are undecided. Those that a job
+// is about to decide are left to it.
+func (s *server) decideAll(ctx context.Context) error {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	l, err := s.cat.UndecidedBackups(ctx)
+	for _, b := range l {
+		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); busy {
+			continue
+		}
+		_, derr := s.decide(ctx, b, errors.New("its commit was given up when too few stores answered: make it again"))
+		err = errors.Join(err, derr)
+	}
+	return err
+}
+
+// deleteAll goes on with deletions that a failure or a restart interrupted.
+func (s *server) deleteAll(ctx context.Context) error {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	l, err := s.cat.Backups(ctx)
+	for _, b := range l {
+		if b.Status == catalog.Deleting {
+			err = errors.Join(err, s.finishDelete(ctx, b))
+		}
+	}
+	return err
+}
