@@ -1,0 +1,252 @@
+package repository
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// readersAtOnce is how many root records are read at once.
+const readersAtOnce = 16
+
+// standing is a root record and what readers make of it.
+type standing struct {
+	root  *root
+	state State
+}
+
+// Backups returns the backups that exist, oldest first: those available, and
+// those unconfirmed, which have a root record and no proof either way. It reads
+// the stores alone, with any k of them. A root record that no store has whole
+// is reported by Check, not here.
+func (r *Repository) Backups(ctx context.Context) ([]Backup, error) {
+	all, err := r.standings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Backup
+	for _, s := range all {
+		if s.state != Deleted {
+			out = append(out, s.root.backup(s.state))
+		}
+	}
+	return out, nil
+}
+
+// Trash returns the deleted backups that no prune has taken yet.
+func (r *Repository) Trash(ctx context.Context) ([]Backup, error) {
+	all, err := r.standings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Backup
+	for _, s := range all {
+		if s.state == Deleted {
+			out = append(out, s.root.backup(s.state))
+		}
+	}
+	return out, nil
+}
+
+// Backup returns the backup with that ID or, if there is none, the one with
+// that name. ErrNotFound, ErrAmbiguous.
+func (r *Repository) Backup(ctx context.Context, ref string) (Backup, error) {
+	all, err := r.Backups(ctx)
+	if err != nil {
+		return Backup{}, err
+	}
+	var named []Backup
+	for _, b := range all {
+		if b.ID == ref {
+			return b, nil
+		}
+		if b.Name == ref && ref != "" {
+			named = append(named, b)
+		}
+	}
+	switch len(named) {
+	case 0:
+		return Backup{}, fmt.Errorf("backup %q: %w", ref, ErrNotFound)
+	case 1:
+		return named[0], nil
+	}
+	ids := make([]string, len(named))
+	for i, b := range named {
+		ids[i] = b.ID
+	}
+	return Backup{}, fmt.Errorf("%d backups are called %q: name one by its ID (%s): %w", len(named), ref, strings.Join(ids, ", "), ErrAmbiguous)
+}
+
+// standings reads all root records and decides each. Of several with one
+// backup ID the newest counts that is live; of those that are not, the newest.
+func (r *Repository) standings(ctx context.Context) ([]standing, error) {
+	r.reunite(ctx)
+	names, err := r.union(ctx, rootPrefix)
+	if err != nil {
+		return nil, err
+	}
+	sessions := make(map[ident]bool, len(names))
+	for name := range names {
+		if s, ok := rootSession(name); ok {
+			sessions[s] = true
+		}
+	}
+	if len(sessions) == 0 {
+		return nil, nil
+	}
+	deleted, err := r.marks(ctx, deletedPrefix, kindTombstone, sessions)
+	if err != nil {
+		return nil, err
+	}
+	purged, err := r.marks(ctx, purgedPrefix, kindPurged, sessions)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	byID := make(map[string]standing)
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(readersAtOnce)
+	for name, ms := range names {
+		s, ok := rootSession(name)
+		if !ok || purged[s] {
+			continue
+		}
+		group.Go(func() error {
+			st, err := r.stand(groupCtx, name, ms, deleted[s])
+			if err != nil || st.root == nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if old, ok := byID[st.root.rec.BackupID]; !ok || st.before(old) {
+				byID[st.root.rec.BackupID] = st
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err //nolint:wrapcheck // named where it comes from
+	}
+	out := make([]standing, 0, len(byID))
+	for _, st := range byID {
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b standing) int {
+		return cmp.Or(a.root.rec.Created.Compare(b.root.rec.Created), strings.Compare(a.root.rec.BackupID, b.root.rec.BackupID))
+	})
+	return out, nil
+}
+
+// before reports whether s is the one to show of two with the same backup ID.
+func (s standing) before(o standing) bool {
+	if s.state != o.state {
+		rank := map[State]int{Available: 0, Unconfirmed: 1, Deleted: 2}
+		return rank[s.state] < rank[o.state]
+	}
+	return s.root.rec.Created.After(o.root.rec.Created)
+}
+
+// stand reads one root record and decides it; the root is nil when there is
+// nothing to show.
+func (r *Repository) stand(ctx context.Context, name string, ms []*member, deleted bool) (standing, error) {
+	r.mu.Lock()
+	rt := r.rootSeen[name]
+	r.mu.Unlock()
+	if rt == nil {
+		var err error
+		if rt, err = r.readRoot(ctx, ms, name); errors.Is(err, ErrDamaged) {
+			return standing{}, nil
+		} else if err != nil {
+			return standing{}, err
+		}
+	}
+	d, err := r.decide(ctx, rt.rec.Session, rt.rec.Voters, &rt.digest)
+	switch {
+	case err != nil:
+		return standing{}, err
+	case d == Aborted:
+		return standing{}, nil
+	case d == Undecided && deleted:
+		return standing{}, nil
+	case deleted:
+		return standing{rt, Deleted}, nil
+	case d == Undecided:
+		return standing{rt, Unconfirmed}, nil
+	default:
+		return standing{rt, Available}, nil
+	}
+}
+
+// find returns the standing of a backup that is available or unconfirmed.
+func (r *Repository) find(ctx context.Context, id string) (standing, error) {
+	all, err := r.standings(ctx)
+	if err != nil {
+		return standing{}, err
+	}
+	for _, s := range all {
+		if s.root.rec.BackupID != id {
+			continue
+		}
+		if s.state == Deleted {
+			return s, fmt.Errorf("backup %s was deleted: %w", id, ErrNotFound)
+		}
+		return s, nil
+	}
+	return standing{}, fmt.Errorf("backup %q: %w", id, ErrNotFound)
+}
+
+// Delete moves a backup to the trash: a tombstone on at least 1+d stores. A
+// prune removes it later; until then its data is whole.
+func (r *Repository) Delete(ctx context.Context, id string) error {
+	st, err := r.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	name := deletedName(st.root.rec.Session)
+	object, err := r.keys.sealEnvelope(kindTombstone, name, nil)
+	if err != nil {
+		return err
+	}
+	need := r.membership().quorum()
+	answers := ask(ctx, r.o.Timing, r.current(), need, func(ctx context.Context, m *member) (struct{}, error) {
+		err := r.identify(ctx, m)
+		if err == nil {
+			err = putSame(ctx, m.store, name, object)
+		}
+		return struct{}{}, err
+	})
+	if n := len(succeeded(answers)); n < need {
+		return fmt.Errorf("delete backup %s: %d stores took the tombstone, %d are needed; it may show up as deleted all the same: try again when they are back: %w: %w", id, n, need, ErrTooFewStores, failures(answers))
+	}
+	return nil
+}
+
+// isMarked reports whether any reachable member has an object of that name,
+// genuine or not: for decisions where a doubt counts as yes.
+func (r *Repository) isMarked(ctx context.Context, name string) (bool, error) {
+	ms := r.current()
+	answers := ask(ctx, r.o.Timing, ms, max(r.membership().Data, len(ms)-1), func(ctx context.Context, m *member) (bool, error) {
+		_, err := m.store.Stat(ctx, name)
+		if errors.Is(err, objstore.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err //nolint:wrapcheck // stores name themselves
+	})
+	for _, a := range answers {
+		if a.value {
+			return true, nil
+		}
+	}
+	if len(succeeded(answers)) == 0 {
+		return false, fmt.Errorf("%s: %w: %w", name, ErrTooFewStores, failures(answers))
+	}
+	return false, nil
+}

@@ -1,0 +1,127 @@
+package repository
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
+// Versions of the format that this program reads, writes and prunes.
+const formatVersion = 1
+
+// storeRecord is the payload of "store": who a store is.
+type storeRecord struct {
+	Repository ident  `json:"repository"`
+	Store      ident  `json:"store"`
+	State      string `json:"state"` // "member" or "joining"
+	MinReader  int    `json:"min_reader"`
+}
+
+const (
+	stateMember  = "member"
+	stateJoining = "joining"
+)
+
+// membership is the payload of "members/<v>": all that is true of the whole
+// repository. The highest version seen wins.
+type membership struct {
+	Version    uint64      `json:"version"`
+	Repository ident       `json:"repository"`
+	MinReader  int         `json:"min_reader"`
+	MinWriter  int         `json:"min_writer"`
+	MinPruner  int         `json:"min_pruner"`
+	Data       int         `json:"data"`
+	Parity     int         `json:"parity"`
+	Losses     int         `json:"losses"`
+	BlockSize  int         `json:"block_size"`
+	Stores     []ident     `json:"stores"`
+	Placements []placement `json:"placements"` // by epoch, oldest first
+}
+
+// placement says which store keeps which shard of the packs of an epoch. A
+// replaced store's slot is bound to its successor in the next version.
+type placement struct {
+	Epoch uint16  `json:"epoch"`
+	Slots []ident `json:"slots"`
+}
+
+func (m *membership) check() error {
+	bad := func(what string) error { return fmt.Errorf("membership %d: %s: %w", m.Version, what, errEnvelope) }
+	switch {
+	case m.Version == 0:
+		return bad("no version")
+	case m.Data < 1 || m.Parity < 0 || m.Data+m.Parity > 32:
+		return bad("impossible geometry")
+	case m.Losses < 0 || m.Losses > m.Parity:
+		return bad("impossible number of losses")
+	case m.BlockSize < 512 || m.BlockSize > 64<<10 || m.BlockSize&(m.BlockSize-1) != 0:
+		return bad("impossible block size")
+	case len(m.Stores) < m.Data+m.Parity || len(m.Stores) > 1024:
+		return bad("impossible number of stores")
+	case len(m.Placements) == 0 || len(m.Placements) > 1<<16:
+		return bad("no placement")
+	}
+	for i, p := range m.Placements {
+		if int(p.Epoch) != i || len(p.Slots) != m.Data+m.Parity {
+			return bad("impossible placement")
+		}
+	}
+	return nil
+}
+
+// quorum is how many acknowledgements a control object needs.
+func (m *membership) quorum() int { return 1 + m.Losses }
+
+// packQuorum is how many shards of a pack have to be acknowledged.
+func (m *membership) packQuorum() int { return m.Data + m.Losses }
+
+func (m *membership) has(id ident) bool { return slices.Contains(m.Stores, id) }
+
+// slots returns who keeps the shards of an epoch's packs, nil when there is no
+// such epoch.
+func (m *membership) slots(epoch uint16) []ident {
+	if int(epoch) >= len(m.Placements) {
+		return nil
+	}
+	return m.Placements[epoch].Slots
+}
+
+func (k *keyring) sealMembership(m *membership) (name string, object []byte, err error) {
+	payload, err := json.Marshal(m)
+	if err != nil {
+		return "", nil, fmt.Errorf("membership: %w", err)
+	}
+	name = membersName(m.Version)
+	object, err = k.sealEnvelope(kindMembers, name, payload)
+	return name, object, err
+}
+
+func (k *keyring) openMembership(name string, object []byte) (*membership, error) {
+	payload, err := k.openEnvelope(kindMembers, name, object)
+	if err != nil {
+		return nil, err
+	}
+	m := &membership{}
+	if err := decodeJSON(payload, m); err != nil {
+		// A newer version may have added fields; what it says about who may
+		// read comes first.
+		var gate struct {
+			MinReader int `json:"min_reader"`
+		}
+		if json.Unmarshal(payload, &gate) == nil && gate.MinReader > formatVersion {
+			return nil, versionError("read", gate.MinReader)
+		}
+		return nil, err
+	}
+	if m.MinReader > formatVersion {
+		return nil, versionError("read", m.MinReader)
+	}
+	if membersName(m.Version) != name {
+		return nil, fmt.Errorf("%s says it is version %d: %w", name, m.Version, errEnvelope)
+	}
+	return m, m.check()
+}
+
+func versionError(what string, need int) error {
+	return fmt.Errorf("this cairn knows format %d and format %d is needed to %s this repository: upgrade cairn: %w", formatVersion, need, what, ErrVersion)
+}

@@ -1,0 +1,99 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cairnbackup/cairn/internal/manifest"
+)
+
+// findParent is W3: it reads the parent afresh, behind W2, and takes it only
+// when it is live. Why it does not is told, not an error: the backup is then a
+// full one.
+func (s *Session) findParent(ctx context.Context) {
+	if s.o.ParentBackup == "" {
+		return
+	}
+	if err := s.useParent(ctx); err != nil {
+		s.parent, s.parentTree = nil, nil
+		s.parentProblem = err.Error()
+	}
+}
+
+func (s *Session) useParent(ctx context.Context) error {
+	st, err := s.r.find(ctx, s.o.ParentBackup)
+	if err != nil {
+		return err
+	}
+	id := s.o.ParentBackup
+	switch rec := st.root.rec; {
+	case st.state != Available:
+		return fmt.Errorf("parent backup %s is %s", id, st.state)
+	case rec.Project != s.o.Project:
+		return fmt.Errorf("parent backup %s is of another project", id)
+	case rec.VolumeID != s.o.VolumeID:
+		return fmt.Errorf("parent backup %s is of another volume", id)
+	}
+	session := st.root.rec.Session
+	if _, ok := s.avoid.backups[session]; ok {
+		return fmt.Errorf("parent backup %s is being removed by a prune", id)
+	}
+	// What was found may have been read before W2, or be remembered: the root
+	// record, its marks and its votes are read again.
+	names, err := s.r.union(ctx, st.root.name)
+	if err != nil {
+		return err
+	}
+	rt, err := s.r.readRoot(ctx, names[st.root.name], st.root.name)
+	if err != nil {
+		return err
+	}
+	for _, mark := range []string{purgedName(session), deletedName(session)} {
+		marked, err := s.r.isMarked(ctx, mark)
+		if err != nil {
+			return err
+		}
+		if marked {
+			return fmt.Errorf("parent backup %s was deleted", id)
+		}
+	}
+	d, err := s.r.decide(ctx, session, rt.rec.Voters, &rt.digest)
+	if err != nil {
+		return err
+	}
+	if d != Committed {
+		return fmt.Errorf("parent backup %s is %s", id, d)
+	}
+	tree, err := manifest.Open(rt.geometry(), rt.top, s.r.loader(s.domain))
+	if err != nil {
+		return fmt.Errorf("parent backup %s: %w", id, err)
+	}
+	if err := s.checkCondemned(ctx, tree); err != nil {
+		return fmt.Errorf("parent backup %s: %w", id, err)
+	}
+	s.parent, s.parentTree = rt, tree
+	return nil
+}
+
+// errCondemned says that a parent hangs on packs that a prune removes.
+var errCondemned = errors.New("some of its packs are on the list of a prune: everything is stored again")
+
+// checkCondemned is W4 for the chunks that an incremental takes over unread:
+// none may be in a condemned pack. Lists are rare and short-lived, so that the
+// whole manifest is read only then.
+func (s *Session) checkCondemned(ctx context.Context, tree *manifest.Tree) error {
+	if len(s.avoid.packs) == 0 {
+		return nil
+	}
+	packs, err := tree.Packs(ctx)
+	if err != nil {
+		return fmt.Errorf("read the manifest: %w", err)
+	}
+	for p := range packs {
+		if s.avoid.has(p) {
+			return errCondemned
+		}
+	}
+	return nil
+}

@@ -1,0 +1,174 @@
+package repository
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// maxSeenRoots bounds the memory for root records that were read before.
+const maxSeenRoots = 20000
+
+// rootRecord is the first part of a root record's plaintext.
+type rootRecord struct {
+	BackupID    string    `json:"backup_id"`
+	Name        string    `json:"name"`
+	Description string    `json:"description"`
+	Project     string    `json:"project"`
+	VolumeID    string    `json:"volume_id"`
+	Volume      string    `json:"volume"`
+	Size        int64     `json:"size"`
+	BlockSize   int       `json:"block_size"`
+	Created     time.Time `json:"created"`
+	Parent      string    `json:"parent"`
+	Session     ident     `json:"session"`
+	Voters      []ident   `json:"voters"`
+	Stats       Stats     `json:"stats"`
+}
+
+// digest is what votes name a root record by: BLAKE3-256 of the object.
+type digest [32]byte
+
+// root is a root record that was read and authenticated.
+type root struct {
+	name   string // of the object
+	rec    rootRecord
+	digest digest
+	top    []byte // nil when it was not kept
+}
+
+func (r *root) geometry() blockmap.Geometry {
+	return blockmap.Geometry{Size: r.rec.Size, BlockSize: r.rec.BlockSize}
+}
+
+func (r *root) backup(s State) Backup {
+	return Backup{
+		ID: r.rec.BackupID, Name: r.rec.Name, Description: r.rec.Description, Project: r.rec.Project,
+		VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, Size: r.rec.Size, BlockSize: r.rec.BlockSize,
+		Created: r.rec.Created, Parent: r.rec.Parent, Incremental: r.rec.Parent != "",
+		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s,
+	}
+}
+
+// sealRoot returns the object of a root record.
+func (k *keyring) sealRoot(name string, rec *rootRecord, top []byte) ([]byte, error) {
+	head, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	plain := binary.BigEndian.AppendUint32(nil, uint32(len(head))) //nolint:gosec // far below
+	plain = append(append(plain, head...), top...)
+	aead, err := chacha20poly1305.NewX(k.root[:])
+	if err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	nonce := make([]byte, aead.NonceSize(), aead.NonceSize()+len(plain)+aead.Overhead())
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	return k.sealEnvelope(kindRoot, name, aead.Seal(nonce, nonce, plain, []byte(name)))
+}
+
+// openRoot is the inverse of sealRoot.
+func (k *keyring) openRoot(name string, object []byte) (*root, error) {
+	payload, err := k.openEnvelope(kindRoot, name, object)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := chacha20poly1305.NewX(k.root[:])
+	if err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	if len(payload) < aead.NonceSize() {
+		return nil, fmt.Errorf("root record of %d bytes: %w", len(payload), errEnvelope)
+	}
+	plain, err := aead.Open(nil, payload[:aead.NonceSize()], payload[aead.NonceSize():], []byte(name))
+	if err != nil {
+		return nil, fmt.Errorf("root record %s does not open: %w", name, errEnvelope)
+	}
+	if len(plain) < 4 {
+		return nil, fmt.Errorf("root record of %d bytes: %w", len(plain), errEnvelope)
+	}
+	n := int64(binary.BigEndian.Uint32(plain))
+	if n > int64(len(plain)-4) {
+		return nil, fmt.Errorf("root record whose head has %d of %d bytes: %w", n, len(plain), errEnvelope)
+	}
+	r := &root{name: name, digest: blake3.Sum256(object), top: plain[4+n:]}
+	if err := decodeJSON(plain[4:4+n], &r.rec); err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	if s, ok := rootSession(name); !ok || s != r.rec.Session {
+		return nil, fmt.Errorf("root record %s is of session %s: %w", name, r.rec.Session, errEnvelope)
+	}
+	if err := r.geometry().Validate(); err != nil {
+		return nil, fmt.Errorf("root record %s: %w: %w", name, err, errEnvelope)
+	}
+	return r, nil
+}
+
+// readRoot reads a root record from the first of the stores that has a genuine
+// one, with its tree.
+func (r *Repository) readRoot(ctx context.Context, ms []*member, name string) (*root, error) {
+	var errs []error
+	for _, m := range r.byHealth(ms) {
+		rt, err := one(ctx, r, m, func(ctx context.Context, m *member) (*root, error) {
+			object, err := getObject(ctx, m.store, name)
+			if err != nil {
+				return nil, err
+			}
+			rt, err := r.keys.openRoot(name, object)
+			if err != nil {
+				m.health.lied(r.o.Now(), r.o.Timing.Aside)
+				return nil, fmt.Errorf("%s: %w", m.url(), err)
+			}
+			return rt, nil
+		})
+		if err == nil {
+			r.remember(rt)
+			return rt, nil
+		}
+		errs = append(errs, err)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("read a root record: %w", err)
+		}
+	}
+	return nil, fmt.Errorf("root record %s: %w: %w", name, ErrDamaged, errors.Join(errs...))
+}
+
+// remember keeps a root record without its tree. Root records never change.
+func (r *Repository) remember(rt *root) {
+	head := *rt
+	head.top = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.rootSeen) >= maxSeenRoots {
+		clear(r.rootSeen)
+	}
+	r.rootSeen[rt.name] = &head
+}
+
+// byHealth returns the members that can be asked, those that failed lately
+// last.
+func (r *Repository) byHealth(ms []*member) []*member {
+	now := r.o.Now()
+	var good, poor []*member
+	for _, m := range ms {
+		switch {
+		case m.store == nil:
+		case m.health.aside(now):
+			poor = append(poor, m)
+		default:
+			good = append(good, m)
+		}
+	}
+	return append(good, poor...)
+}

@@ -1,0 +1,245 @@
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/manifest"
+)
+
+// SessionOptions say what a session will back up.
+type SessionOptions struct {
+	Project          string
+	VolumeID, Volume string
+	ParentBackup     string // ID of the backup to start from; empty = a full backup
+}
+
+// Session is one writer's run: it makes at most one backup. Its methods may be
+// called concurrently; it has to be ended by Commit or Abort, when all workers
+// are closed.
+//
+// The steps W1 to W8 in the comments are those of the protocol.
+type Session struct {
+	r      *Repository
+	o      SessionOptions
+	id     ident
+	began  time.Time
+	keys   *membership // as at W1
+	voters []ident
+	opened []*member // W1: acknowledged "open", with the ID they had
+	listed []*member // W2: of opened, those whose lists were read
+	rooted []*member // W6: took the root record
+	avoid  condemned
+
+	domain        *chunk.Domain
+	parent        *root
+	parentTree    *manifest.Tree
+	parentProblem string
+
+	ship  *shipper
+	local *recent
+	merge *journal // nil without an index
+
+	mu      sync.Mutex
+	workers int
+	packNo  uint32
+	ended   bool
+}
+
+// SessionStats are the figures of a session so far.
+type SessionStats struct {
+	BytesStored int64          // sealed, before parity
+	BytesShards int64          // with parity, acknowledged by stores
+	Packs       int            // finished packs
+	Owed        map[string]int // by store: shards that are not there; final behind Commit
+}
+
+// openRecord is the payload of "sessions/<s>/open".
+type openRecord struct {
+	Session ident     `json:"session"`
+	Agent   string    `json:"agent"`
+	Began   time.Time `json:"began"`
+	Voters  []ident   `json:"voters"`
+}
+
+// Begin opens a session: W1 to W3. When the parent cannot be used, the session
+// is one for a full backup, and ParentProblem says why.
+func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
+	if o.VolumeID == "" {
+		return nil, fmt.Errorf("a session needs the ID of its volume: %w", ErrInvalid)
+	}
+	r.reunite(ctx)
+	if err := r.refreshMembership(ctx); err != nil {
+		return nil, err
+	}
+	m := r.membership()
+	if m.MinWriter > formatVersion {
+		return nil, versionError("write to", m.MinWriter)
+	}
+	id, err := newIdent()
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{r: r, o: o, id: id, began: r.o.Now().UTC(), keys: m, voters: m.Stores, local: newRecent(recentEntries)}
+	if s.domain, err = r.domain(o.Project); err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx); err != nil {
+		s.removeOpen(ctx)
+		return nil, err
+	}
+	if err := s.readLists(ctx); err != nil {
+		s.removeOpen(ctx)
+		return nil, err
+	}
+	s.findParent(ctx)
+	if r.index != nil {
+		s.merge = r.index.begin(ctx, s)
+	}
+	epoch := m.Placements[len(m.Placements)-1]
+	slots := make([]*member, len(epoch.Slots))
+	r.mu.Lock()
+	for i, id := range epoch.Slots {
+		slots[i] = r.memberLocked(id)
+	}
+	r.mu.Unlock()
+	s.ship = newShipper(ctx, r, slots, m.packQuorum())
+	return s, nil
+}
+
+// refreshMembership adopts a newer list of members.
+func (r *Repository) refreshMembership(ctx context.Context) error {
+	answers := ask(ctx, r.o.Timing, r.current(), r.membership().quorum(), func(ctx context.Context, m *member) (*membership, error) {
+		return r.latestMembership(ctx, m.store)
+	})
+	for _, a := range answers {
+		if errors.Is(a.err, ErrVersion) {
+			return a.err
+		}
+		if a.err != nil || a.value == nil {
+			continue
+		}
+		r.mu.Lock()
+		if a.value.Version > r.members.Version {
+			r.members = a.value
+		}
+		r.mu.Unlock()
+	}
+	return nil
+}
+
+// identify asks a store who it is, past everything that is remembered.
+func (r *Repository) identify(ctx context.Context, m *member) error {
+	payload, err := r.getControl(ctx, m.store, kindStore, storeName)
+	if err != nil {
+		return err
+	}
+	var rec storeRecord
+	if err := decodeJSON(payload, &rec); err != nil {
+		return err
+	}
+	if rec.Repository != r.id || rec.Store != m.id {
+		return fmt.Errorf("%s is now store %s of repository %s: %w", m.url(), rec.Store, rec.Repository, ErrForeign)
+	}
+	return nil
+}
+
+// open is W1. Each store's identity is read before its "open" is written.
+func (s *Session) open(ctx context.Context) error {
+	payload, err := json.Marshal(openRecord{Session: s.id, Agent: s.r.o.Agent, Began: s.began, Voters: s.voters})
+	if err != nil {
+		return fmt.Errorf("open a session: %w", err)
+	}
+	object, err := s.r.keys.sealEnvelope(kindOpen, openName(s.id), payload)
+	if err != nil {
+		return err
+	}
+	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.quorum(), func(ctx context.Context, m *member) (struct{}, error) {
+		if err := s.r.identify(ctx, m); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, putSame(ctx, m.store, openName(s.id), object)
+	})
+	s.opened = succeeded(answers)
+	if len(s.opened) < s.keys.packQuorum() {
+		// Control objects need fewer, but packs would fail later: fail now.
+		return fmt.Errorf("a backup needs %d of the %d stores, %d can be written to: %w: %w", s.keys.packQuorum(), len(answers), len(s.opened), ErrTooFewStores, failures(answers))
+	}
+	return nil
+}
+
+// ID returns the session's ID, as root records, votes and pack names have it.
+func (s *Session) ID() string { return s.id.String() }
+
+// Parent returns the manifest to start from, nil for a full backup.
+func (s *Session) Parent() *manifest.Tree { return s.parentTree }
+
+// ParentProblem says in a sentence why the parent that was asked for is not
+// used; empty if it is, or none was asked for.
+func (s *Session) ParentProblem() string { return s.parentProblem }
+
+// Stored returns the figures so far.
+func (s *Session) Stored() SessionStats {
+	owed := make(map[string]int)
+	sh := s.ship
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, p := range sh.sent {
+		for i, ok := range p.acked {
+			if !ok && (sh.ended || p.pending == 0) {
+				owed[sh.slots[i].url()]++
+			}
+		}
+	}
+	return SessionStats{BytesStored: sh.stored, BytesShards: sh.shards, Packs: sh.packs, Owed: owed}
+}
+
+// newPackID returns the ID of the session's next pack: a number and 88 random
+// bits behind the session's own 128.
+func (s *Session) newPackID() (chunk.PackID, error) {
+	random, err := newIdent()
+	if err != nil {
+		return chunk.PackID{}, err
+	}
+	s.mu.Lock()
+	batch := s.packNo / packsPerFolder
+	s.packNo++
+	s.mu.Unlock()
+	tail := [14]byte(random[:14])
+	tail[0], tail[1], tail[2] = byte(batch>>16), byte(batch>>8), byte(batch)
+	epoch := s.keys.Placements[len(s.keys.Placements)-1].Epoch
+	return chunk.NewPackID(s.id, epoch, tail), nil
+}
+
+// enter counts a worker in, leave out.
+func (s *Session) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return ErrEnded
+	}
+	s.workers++
+	return nil
+}
+
+func (s *Session) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.workers--
+}
+
+// finish makes the session an ended one; only the first caller may end it.
+func (s *Session) finish() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return ErrEnded
+	}
+	s.ended = true
+	return nil
+}

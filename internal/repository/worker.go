@@ -1,0 +1,156 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/pack"
+)
+
+// Put says what became of a block.
+type Put struct {
+	New    bool // stored now; false = the same block was stored before
+	Stored int  // bytes that it takes, sealed
+}
+
+// Worker puts blocks and nodes into packs. It is one goroutine's; a session
+// may have several. It holds one pack's buffer of 16 MiB from the first new
+// chunk until Close.
+type Worker struct {
+	s    *Session
+	pack *pack.Builder
+	buf  []byte // the pack's, as the pool gave it
+	done bool
+}
+
+// Worker returns another worker, which has to be closed.
+func (s *Session) Worker() (*Worker, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	return &Worker{s: s}, nil
+}
+
+// BlockID returns the ID that a block with this content has in this session's
+// project.
+func (w *Worker) BlockID(plain []byte) chunk.ID { return w.s.domain.ID(chunk.Data, plain) }
+
+// PutBlock stores a block, or finds that the project has the same one already.
+// plain is 1 to 64 KiB and not kept. An error ends the session: nothing but
+// Close and Abort makes sense behind it.
+func (w *Worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Put, error) {
+	return w.put(ctx, chunk.Data, plain)
+}
+
+// PutNode stores a node of the manifest, as PutBlock does a block.
+func (w *Worker) PutNode(ctx context.Context, plain []byte) (chunk.Ref, error) {
+	ref, _, err := w.put(ctx, chunk.Node, plain)
+	return ref, err
+}
+
+func (w *Worker) put(ctx context.Context, k chunk.Kind, plain []byte) (chunk.Ref, Put, error) {
+	if w.done {
+		return chunk.Ref{}, Put{}, ErrEnded
+	}
+	if err := ctx.Err(); err != nil {
+		return chunk.Ref{}, Put{}, fmt.Errorf("store a %s chunk: %w", k, err)
+	}
+	id := w.s.domain.ID(k, plain)
+	if at, ok := w.s.known(id); ok {
+		return chunk.Ref{ID: id, Location: at}, Put{Stored: int(at.Length)}, nil
+	}
+	ref, err := w.add(ctx, k, id, plain)
+	if err != nil {
+		return chunk.Ref{}, Put{}, err
+	}
+	w.s.local.put(id, ref.Location)
+	w.s.merge.add(ref)
+	return ref, Put{New: true, Stored: int(ref.Length)}, nil
+}
+
+// known returns where a chunk is that may be used again: W4.
+func (s *Session) known(id chunk.ID) (chunk.Location, bool) {
+	if at, ok := s.local.get(id); ok {
+		return at, true // this session's own
+	}
+	if s.merge == nil {
+		return chunk.Location{}, false
+	}
+	at, ok := s.merge.lookup(id)
+	if !ok || s.avoid.has(at.Pack) {
+		return chunk.Location{}, false
+	}
+	return at, true
+}
+
+// add seals a chunk into the worker's pack, and into the next one when this is
+// full.
+func (w *Worker) add(ctx context.Context, k chunk.Kind, id chunk.ID, plain []byte) (chunk.Ref, error) {
+	for {
+		if w.pack == nil {
+			if err := w.start(); err != nil {
+				return chunk.Ref{}, err
+			}
+		}
+		ref, err := w.pack.Add(k, id, plain)
+		if !errors.Is(err, pack.ErrFull) {
+			if err != nil {
+				err = fmt.Errorf("store a %s chunk: %w", k, err)
+			}
+			return ref, err
+		}
+		if err := w.send(ctx); err != nil {
+			return chunk.Ref{}, err
+		}
+	}
+}
+
+func (w *Worker) start() error {
+	if w.buf == nil {
+		var err error
+		if w.buf, err = w.s.r.packs.take(); err != nil {
+			return err
+		}
+	}
+	id, err := w.s.newPackID()
+	if err != nil {
+		return err
+	}
+	if w.pack, err = pack.NewBuilder(w.s.domain, id, w.buf); err != nil {
+		return fmt.Errorf("begin a pack: %w", err)
+	}
+	return nil
+}
+
+// send finishes the worker's pack and hands it to the queues.
+func (w *Worker) send(ctx context.Context) error {
+	p := w.pack
+	w.pack = nil
+	container, err := p.Finish()
+	if err != nil {
+		return fmt.Errorf("finish a pack: %w", err)
+	}
+	return w.s.ship.ship(ctx, p.ID(), container)
+}
+
+// Close sends what the worker has left. Its pack need not be on the stores when
+// it returns: Commit waits for that. It must be called once, also behind an
+// error.
+func (w *Worker) Close(ctx context.Context) error {
+	if w.done {
+		return nil
+	}
+	w.done = true
+	var err error
+	if w.pack != nil && w.pack.Len() > 0 {
+		err = w.send(ctx)
+	}
+	if w.buf != nil {
+		err = errors.Join(err, w.s.r.packs.put(w.buf))
+	}
+	w.pack, w.buf = nil, nil
+	w.s.leave()
+	return err
+}
