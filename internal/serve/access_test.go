@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -32,7 +33,7 @@ func otherProcess(t *testing.T, uri string) (said string, end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err = cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -65,7 +66,7 @@ func TestOneWriter(t *testing.T) {
 		t.Errorf("a reader was told %q", said)
 	}
 	got, err := p.Volume(t.Context(), "db")
-	if err != nil || got.Writers != 2 || got.Readers != 1 || !strings.Contains(got.Writer, fmt.Sprint(os.Getpid())) {
+	if err != nil || got.Writers != 2 || got.Readers != 1 || !strings.Contains(got.Writer, strconv.Itoa(os.Getpid())) {
 		t.Errorf("volume %+v, %v; want 2 writers of this process, 1 reader", got, err)
 	}
 	end()

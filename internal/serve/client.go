@@ -86,6 +86,7 @@ func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volu
 // ReopenVolume closes and opens a volume again: one that could not be opened
 // when the data plane started, or one that a failed fsync has stopped. It is
 // refused while anybody is connected to the volume or one of its snapshots.
+// Temporary snapshots end.
 func (c *Client) ReopenVolume(ctx context.Context, ref string) (Volume, error) {
 	var v Volume
 	return v, c.do(ctx, http.MethodPost, volumePath(ref)+"/reopen", nil, &v)
@@ -137,9 +138,9 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 }
 
 // RevertVolume makes the content of a snapshot's volume that of the
-// snapshot. It is refused while the volume is in use (ErrBusy). A revert that
-// was canceled or failed half-way has changed a part of the volume, and may
-// be repeated.
+// snapshot, which may not be a temporary one. It is refused while the volume
+// is in use (ErrBusy). Once it changes the volume ctx does not stop it; if it
+// fails then, the volume refuses writes until a revert succeeds.
 func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
 	return c.do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/revert", nil, nil)
 }

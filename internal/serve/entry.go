@@ -80,14 +80,18 @@ func (e *entry) live() (*volume.Volume, error) {
 	return e.vol, nil
 }
 
-// open opens the volume of e and its doors; a failure is kept in e. The
-// caller has e locked.
+// open opens the volume of e and serves it; a failure is kept in e. The caller
+// has e locked.
 func (p *plane) open(ctx context.Context, e *entry) {
-	v, err := p.openVolume(ctx, e)
+	spec := readSpec(p.fs, e.dir)
+	e.mu.Lock()
+	e.spec = spec
+	e.mu.Unlock()
+	v, err := volume.Open(p.options(), e.dir) //nolint:contextcheck // What a crash interrupted is finished, whoever waits.
 	if err == nil {
-		return
-	}
-	if v != nil {
+		if err = p.serve(ctx, e, v); err == nil {
+			return
+		}
 		err = errors.Join(err, v.Close())
 	}
 	p.log.LogAttrs(ctx, slog.LevelError, "volume cannot be served", slog.String("id", e.id.String()), slog.String("volume", e.title()), slog.Any("error", err))
@@ -96,46 +100,35 @@ func (p *plane) open(ctx context.Context, e *entry) {
 	e.mu.Unlock()
 }
 
-// openVolume opens the volume and its doors. With an error no door is open,
-// and the caller closes the volume if there is one.
-func (p *plane) openVolume(ctx context.Context, e *entry) (*volume.Volume, error) {
-	spec := readSpec(p.fs, e.dir)
-	e.mu.Lock()
-	e.spec = spec
-	e.mu.Unlock()
-	v, err := volume.Open(p.options(), e.dir)
-	if err != nil {
-		return nil, err
-	}
-	spec = v.Spec()
+// serve opens the doors of an open volume. With an error no door is open, and
+// the caller closes the volume.
+func (p *plane) serve(ctx context.Context, e *entry, v *volume.Volume) error {
+	spec := v.Spec()
 	if spec.ID != e.id {
-		return v, fmt.Errorf("the state folder %s is volume %s's: was it copied or renamed?", e.dir, spec.ID)
+		return fmt.Errorf("the state folder %s is volume %s's: was it copied or renamed?", e.dir, spec.ID)
 	}
-	if err = checkFreeName("volume", spec.Name); err != nil {
-		return v, err
+	if err := checkFreeName("volume", spec.Name); err != nil {
+		return err
 	}
 	e.mu.Lock()
 	e.spec = spec
 	e.mu.Unlock()
 	for _, other := range p.named(spec.Name) {
 		if other != e && other.isOpen() {
-			return v, fmt.Errorf("volume %s has the same name: was its state folder copied?", other.id)
+			return fmt.Errorf("volume %s has the same name: was its state folder copied?", other.id)
 		}
 	}
 	d, err := p.listen(ctx, spec.Name)
 	if err != nil {
-		return v, err
+		return err
 	}
 	p.removeDeadSnapshotSockets(ctx, spec.Name)
 	snaps := make(map[uuid.UUID]*snap)
 	for _, s := range v.Snapshots() {
 		sn := newSnap(s)
-		if sd, err := p.listen(ctx, snapshotExportName(spec.Name, sn.label())); err != nil {
+		if sn.door, sn.err = p.listen(ctx, snapshotExportName(spec.Name, sn.label())); sn.err != nil {
 			// Its volume is worth serving without it.
-			p.log.LogAttrs(ctx, slog.LevelError, "snapshot cannot be served", slog.String("volume", spec.Name), slog.String("snapshot", sn.label()), slog.Any("error", err))
-			sn.err = err
-		} else {
-			sn.door = sd
+			p.log.LogAttrs(ctx, slog.LevelError, "snapshot cannot be served", slog.String("volume", spec.Name), slog.String("snapshot", sn.label()), slog.Any("error", sn.err))
 		}
 		snaps[sn.id] = sn
 	}
@@ -148,7 +141,7 @@ func (p *plane) openVolume(ctx context.Context, e *entry) (*volume.Volume, error
 			sn.door.start(ctx, p.snapshotExport(e, sn))
 		}
 	}
-	return v, nil
+	return nil
 }
 
 func (e *entry) isOpen() bool {

@@ -106,7 +106,7 @@ func TestGroupIsAllOrNothing(t *testing.T) {
 // snapshot is checked against what its volume held.
 func TestManyAtOnce(t *testing.T) {
 	p := start(t, options(t))
-	rounds := 6
+	rounds := 4
 	if testing.Short() {
 		rounds = 2
 	}

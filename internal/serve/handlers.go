@@ -118,6 +118,7 @@ func refusal(err error) *Error {
 		{volume.ErrExist, CodeConflict},
 		{blockmap.ErrCheckpointExists, CodeConflict},
 		{volume.ErrBroken, CodeConflict},
+		{volume.ErrFailed, CodeConflict},
 	} {
 		if errors.Is(err, m.is) {
 			return &Error{Code: m.code, Text: err.Error()}

@@ -190,7 +190,7 @@ func TestRestartKeepsAll(t *testing.T) {
 	closeClient(t, c)
 
 	p = p.restart(t)
-	if _, err := os.Lstat(temp.Socket); !errors.Is(err, os.ErrNotExist) {
+	if _, err = os.Lstat(temp.Socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket of a temporary snapshot: %v", err)
 	}
 	ss, err := p.Snapshots(t.Context(), "")
@@ -208,10 +208,10 @@ func TestRestartKeepsAll(t *testing.T) {
 	}
 
 	// The file is not ours: it outlives its volume.
-	if err := p.DeleteSnapshot(t.Context(), "img@kept"); err != nil {
+	if err = p.DeleteSnapshot(t.Context(), "img@kept"); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.DeleteVolume(t.Context(), "img"); !errors.Is(err, serve.ErrBusy) {
+	if err = p.DeleteVolume(t.Context(), "img"); !errors.Is(err, serve.ErrBusy) {
 		t.Errorf("delete while connected: %v", err)
 	}
 	st, err := p.Status(t.Context())

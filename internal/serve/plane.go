@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -21,12 +20,10 @@ import (
 	"github.com/cairnbackup/cairn/nbd"
 )
 
-// State folders. A volume's is named by its ID; while it is being made, or
-// deleted, it has one of these prefixes too, so that after a crash there is
-// nothing to guess: such a folder is removed.
+// A volume's state folder is named by its ID. When it is deleted it gets a
+// prefix first, so that after a crash there is nothing to guess.
 const (
 	volumesDir = "volumes"
-	making     = "new-"
 	deleting   = "gone-"
 )
 
@@ -36,6 +33,10 @@ const (
 	maxSnapshots   = 256 // of one volume
 	maxCheckpoints = 256 // of one volume, the snapshots' own included
 	maxGroup       = 64  // volumes snapshotted by one request
+
+	// maxSize of a volume in bytes: one bit per block in memory is 256 MiB
+	// then, for each checkpoint of which it has changed everywhere since.
+	maxSize = 128 << 40
 )
 
 // plane is the volumes of one state folder and their doors.
@@ -84,6 +85,9 @@ func (p *plane) openAll(ctx context.Context) error {
 	if err := vfs.MkdirAll(p.fs, p.volumes, 0o700); err != nil {
 		return fmt.Errorf("make folder of volumes: %w", err)
 	}
+	if err := volume.Sweep(p.options(), p.volumes); err != nil {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "leftovers of crashes not removed", slog.Any("error", err))
+	}
 	dir, err := p.fs.ReadDir(p.volumes)
 	if err != nil {
 		return fmt.Errorf("read folder of volumes: %w", err)
@@ -104,28 +108,19 @@ func (p *plane) openAll(ctx context.Context) error {
 			}
 			p.open(ctx, e)
 			e.unlock()
-		case leftover(d.Name()):
-			p.log.LogAttrs(ctx, slog.LevelInfo, "removing half-made or half-deleted volume", slog.String("path", path))
-			if err := removeTree(p.fs, path); err != nil {
-				p.log.LogAttrs(ctx, slog.LevelWarn, "leftover not removed", slog.String("path", path), slog.Any("error", err))
+		case strings.HasPrefix(d.Name(), deleting) && d.IsDir():
+			if _, ok := parseID(strings.TrimPrefix(d.Name(), deleting)); !ok {
+				p.log.LogAttrs(ctx, slog.LevelWarn, "not a volume's folder: left alone", slog.String("path", path))
+				continue
+			}
+			if err := os.RemoveAll(path); err != nil {
+				p.log.LogAttrs(ctx, slog.LevelWarn, "deleted volume not removed", slog.String("path", path), slog.Any("error", err))
 			}
 		default:
 			p.log.LogAttrs(ctx, slog.LevelWarn, "not a volume's folder: left alone", slog.String("path", path))
 		}
 	}
 	return nil
-}
-
-// leftover reports whether a folder of this name belongs to a volume that a
-// crash kept from being made or deleted.
-func leftover(name string) bool {
-	for _, prefix := range []string{making, deleting} {
-		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			_, ok := parseID(rest)
-			return ok
-		}
-	}
-	return false
 }
 
 // close stops all doors and closes all volumes. No request may run.
@@ -198,29 +193,6 @@ func (p *plane) named(name string) []*entry {
 		}
 	}
 	return found
-}
-
-// removeTree removes a folder and what is in it; links are not followed.
-func removeTree(fsys vfs.FS, path string) error {
-	dir, err := fsys.ReadDir(path)
-	if err != nil {
-		return fmt.Errorf("remove folder: %w", err)
-	}
-	for _, d := range dir {
-		child := filepath.Join(path, d.Name())
-		if d.IsDir() {
-			err = removeTree(fsys, child)
-		} else {
-			err = fsys.Remove(child)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove folder: %w", err)
-		}
-	}
-	if err := fsys.Remove(path); err != nil {
-		return fmt.Errorf("remove folder: %w", err)
-	}
-	return nil
 }
 
 // status returns the state of the data plane.

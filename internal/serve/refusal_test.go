@@ -55,6 +55,7 @@ func TestRefusals(t *testing.T) {
 		{"no kind", create(serve.CreateVolume{Name: "x"}), serve.CodeInvalid, "exactly one of"},
 		{"two kinds", create(serve.CreateVolume{Name: "x", Size: mib, File: file}), serve.CodeInvalid, "exactly one of"},
 		{"negative size", create(serve.CreateVolume{Name: "x", Size: -1}), serve.CodeInvalid, "-1 bytes"},
+		{"absurd size", create(serve.CreateVolume{Name: "x", Size: 1 << 50}), serve.CodeInvalid, "at most 128TiB"},
 		{"odd size", create(serve.CreateVolume{Name: "x", Size: 1000}), serve.CodeInvalid, "512"},
 		{"no such file", create(serve.CreateVolume{Name: "x", File: "/nowhere/disk.img"}), serve.CodeInvalid, "/nowhere/disk.img"},
 		{"relative file", create(serve.CreateVolume{Name: "x", File: "disk.img"}), serve.CodeInvalid, "not absolute"},

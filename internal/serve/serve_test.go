@@ -53,15 +53,15 @@ type plane struct {
 }
 
 // options returns fresh folders with short paths.
-func options(t testing.TB) serve.Options {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "cairn")
+func options(tb testing.TB) serve.Options {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "cairn") //nolint:usetesting // A path with the test's name is too long for sockets.
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return serve.Options{
@@ -69,19 +69,19 @@ func options(t testing.TB) serve.Options {
 		Control: filepath.Join(dir, "serve.sock"),
 		NBDDir:  filepath.Join(dir, "nbd"),
 		Version: "test",
-		Logger:  slog.New(slog.NewTextHandler(&testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Logger:  slog.New(slog.NewTextHandler(&testLog{tb}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }
 
-type testLog struct{ t testing.TB }
+type testLog struct{ tb testing.TB }
 
 func (l *testLog) Write(p []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(p)))
+	l.tb.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
 }
 
-func start(t testing.TB, o serve.Options) *plane {
-	t.Helper()
+func start(tb testing.TB, o serve.Options) *plane {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan struct{})
 	var err error
@@ -94,21 +94,21 @@ func start(t testing.TB, o serve.Options) *plane {
 		<-ended
 		return err
 	}}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		p.Close()
-		if err := p.stop(); err != nil {
-			t.Errorf("data plane: %v", err)
+		if stopErr := p.stop(); stopErr != nil {
+			tb.Errorf("data plane: %v", stopErr)
 		}
 	})
 	select {
 	case <-ready:
 	case <-ended:
-		t.Fatalf("data plane did not start: %v", err)
+		tb.Fatalf("data plane did not start: %v", err)
 	}
 	return p
 }
 
-func (p *plane) restart(t testing.TB) *plane {
+func (p *plane) restart(t *testing.T) *plane {
 	t.Helper()
 	if err := p.stop(); err != nil {
 		t.Fatalf("stop: %v", err)
@@ -116,16 +116,16 @@ func (p *plane) restart(t testing.TB) *plane {
 	return start(t, p.o)
 }
 
-func (p *plane) create(t testing.TB, name string, size int64) serve.Volume {
-	t.Helper()
-	v, err := p.CreateVolume(t.Context(), serve.CreateVolume{Name: name, Size: size})
+func (p *plane) create(tb testing.TB, name string, size int64) serve.Volume {
+	tb.Helper()
+	v, err := p.CreateVolume(tb.Context(), serve.CreateVolume{Name: name, Size: size})
 	if err != nil {
-		t.Fatalf("create volume %s: %v", name, err)
+		tb.Fatalf("create volume %s: %v", name, err)
 	}
 	return v
 }
 
-func (p *plane) snapshot(t testing.TB, req serve.CreateSnapshots) []serve.Snapshot {
+func (p *plane) snapshot(t *testing.T, req serve.CreateSnapshots) []serve.Snapshot {
 	t.Helper()
 	ss, err := p.CreateSnapshots(t.Context(), req)
 	if err != nil {
@@ -134,7 +134,7 @@ func (p *plane) snapshot(t testing.TB, req serve.CreateSnapshots) []serve.Snapsh
 	return ss
 }
 
-func dial(t testing.TB, uri string, contexts ...string) *nbd.Client {
+func dial(t *testing.T, uri string, contexts ...string) *nbd.Client {
 	t.Helper()
 	c, err := nbd.Dial(t.Context(), uri, nbd.ClientOptions{Contexts: contexts})
 	if err != nil {
@@ -144,21 +144,21 @@ func dial(t testing.TB, uri string, contexts ...string) *nbd.Client {
 	return c
 }
 
-func closeClient(t testing.TB, c *nbd.Client) {
+func closeClient(t *testing.T, c *nbd.Client) {
 	t.Helper()
 	if err := c.Close(); err != nil {
 		t.Fatalf("close connection: %v", err)
 	}
 }
 
-func write(t testing.TB, c *nbd.Client, p []byte, off int64) {
+func write(t *testing.T, c *nbd.Client, p []byte, off int64) {
 	t.Helper()
 	if err := c.WriteAt(t.Context(), p, off, false); err != nil {
 		t.Fatalf("write %d bytes at %d: %v", len(p), off, err)
 	}
 }
 
-func read(t testing.TB, c *nbd.Client, off, n int64) []byte {
+func read(t *testing.T, c *nbd.Client, off, n int64) []byte {
 	t.Helper()
 	p := make([]byte, n)
 	if err := c.ReadAt(t.Context(), p, off); err != nil {
@@ -168,7 +168,7 @@ func read(t testing.TB, c *nbd.Client, off, n int64) []byte {
 }
 
 // same compares without printing megabytes.
-func same(t testing.TB, what string, got, want []byte) {
+func same(t *testing.T, what string, got, want []byte) {
 	t.Helper()
 	if bytes.Equal(got, want) {
 		return
@@ -189,7 +189,7 @@ func random(seed uint64, n int) []byte {
 }
 
 // dirtyOf returns the blocks that a context calls dirty.
-func dirtyOf(t testing.TB, uri, checkpoint string) []int64 {
+func dirtyOf(t *testing.T, uri, checkpoint string) []int64 {
 	t.Helper()
 	name := nbd.ContextDirtyBitmap + checkpoint
 	c := dial(t, uri, name)
@@ -211,7 +211,7 @@ func dirtyOf(t testing.TB, uri, checkpoint string) []int64 {
 
 // tool skips a test for want of a program, but not where nothing may be
 // skipped.
-func tool(t testing.TB, name, pkg string) string {
+func tool(t *testing.T, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err == nil {
@@ -224,7 +224,7 @@ func tool(t testing.TB, name, pkg string) string {
 	return ""
 }
 
-func run(t testing.TB, name string, args ...string) string {
+func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -72,7 +72,7 @@ func TestStaleSockets(t *testing.T) {
 	for _, path := range []string{v.Socket, p.o.Control, orphan, others} {
 		deadSocket(t, path)
 	}
-	p = start(t, p.o)
+	start(t, p.o)
 	closeClient(t, dial(t, v.URI))
 	if _, err := os.Lstat(orphan); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("socket of a snapshot that is gone: %v", err)

@@ -65,7 +65,7 @@ func TestLeftovers(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"new-" + id, "gone-" + id, "new-something"} {
+	for _, dir := range []string{id + ".new", "gone-" + id, "gone-something"} {
 		sub := filepath.Join(volumes, dir, "tracker")
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			t.Fatal(err)
@@ -78,7 +78,7 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 	p = start(t, p.o)
-	for dir, want := range map[string]error{"new-" + id: fs.ErrNotExist, "gone-" + id: fs.ErrNotExist, "new-something": nil, v.ID: nil} {
+	for dir, want := range map[string]error{id + ".new": fs.ErrNotExist, "gone-" + id: fs.ErrNotExist, "gone-something": nil, v.ID: nil} {
 		if _, err := os.Lstat(filepath.Join(volumes, dir)); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", dir, err, want)
 		}
@@ -103,41 +103,41 @@ func TestUnopenableVolume(t *testing.T) {
 	}
 	lost := p.create(t, "lost", mib)
 	good := p.create(t, "good", mib)
-	if err := p.stop(); err != nil {
+	if err = p.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(file, file+".away"); err != nil {
+	if err = os.Rename(file, file+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(lost.Path, lost.Path+".away"); err != nil {
+	if err = os.Rename(lost.Path, lost.Path+".away"); err != nil {
 		t.Fatal(err)
 	}
 
 	p = start(t, p.o)
 	closeClient(t, dial(t, good.URI))
 	for name, path := range map[string]string{"bad": file, "lost": lost.Path} {
-		v, err := p.Volume(t.Context(), name)
-		if err != nil || v.Status != serve.StatusError || v.Error == "" || v.Path != path {
-			t.Errorf("volume without its data: %+v, %v", v, err)
+		v, showErr := p.Volume(t.Context(), name)
+		if showErr != nil || v.Status != serve.StatusError || v.Error == "" || v.Path != path {
+			t.Errorf("volume without its data: %+v, %v", v, showErr)
 		}
 	}
-	if st, err := p.Status(t.Context()); err != nil || st.Volumes != 3 || st.VolumesError != 2 {
-		t.Errorf("status %+v, %v", st, err)
+	if st, stErr := p.Status(t.Context()); stErr != nil || st.Volumes != 3 || st.VolumesError != 2 {
+		t.Errorf("status %+v, %v", st, stErr)
 	}
-	if _, err := p.CreateSnapshots(t.Context(), serve.CreateSnapshots{Volumes: []string{"good", "bad"}}); !errors.Is(err, serve.ErrConflict) || !strings.Contains(err.Error(), "volume bad is not served") {
+	if _, err = p.CreateSnapshots(t.Context(), serve.CreateSnapshots{Volumes: []string{"good", "bad"}}); !errors.Is(err, serve.ErrConflict) || !strings.Contains(err.Error(), "volume bad is not served") {
 		t.Errorf("snapshot: %v", err)
 	}
-	if _, err := p.CreateVolume(t.Context(), serve.CreateVolume{Name: "bad", Size: mib}); !errors.Is(err, serve.ErrConflict) {
+	if _, err = p.CreateVolume(t.Context(), serve.CreateVolume{Name: "bad", Size: mib}); !errors.Is(err, serve.ErrConflict) {
 		t.Errorf("its name is free: %v", err)
 	}
-	if _, err := p.ReopenVolume(t.Context(), "bad"); err == nil {
+	if _, err = p.ReopenVolume(t.Context(), "bad"); err == nil {
 		t.Error("reopened without data")
 	}
-	if err := p.DeleteVolume(t.Context(), "lost"); !errors.Is(err, serve.ErrConflict) || !strings.Contains(err.Error(), lost.ID) {
+	if err = p.DeleteVolume(t.Context(), "lost"); !errors.Is(err, serve.ErrConflict) || !strings.Contains(err.Error(), lost.ID) {
 		t.Errorf("deleting data that cannot be looked at: %v", err)
 	}
 
-	if err := os.Rename(file+".away", file); err != nil {
+	if err = os.Rename(file+".away", file); err != nil {
 		t.Fatal(err)
 	}
 	v, err := p.ReopenVolume(t.Context(), bad.ID)
@@ -145,7 +145,7 @@ func TestUnopenableVolume(t *testing.T) {
 		t.Fatalf("reopen: %+v, %v", v, err)
 	}
 	same(t, "reopened volume", read(t, dial(t, v.URI), 0, mib), random(1, mib))
-	if _, err := p.ReopenVolume(t.Context(), "bad"); !errors.Is(err, serve.ErrBusy) {
+	if _, err = p.ReopenVolume(t.Context(), "bad"); !errors.Is(err, serve.ErrBusy) {
 		t.Errorf("reopening a volume in use: %v", err)
 	}
 }

@@ -25,8 +25,7 @@ func (p *plane) listVolumes() []Volume {
 	return vs
 }
 
-// createVolume makes a volume under a name that a crash leaves recognizable,
-// and only then gives its state folder the final one.
+// createVolume makes a volume and serves it, or leaves nothing of it.
 func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, error) {
 	spec, err := p.checkCreate(req)
 	if err != nil {
@@ -41,18 +40,16 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 		return Volume{}, fmt.Errorf("draw an ID: %w", err)
 	}
 	e := newEntry(spec.ID, filepath.Join(p.volumes, spec.ID.String()))
-	if err = p.makeState(ctx, e.dir, spec); err != nil {
+	v, err := volume.Create(p.options(), e.dir, spec) //nolint:contextcheck // Half a volume helps nobody: it ends by itself.
+	if err != nil {
+		// If the folder is complete, it is the opening that failed.
+		if _, statErr := p.fs.Stat(e.dir); statErr == nil {
+			err = errors.Join(err, p.discard(e))
+		}
 		return Volume{}, err
 	}
-	if err = e.lock(ctx); err != nil {
-		return Volume{}, errors.Join(err, p.discard(e))
-	}
-	defer e.unlock()
-	if v, err := p.openVolume(ctx, e); err != nil {
-		if v != nil {
-			err = errors.Join(err, v.Close())
-		}
-		return Volume{}, errors.Join(err, p.discard(e))
+	if err := p.serve(ctx, e, v); err != nil {
+		return Volume{}, errors.Join(err, v.Close(), p.discard(e))
 	}
 	p.mu.Lock()
 	p.entries[e.id] = e
@@ -91,12 +88,19 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 	case req.Device != "":
 		spec.Device = true
 		return spec, resolve(&spec, "device", req.Device)
-	case req.Size < 0:
-		return spec, refuse(CodeInvalid, "a volume cannot have %d bytes: give a size such as 4GiB", req.Size)
 	default:
 		spec.Managed = true
-		return spec, nil
+		return spec, checkSize(req.Name, req.Size)
 	}
+}
+
+// checkSize refuses sizes that are no volume's, before anything in proportion
+// to them is allocated.
+func checkSize(name string, size int64) error {
+	if size <= 0 || size > maxSize {
+		return refuse(CodeInvalid, "volume %s cannot have %d bytes: give a size such as 4GiB, at most %dTiB", name, size, int64(maxSize)>>40)
+	}
+	return nil
 }
 
 // resolve finds the real path of an existing file or device, and refuses what
@@ -128,7 +132,10 @@ func resolve(spec *volume.Spec, what, path string) error {
 		return refuse(CodeInvalid, "%s is not a regular file", resolved)
 	}
 	spec.Path = resolved
-	return nil
+	if spec.Device {
+		return nil // its size is known once it is open
+	}
+	return checkSize(spec.Name, st.Size())
 }
 
 // checkNew refuses a volume whose name or data another one has. p.create is
@@ -174,32 +181,9 @@ func realPath(path string) string {
 	return path
 }
 
-// makeState makes the state folder of a volume, durably, or leaves none.
-func (p *plane) makeState(ctx context.Context, dir string, spec volume.Spec) error {
-	half := filepath.Join(p.volumes, making+spec.ID.String())
-	v, err := volume.Create(p.options(), half, spec)
-	if err == nil {
-		err = v.Close()
-	}
-	if err == nil {
-		err = p.fs.Rename(half, dir)
-	}
-	if err == nil {
-		if err = p.fs.SyncDir(p.volumes); err == nil {
-			return nil
-		}
-		// Whether it is there after a power failure is unknown; it shall not be.
-		half = dir
-	}
-	if e := removeTree(p.fs, half); e != nil && !errors.Is(e, fs.ErrNotExist) {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "half-made volume not removed", slog.String("path", half), slog.Any("error", e))
-	}
-	return err
-}
-
 // discard removes the state folder of a closed volume, with managed data. The
-// rename is the deletion; what remains under the other name is removed at the
-// next start at the latest.
+// rename is the deletion; what a crash leaves under the other name is removed
+// at the next start.
 func (p *plane) discard(e *entry) error {
 	going := filepath.Join(p.volumes, deleting+e.id.String())
 	if err := p.fs.Rename(e.dir, going); err != nil {
@@ -208,7 +192,11 @@ func (p *plane) discard(e *entry) error {
 	if err := p.fs.SyncDir(p.volumes); err != nil {
 		return fmt.Errorf("delete volume %s: %w", e.title(), err)
 	}
-	return removeTree(p.fs, going)
+	//nolint:gosec // Made of our own folder and an ID.
+	if err := os.RemoveAll(going); err != nil {
+		return fmt.Errorf("delete volume %s: it is gone, but its space is not free before the next start: %w", e.title(), err)
+	}
+	return nil
 }
 
 // extendVolume grows a volume, in use or not.
@@ -220,6 +208,9 @@ func (p *plane) extendVolume(ctx context.Context, ref string, size int64) (Volum
 	defer unlock()
 	if now := v.Size(); size <= now {
 		return Volume{}, refuse(CodeInvalid, "volume %s has %d bytes, and %d is not more: a volume can only grow", e.title(), now, size)
+	}
+	if err := checkSize(e.title(), size); err != nil {
+		return Volume{}, err
 	}
 	if err := v.Extend(size); err != nil {
 		return Volume{}, err
