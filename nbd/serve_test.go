@@ -15,6 +15,13 @@ func listen(t testing.TB, s *Server) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveUntilEnd(t, s, l)
+	return path
+}
+
+// serveUntilEnd serves on l until the test ends.
+func serveUntilEnd(t testing.TB, s *Server, l net.Listener) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -24,7 +31,6 @@ func listen(t testing.TB, s *Server) string {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return path
 }
 
 // dial connects a client for as long as the test runs.

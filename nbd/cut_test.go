@@ -1,0 +1,207 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// noLeaks checks when the test ends that it left no goroutine and no descriptor.
+func noLeaks(t *testing.T) {
+	t.Helper()
+	count := func() (int, int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return runtime.NumGoroutine(), len(fds)
+	}
+	goroutines, fds := count()
+	t.Cleanup(func() {
+		var g, f int
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); runtime.Gosched() {
+			if g, f = count(); g <= goroutines && f <= fds {
+				return
+			}
+		}
+		stacks := make([]byte, 1<<20)
+		t.Errorf("%d goroutines and %d descriptors, before %d and %d\n%s", g, f, goroutines, fds, stacks[:runtime.Stack(stacks, true)])
+	})
+}
+
+// script is what a client sends in a session that uses everything.
+func script(bigWrite int) []byte {
+	option := func(opt uint32, parts ...any) []byte {
+		data := encode(parts...)
+		return encode("IHAVEOPT", opt, uint32(len(data)), data)
+	}
+	request := func(flags, command uint16, offset uint64, length uint32, payload ...any) []byte {
+		return encode(magicRequest, flags, command, offset+1, offset, length, encode(payload...))
+	}
+	return encode(
+		uint32(3),
+		option(optList),
+		option(77, "unknown"),
+		option(optStructuredReply),
+		option(optListMetaContext, name("disk"), uint32(1), name("base:")),
+		option(optSetMetaContext, name("disk"), uint32(1), name(ContextAllocation)),
+		option(optInfo, name("disk"), uint16(1), infoBlockSize),
+		option(optGo, name("disk"), uint16(1), infoName),
+		request(0, cmdWrite, 0, 100, make([]byte, 100)),
+		request(0, cmdRead, 0, 4096),
+		request(cmdFlagFUA, cmdWrite, 4096, uint32(bigWrite), make([]byte, bigWrite)),
+		request(0, cmdRead, 0, 300<<10),
+		request(0, cmdBlockStatus, 0, 1<<20),
+		request(0, cmdTrim, 0, 4096),
+		request(0, cmdWriteZeroes, 8192, 4096),
+		request(0, cmdCache, 0, 4096),
+		request(0, cmdFlush, 0, 0),
+		request(0, cmdWrite, 1<<30, 8, "past end"),
+		request(0, 99, 0, 12),
+		request(0, cmdDisc, 0, 0),
+	)
+}
+
+// A client may vanish anywhere.
+func TestCutClient(t *testing.T) {
+	noLeaks(t)
+	for _, kind := range kinds[:2] {
+		t.Run(kind.name, func(t *testing.T) {
+			const size = 1 << 20
+			d, m := kind.device(t, size)
+			e := m.export("disk")
+			e.Open = func(context.Context, Peer) (Device, error) {
+				m.opened.Add(1)
+				return d, nil
+			}
+			s := serverOf(t, e)
+			s.o.MaxConns = 1 << 20 // clients leave faster than the server notices
+			path := listen(t, s)
+			cut := func(session []byte, n int) {
+				w := connect(t, path)
+				go func() { _, _ = io.Copy(io.Discard, w.nc) }()
+				if _, err := w.nc.Write(session[:n]); err != nil {
+					t.Fatalf("cut at %d: %v", n, err)
+				}
+				closeQuietly(w.nc)
+			}
+			small := script(500)
+			for n := range len(small) + 1 {
+				cut(small, n)
+			}
+			large := script(400 << 10) // goes by way of splice
+			for n := 1200; n < len(large); n += 9973 {
+				cut(large, n)
+			}
+			w := connect(t, path)
+			w.enter("disk", true)
+			w.alive()
+			w.request(0, cmdDisc, 0, 0, 0)
+			w.expectEnd()
+			if f, ok := d.(*fileDisk); ok && f.begun.Load() != 0 {
+				t.Errorf("%d writes never ended", f.begun.Load())
+			}
+			for end := time.Now().Add(10 * time.Second); m.opened.Load() != m.closed.Load(); runtime.Gosched() {
+				if time.Now().After(end) {
+					t.Fatalf("opened %d times, closed %d times", m.opened.Load(), m.closed.Load())
+				}
+			}
+		})
+	}
+}
+
+// cutter passes one connection on to a server, but only so many bytes of replies;
+// stop returns how many those were.
+func cutter(t *testing.T, target string, n int64) (path string, stop func() int64) {
+	t.Helper()
+	path = t.TempDir() + "/cut"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan int64, 1)
+	go func() {
+		total := int64(0)
+		defer func() { done <- total }()
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer closeQuietly(client)
+		server, err := net.Dial("unix", target)
+		if err != nil {
+			return
+		}
+		up := make(chan struct{})
+		go func() {
+			_, _ = io.Copy(server, client)
+			closeQuietly(server)
+			close(up)
+		}()
+		total, _ = io.CopyN(client, server, n)
+		closeQuietly(client)
+		closeQuietly(server)
+		<-up
+	}()
+	return path, func() int64 {
+		closeQuietly(l)
+		return <-done
+	}
+}
+
+// A server may vanish anywhere, and a client notices with an error.
+func TestCutServer(t *testing.T) {
+	noLeaks(t)
+	m := newMemory(64 << 10)
+	m.WriteAt(bytes.Repeat([]byte{7}, 600), 300)
+	path := listen(t, serverOf(t, m.export("disk")))
+	session := func(path string) (err error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		c, err := Dial(ctx, URI(path, "disk"), ClientOptions{Contexts: []string{ContextAllocation, dirtyName}})
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if closeErr := c.Close(); err == nil {
+				err = closeErr
+			}
+		}()
+		p := make([]byte, 1000)
+		if err := c.ReadAt(ctx, p, 0); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, m.content(0, 1000)) {
+			t.Error("read something else")
+		}
+		if e, err := c.Map(ctx, ContextAllocation, 0, c.Size()); err != nil {
+			return err
+		} else if len(e) != 2 {
+			t.Errorf("map %v", e)
+		}
+		if err := c.WriteAt(ctx, p[:10], 300, true); err != nil {
+			return err
+		}
+		return c.Flush(ctx)
+	}
+	whole, stop := cutter(t, path, 1<<40)
+	err := session(whole)
+	total := stop()
+	if err != nil || total < 1000 {
+		t.Fatalf("the session has %d bytes and ended in %v", total, err)
+	}
+	for n := range total {
+		short, stop := cutter(t, path, n)
+		err := session(short)
+		stop()
+		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cut off at byte %d: %v", n, err)
+		}
+	}
+}
