@@ -149,7 +149,7 @@ func count(ms, among []*member) int {
 // putEverywhere writes a control object to all members and returns those that
 // acknowledged it.
 func (s *Session) putEverywhere(ctx context.Context, name string, object []byte) ([]*member, error) {
-	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.quorum(), func(ctx context.Context, m *member) (struct{}, error) {
+	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.packQuorum(), func(ctx context.Context, m *member) (struct{}, error) {
 		return struct{}{}, putSame(ctx, m.store, name, object)
 	})
 	took := succeeded(answers)
@@ -190,7 +190,7 @@ func (s *Session) vote(ctx context.Context, want digest) (Outcome, error) {
 		if len(missing) == 0 || round == voteRounds || round > 0 && len(mine) >= s.keys.quorum() {
 			break
 		}
-		answers := ask(ctx, s.r.o.Timing, missing, s.keys.quorum()-len(mine), func(ctx context.Context, m *member) (ballot, error) {
+		answers := ask(ctx, s.r.o.Timing, missing, s.keys.packQuorum()-len(mine), func(ctx context.Context, m *member) (ballot, error) {
 			if err := s.r.identify(ctx, m); err != nil {
 				return ballot{}, err
 			}

@@ -53,7 +53,7 @@ func (c *condemned) add(o condemned) {
 // readLists is W2: the lists of prunes from at least 1+d of the stores that
 // acknowledged "open", each after it did.
 func (s *Session) readLists(ctx context.Context) error {
-	answers := ask(ctx, s.r.o.Timing, s.opened, s.keys.quorum(), func(ctx context.Context, m *member) (condemned, error) {
+	answers := ask(ctx, s.r.o.Timing, s.opened, s.keys.packQuorum(), func(ctx context.Context, m *member) (condemned, error) {
 		return s.r.storeLists(ctx, m.store)
 	})
 	s.listed = succeeded(answers)

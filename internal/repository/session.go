@@ -159,7 +159,7 @@ func (s *Session) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.quorum(), func(ctx context.Context, m *member) (struct{}, error) {
+	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.packQuorum(), func(ctx context.Context, m *member) (struct{}, error) {
 		if err := s.r.identify(ctx, m); err != nil {
 			return struct{}{}, err
 		}

@@ -144,7 +144,9 @@ func (w *Worker) Close(ctx context.Context) error {
 	}
 	w.done = true
 	var err error
-	if w.pack != nil && w.pack.Len() > 0 {
+	if err = ctx.Err(); err != nil {
+		err = fmt.Errorf("close a worker: %w", err) // given up: nothing more is sent
+	} else if w.pack != nil && w.pack.Len() > 0 {
 		err = w.send(ctx)
 	}
 	if w.buf != nil {
