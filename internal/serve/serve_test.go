@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if uri := os.Getenv(helperEnv); uri != "" {
 		os.Exit(dialHelper(uri))
 	}
+	if dir := os.Getenv(runEnv); dir != "" {
+		os.Exit(runHelper(dir))
+	}
 	os.Exit(m.Run())
 }
 

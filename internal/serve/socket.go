@@ -2,15 +2,12 @@ package serve
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -27,10 +24,9 @@ func checkSocketPath(path string) error {
 	return nil
 }
 
-// listenUnix listens on a new socket at path with the given mode and group.
-// A dead socket in its place is removed; a live one, or a file that is no
-// socket, is refused. The socket is bound in a private folder and then
-// renamed to path, so that nobody can connect before its mode is set.
+// listenUnix listens on a new socket at path with the given mode and group. A
+// dead socket in its place is removed; a live one, or a file that is no
+// socket, is refused. At no moment can anybody connect whom the mode excludes.
 func listenUnix(ctx context.Context, path string, mode fs.FileMode, gid int) (_ net.Listener, err error) {
 	if err = checkSocketPath(path); err != nil {
 		return nil, err
@@ -38,56 +34,38 @@ func listenUnix(ctx context.Context, path string, mode fs.FileMode, gid int) (_ 
 	if err = removeDead(ctx, path); err != nil {
 		return nil, err
 	}
-	private, err := privateDir(filepath.Dir(path))
-	if err != nil {
-		return nil, fmt.Errorf("make a folder for socket %s: %w", path, err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
-
-	bound := filepath.Join(private, "s")
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", bound)
+	lc := net.ListenConfig{Control: private}
+	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on socket %s: %w", path, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.Close())
-		}
-	}()
 	if ul, ok := l.(*net.UnixListener); ok {
-		ul.SetUnlinkOnClose(false) // its name is about to change
+		ul.SetUnlinkOnClose(false) // removed before it is closed
 	}
 	if gid != noGroup {
-		if err := os.Chown(bound, -1, gid); err != nil {
-			return nil, fmt.Errorf("give socket %s to group %d: %w", path, gid, err)
-		}
+		err = os.Chown(path, -1, gid) //nolint:gosec // The operator chose the folder, and the name is checked.
 	}
-	if err := os.Chmod(bound, mode); err != nil {
-		return nil, fmt.Errorf("set the mode of socket %s: %w", path, err)
+	if err == nil {
+		// After the group: a change of owner may clear bits.
+		err = os.Chmod(path, mode) //nolint:gosec // As above.
 	}
-	//nolint:gosec // The operator chose the folder, and the name is checked.
-	if err := os.Rename(bound, path); err != nil {
-		return nil, fmt.Errorf("put socket %s in place: %w", path, err)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("set group %d and mode of socket %s: %w", gid, path, err), l.Close(), removeSocket(path))
 	}
 	return l, nil
 }
 
-// privateDir makes a folder in dir that only this user can enter. Its name is
-// short, because socket paths must be.
-func privateDir(dir string) (string, error) {
-	var b [2]byte
-	for range 100 {
-		if _, err := rand.Read(b[:]); err != nil {
-			return "", fmt.Errorf("draw a name: %w", err)
-		}
-		p := filepath.Join(dir, "."+hex.EncodeToString(b[:]))
-		err := os.Mkdir(p, 0o700) //nolint:gosec // In a folder that the operator chose.
-		if err == nil || !errors.Is(err, fs.ErrExist) {
-			return p, err
-		}
+// private gives a socket the mode with which bind will make its file: one that
+// lets nobody else in, whatever the umask.
+func private(_, _ string, c syscall.RawConn) error {
+	var chmod error
+	if err := c.Control(func(fd uintptr) { chmod = syscall.Fchmod(int(fd), 0o600) }); err != nil {
+		return fmt.Errorf("make socket private: %w", err)
 	}
-	return "", fmt.Errorf("folder %s is full of leftovers named like .1a2b: remove them", dir)
+	if chmod != nil {
+		return fmt.Errorf("make socket private: %w", chmod)
+	}
+	return nil
 }
 
 // removeDead makes room for a socket at path: it removes a socket that
