@@ -1,0 +1,5 @@
+// Package e2e holds the tests over the whole of Cairn: real processes killed
+// at random while a guest writes (kill_test.go), and a simulated power failure
+// over all files of a host at once (powerloss_test.go). It has no code of its
+// own.
+package e2e

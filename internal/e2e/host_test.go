@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// host is one machine under test: the two processes, their folders and their
+// clients.
+type host struct {
+	t      *testing.T
+	bin    string
+	dir    string
+	stores []string
+
+	serve, agent *process
+	kills        atomic.Int64 // ends and starts of the data plane: odd while it is down
+	data         *serve.Client
+	control      *agent.Client
+}
+
+// process is a running command whose end is awaited by one goroutine.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the command has ended
+}
+
+// newHost makes the folders and a repository of six stores, and starts both
+// processes. They are killed when the test ends.
+func newHost(t *testing.T) *host {
+	t.Helper()
+	// A unix socket's path must be short, which t.TempDir is not.
+	dir, err := os.MkdirTemp("", "cairn-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, bin: cairnBinary(t), dir: dir}
+	t.Cleanup(func() {
+		h.kill(h.agent)
+		h.kill(h.serve)
+		if t.Failed() {
+			h.showLog("agent")
+			h.showLog("serve")
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(h.path("password"), []byte("correct horse battery staple\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"repo", "init", "--data", "4", "--parity", "2", "--password-file", h.path("password")}
+	for i := range 6 {
+		h.stores = append(h.stores, h.path(fmt.Sprintf("store%d", i+1)))
+		args = append(args, "--store", h.stores[i])
+	}
+	if out, err := exec.CommandContext(t.Context(), h.bin, args...).CombinedOutput(); err != nil {
+		t.Fatalf("repo init: %v\n%s", err, out)
+	}
+	h.data = serve.NewClient(h.path("serve.sock"))
+	h.control = agent.NewClient(h.path("agent.sock"))
+	h.startServe()
+	h.startAgent()
+	return h
+}
+
+// cairnBinary builds the command under test once for each test.
+func cairnBinary(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "cairn")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/cairnbackup/cairn/cmd/cairn")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+func (h *host) path(elem ...string) string { return filepath.Join(append([]string{h.dir}, elem...)...) }
+
+func (h *host) startServe() {
+	h.t.Helper()
+	h.serve = h.start("serve", "serve", "--state", h.path("state", "serve"), "--control", h.path("serve.sock"), "--nbd-dir", h.path("nbd"))
+	h.await("serve", func(ctx context.Context) error { _, err := h.data.Status(ctx); return err })
+}
+
+func (h *host) startAgent() {
+	h.t.Helper()
+	args := []string{"agent", "--state", h.path("state"), "--control", h.path("serve.sock"), "--socket", h.path("agent.sock"),
+		"--nbd-dir", h.path("nbd"), "--password-file", h.path("password")}
+	for _, s := range h.stores {
+		args = append(args, "--store", s)
+	}
+	h.agent = h.start("agent", args...)
+	h.await("agent", func(ctx context.Context) error { _, err := h.control.Status(ctx); return err })
+}
+
+// start runs the command with its output in a log file.
+func (h *host) start(name string, args ...string) *process {
+	h.t.Helper()
+	log, err := os.OpenFile(h.path(name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	// Not CommandContext: the test kills the process itself, in its own time.
+	p := &process{cmd: exec.Command(h.bin, args...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := p.cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // how it ended is known: it was killed, or await says so
+		close(p.done)
+	}()
+	return p
+}
+
+// await polls until answers returns nil.
+func (h *host) await(name string, answers func(context.Context) error) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
+	defer cancel()
+	if err := poll(ctx, 5*time.Millisecond, func() (bool, error) {
+		return answers(ctx) == nil, nil
+	}); err != nil {
+		h.showLog(name)
+		h.t.Fatalf("%s does not answer", name)
+	}
+}
+
+// kill ends a process as a crash would, and waits for its end.
+func (h *host) kill(p *process) {
+	h.t.Helper()
+	if p == nil {
+		return
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		h.t.Error(err)
+	}
+	<-p.done
+}
+
+// showLog prints the end of a process's log.
+func (h *host) showLog(name string) {
+	h.t.Helper()
+	b, err := os.ReadFile(h.path(name + ".log"))
+	if err != nil {
+		h.t.Log(err)
+	}
+	if len(b) > 8192 {
+		b = b[len(b)-8192:]
+	}
+	h.t.Logf("log of %s:\n%s", name, b)
+}
+
+// poll calls f at intervals until it says that it is done, or fails, or ctx ends.
+func poll(ctx context.Context, every time.Duration, f func() (bool, error)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if done, err := f(); done || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
