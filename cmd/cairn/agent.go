@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// agentMemory is where the garbage collector begins to work harder; the budget
+// of the process is 192 MiB, of which not all is its heap.
+const agentMemory = 160 << 20
+
+func agentCommand() *cli.Command {
+	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs", []cli.Flag{
+		&cli.StringFlag{Name: "config", Usage: "`file` with the settings of this command in YAML (" + defaultConfig() + " if it is there); flags go before it"},
+		stateFlag(),
+		socketFlag(),
+		controlFlag(),
+		nbdDirFlag(),
+		storeFlag(),
+		passwordFlag(),
+		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets of volumes, when this command starts the data plane"},
+		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
+		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given)"},
+		&cli.StringFlag{Name: "read-limit", Usage: "most that a backup reads from a volume in a second, a `size` such as 200MiB"},
+		&cli.BoolFlag{Name: "no-serve", Usage: "do not start a data plane; \"cairn serve\" runs elsewhere, or will"},
+		&cli.BoolFlag{Name: "keep-priority", Usage: "do not step behind other programs for processor and disk"},
+		logLevelFlag(),
+		logFormatFlag(),
+	}, runAgent)
+	cmd.Description = "With no --store and nothing in the state folder yet, it makes a repository of six\n" +
+		"folders there (any four restore everything) and a password file, and says so."
+	return cmd
+}
+
+func runAgent(c *cli.Context) (err error) {
+	s, err := agentSettingsOf(c)
+	if err != nil {
+		return err
+	}
+	log, err := newLogger(c.App.ErrWriter, s.LogLevel, s.LogFormat)
+	if err != nil {
+		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(agentMemory)
+	}
+	if err = os.MkdirAll(s.State, 0o700); err != nil {
+		return fmt.Errorf("make the state folder: %w", err)
+	}
+	if err = firstRun(c, s); err != nil {
+		return err
+	}
+	r, err := s.open(c.Context, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if !s.NoServe {
+		if err = ensureServe(c.Context, s, log); err != nil {
+			return err
+		}
+	}
+	plane := serve.NewClient(s.Control)
+	defer plane.Close()
+	return agent.Run(c.Context, agent.Options{
+		State: s.State, Socket: s.Socket, NBDDir: s.NBDDir, Control: s.Control,
+		Repository: r, Serve: plane, Logger: log, Version: version, KeepPriority: s.KeepPriority,
+		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit},
+	}, func() { ready(c.Context, log, "agent answers", slog.String("socket", s.Socket)) })
+}
+
+// firstRun makes the embedded default repository on an empty machine. A state
+// folder that is in use and has no repository is more likely one whose disk is
+// not mounted: there it takes --init.
+func firstRun(c *cli.Context, s *agentSettings) error {
+	if len(s.Stores) > 0 {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(s.State, "stores")); err == nil {
+		return nil
+	}
+	if !s.Init {
+		used, err := inUse(s.State)
+		if err != nil {
+			return err
+		}
+		if used != "" {
+			return usagef("no store is named, and %s holds %s but no stores: name the stores with --store, mount the disk that they are on, or make new ones there with --init", s.State, used)
+		}
+	}
+	made, err := makeRepository(c.Context, initRequest{
+		data: defaultData, parity: defaultParity, passwordFile: s.PasswordFile, state: s.State,
+	})
+	if err != nil {
+		return err
+	}
+	for _, line := range made.sentences() {
+		if err := say(c, "%s", line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inUse returns a name in the state folder that shows that an agent has worked
+// there; what the data plane keeps does not count.
+func inUse(state string) (string, error) {
+	entries, err := os.ReadDir(state)
+	if err != nil {
+		return "", fmt.Errorf("look at the state folder: %w", err)
+	}
+	for _, e := range entries {
+		if n := e.Name(); n == "catalog.db" || n == "password" {
+			return n, nil
+		}
+	}
+	return "", nil
+}
+
+// open opens the repository for an agent, which has a dedup index.
+func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository.Repository, error) {
+	names, err := stores(s.Stores, s.State)
+	if err != nil {
+		return nil, err
+	}
+	pw, err := password(s.PasswordFile, s.State)
+	if err != nil {
+		return nil, err
+	}
+	return openRepository(ctx, names, repository.Options{
+		Password: pw, CacheDir: filepath.Join(s.State, "cache"), Logger: log,
+	})
+}

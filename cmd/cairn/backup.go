@@ -1,0 +1,220 @@
+package main
+
+import (
+	"encoding/json"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/agent"
+)
+
+func backupCommands() *cli.Command {
+	return group("backup", "backups of volumes in the repository",
+		leaf("create", "VOLUME", "back a volume up, in full unless told otherwise", agentFlags(
+			&cli.BoolFlag{Name: "incremental", Usage: "read only what changed since the last backup; refused when there is none to start from"},
+			&cli.BoolFlag{Name: "auto", Usage: "incremental when it can be, else full"},
+			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume: as after a power failure of the guest"},
+			&cli.StringFlag{Name: "snapshot", Usage: "back this `snapshot` of the volume up, not its present content"},
+			&cli.StringFlag{Name: "name", Usage: "`name` of the backup"},
+			&cli.StringFlag{Name: "description", Usage: "`text` to keep with it"},
+			noWaitFlag(),
+		), withAgent(createBackup)),
+		leaf("list", "[VOLUME]", "all backups, or those of a volume", agentFlags(), withAgent(listBackups)),
+		leaf("show", "BACKUP", "one backup", agentFlags(), withAgent(showBackup)),
+		leaf("delete", "BACKUP", "delete a backup; those that were made from it are complete and stay", agentFlags(), withAgent(deleteBackup)),
+		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentFlags(
+			&cli.StringFlag{Name: "volume", Usage: "over this existing `volume`: only blocks that differ are written"},
+			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
+			&cli.StringFlag{Name: "file", Usage: "to this `file` of the agent's machine"},
+			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists"},
+			noWaitFlag(),
+		), withAgent(restoreBackup)),
+	)
+}
+
+func noWaitFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "no-wait", Usage: "start the job and leave it: \"cairn job show\" tells how it does"}
+}
+
+func createBackup(c *cli.Context, a *agent.Client) error {
+	req := agent.CreateBackup{
+		Volume: c.Args().First(), Snapshot: c.String("snapshot"), Name: c.String("name"), Description: c.String("description"),
+		Incremental: c.Bool("incremental"), Auto: c.Bool("auto"), Force: c.Bool("force"),
+	}
+	if req.Incremental && req.Auto {
+		return usagef("--incremental and --auto exclude each other: --auto is incremental when it can be, --incremental fails when it cannot")
+	}
+	job, err := a.CreateBackup(c.Context, req)
+	if err != nil {
+		return err
+	}
+	if !c.Bool("no-wait") {
+		if _, err = wait(c, a, job); err != nil {
+			return err
+		}
+	}
+	b, err := a.Backup(c.Context, job.Backup)
+	if err != nil {
+		return err
+	}
+	return emit(c, backupWithJob{b, job.ID}, func(t *table) {
+		backupFields(t, b)
+		if c.Bool("no-wait") {
+			t.field("job", job.ID)
+		}
+	})
+}
+
+// backupWithJob is a backup's JSON with the ID of the job that makes it.
+type backupWithJob struct {
+	backup agent.Backup
+	job    string
+}
+
+// MarshalJSON puts the job behind the fields of the backup, whose order stays.
+func (b backupWithJob) MarshalJSON() ([]byte, error) {
+	record, err := json.Marshal(b.backup)
+	if err != nil {
+		return nil, err
+	}
+	job, err := json.Marshal(b.job)
+	if err != nil {
+		return nil, err
+	}
+	record = append(record[:len(record)-1], `,"job":`...)
+	return append(append(record, job...), '}'), nil
+}
+
+func backupFields(t *table, b agent.Backup) {
+	kind := "full"
+	if b.Incremental {
+		kind = "incremental, from " + b.Parent
+	}
+	t.field("id", b.ID)
+	t.field("name", b.Name)
+	t.field("description", b.Description)
+	t.field("status", b.Status)
+	t.field("fail reason", b.FailReason)
+	t.field("warning", b.Warning)
+	t.field("volume", b.Volume)
+	t.field("size", exact(b.Size))
+	t.field("kind", kind)
+	t.field("compared in full because", b.FullCompareReason)
+	t.field("created", when(b.Created))
+	if b.Status == agent.BackupCreating {
+		return
+	}
+	t.field("took", took(b.Duration))
+	t.field("read", exact(b.BytesRead))
+	t.field("of it audit", exact(b.BytesAudited))
+	t.field("changed", exact(b.BytesChanged))
+	t.field("new", exact(b.BytesNew))
+	t.field("stored", exact(b.BytesStored))
+	t.field("with parity", exact(b.BytesShards))
+}
+
+func listBackups(c *cli.Context, a *agent.Client) error {
+	all, err := a.Backups(c.Context)
+	if err != nil {
+		return err
+	}
+	backups := all
+	if ref := c.Args().First(); ref != "" {
+		backups = nil
+		for _, b := range all { // a volume that is gone still has backups
+			if b.Volume == ref || b.VolumeID == ref {
+				backups = append(backups, b)
+			}
+		}
+		if backups == nil {
+			if _, err := a.Volume(c.Context, ref); err != nil {
+				return err
+			}
+		}
+	}
+	return emit(c, list(backups), func(t *table) {
+		t.row("NAME", "VOLUME", "SIZE", "KIND", "STATUS", "CREATED", "READ", "STORED", "ID")
+		for _, b := range backups {
+			kind := "full"
+			if b.Incremental {
+				kind = "incr"
+			}
+			t.row(dash(b.Name), b.Volume, human(b.Size), kind, b.Status, when(b.Created), human(b.BytesRead), human(b.BytesStored), b.ID)
+		}
+	})
+}
+
+func showBackup(c *cli.Context, a *agent.Client) error {
+	b, err := a.Backup(c.Context, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return emit(c, b, func(t *table) { backupFields(t, b) })
+}
+
+func deleteBackup(c *cli.Context, a *agent.Client) error {
+	ref := c.Args().First()
+	if err := a.DeleteBackup(c.Context, ref); err != nil {
+		return err
+	}
+	return emitDeleted(c, "backup", ref)
+}
+
+func restoreBackup(c *cli.Context, a *agent.Client) error {
+	req := agent.Restore{
+		Backup: c.Args().First(), Volume: c.String("volume"), NewVolume: c.String("name"), Overwrite: c.Bool("overwrite"),
+	}
+	var err error
+	if req.File, err = absolute(c.String("file")); err != nil {
+		return err
+	}
+	targets := 0
+	for _, s := range []string{req.Volume, req.NewVolume, req.File} {
+		if s != "" {
+			targets++
+		}
+	}
+	if targets > 1 {
+		return usagef("--volume, --name and --file exclude each other: restore to one place at a time")
+	}
+	if req.Overwrite && req.File == "" {
+		return usagef("--overwrite goes with --file; an existing volume is named with --volume")
+	}
+	job, err := a.Restore(c.Context, req)
+	if err != nil {
+		return err
+	}
+	if c.Bool("no-wait") {
+		return emitJob(c, job)
+	}
+	if job, err = wait(c, a, job); err != nil {
+		return err
+	}
+	r, err := agent.DecodeRestore(job)
+	if err != nil {
+		return err
+	}
+	return emit(c, r, func(t *table) {
+		t.field("backup", r.Backup)
+		t.field("volume", r.Volume)
+		t.field("file", r.File)
+		t.field("read", exact(r.BytesRead))
+		t.field("written", exact(r.BytesWritten))
+		t.field("took", took(job.Finished.Sub(job.Started)))
+	})
+}
+
+// saved says what holes and dedup spared, for the progress bar.
+func saved(p agent.Progress, kind string) string {
+	s := ""
+	if p.Hole > 0 {
+		s += ", holes " + human(p.Hole)
+	}
+	if same := p.Read - p.New; kind == "backup" && same > 0 && p.Read > 0 {
+		s += ", known " + human(same)
+	}
+	if p.Stored > 0 {
+		s += ", stored " + human(p.Stored)
+	}
+	return s
+}

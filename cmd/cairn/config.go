@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/goccy/go-yaml"
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/internal/vfs"
+)
+
+// agentSettings are the flags of "cairn agent", and the keys of its file.
+type agentSettings struct {
+	State        string   `yaml:"state"`
+	Socket       string   `yaml:"socket"`
+	Control      string   `yaml:"control"`
+	NBDDir       string   `yaml:"nbd-dir"`
+	Stores       []string `yaml:"stores"`
+	PasswordFile string   `yaml:"password-file"`
+	Group        string   `yaml:"group"`
+	Init         bool     `yaml:"init"`
+	Jobs         int      `yaml:"jobs"`
+	ReadLimit    string   `yaml:"read-limit"`
+	NoServe      bool     `yaml:"no-serve"`
+	KeepPriority bool     `yaml:"keep-priority"`
+	LogLevel     string   `yaml:"log-level"`
+	LogFormat    string   `yaml:"log-format"`
+
+	readLimit int64 // bytes per second
+}
+
+// agentSettingsOf joins file and flags: a flag that is given, or set by the
+// environment, goes before the file, the file before a default.
+func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
+	s := &agentSettings{}
+	name := c.String("config")
+	if name == "" {
+		name = defaultConfig()
+	}
+	err := s.read(name)
+	if err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
+		return nil, err
+	}
+	text := func(p *string, flag string) {
+		if c.IsSet(flag) || *p == "" {
+			*p = c.String(flag)
+		}
+	}
+	text(&s.State, "state")
+	text(&s.Socket, "socket")
+	text(&s.Control, "control")
+	text(&s.NBDDir, "nbd-dir")
+	text(&s.PasswordFile, "password-file")
+	text(&s.Group, "group")
+	text(&s.ReadLimit, "read-limit")
+	text(&s.LogLevel, "log-level")
+	text(&s.LogFormat, "log-format")
+	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority"} {
+		if c.IsSet(flag) {
+			*p = c.Bool(flag)
+		}
+	}
+	if c.IsSet("store") {
+		s.Stores = c.StringSlice("store")
+	}
+	if c.IsSet("jobs") {
+		s.Jobs = c.Int("jobs")
+	}
+	return s, s.check()
+}
+
+func (s *agentSettings) check() error {
+	var err error
+	if s.ReadLimit != "" {
+		if s.readLimit, err = parseSize(s.ReadLimit); err != nil {
+			return fmt.Errorf("read-limit: %w", err)
+		}
+	}
+	if s.Jobs < 0 {
+		return usagef("jobs: %d jobs cannot run at once", s.Jobs)
+	}
+	// Absolute, so that what is logged, and handed to the data plane, holds anywhere.
+	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir} {
+		if *p, err = absolute(*p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read reads a settings file. Keys that it does not know are refused: a typing
+// error shall not be a default. Paths are relative to the folder of the file.
+func (s *agentSettings) read(name string) error {
+	b, err := vfs.ReadFile(vfs.OS(), name, 1<<20)
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	if err := yaml.UnmarshalWithOptions(b, s, yaml.Strict()); err != nil {
+		return usagef("settings file %s: %s", name, yaml.FormatError(err, false, true))
+	}
+	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile} {
+		*p = beside(name, *p)
+	}
+	for i, st := range s.Stores {
+		path, err := storePath(beside(name, st))
+		if err != nil {
+			return fmt.Errorf("settings file %s: %w", name, err)
+		}
+		s.Stores[i] = path
+	}
+	return nil
+}
+
+// beside makes a path of a settings file independent of the working directory.
+func beside(file, path string) string {
+	if path == "" || filepath.IsAbs(path) || hasScheme(path) {
+		return path
+	}
+	abs, err := filepath.Abs(filepath.Join(filepath.Dir(file), path))
+	if err != nil {
+		return path
+	}
+	return abs
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+)
+
+// settings runs "cairn agent" with a settings file, as far as its settings.
+func settings(t *testing.T, file string, args ...string) (*agentSettings, error) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "cairn.yaml")
+	if err := os.WriteFile(name, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	app := newApp(t.Output(), t.Output())
+	var s *agentSettings
+	var err error
+	cmd := app.Command("agent")
+	inner := *cmd
+	app.Commands = append(app.Commands[:0:0], &inner)
+	inner.Action = func(c *cli.Context) error {
+		s, err = agentSettingsOf(c)
+		if s != nil {
+			for _, p := range append([]*string{&s.State, &s.Socket, &s.PasswordFile}, pointers(s.Stores)...) {
+				*p = strings.Replace(*p, filepath.Dir(name), "DIR", 1)
+			}
+		}
+		return nil
+	}
+	line, aerr := arrange(app, append([]string{"cairn", "agent", "--config", name}, args...))
+	if aerr != nil {
+		t.Fatal(aerr)
+	}
+	if rerr := app.RunContext(t.Context(), line); rerr != nil {
+		t.Fatal(rerr)
+	}
+	return s, err
+}
+
+func pointers(l []string) []*string {
+	var p []*string
+	for i := range l {
+		p = append(p, &l[i])
+	}
+	return p
+}
+
+func TestSettings(t *testing.T) {
+	t.Setenv("CAIRN_SOCKET", "") // put back at the end
+	if err := os.Unsetenv("CAIRN_SOCKET"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := settings(t, `
+state: /srv/cairn
+stores: [/a, b, "file:///c"]
+password-file: secret
+read-limit: 200MiB
+jobs: 3
+log-level: warn
+`, "--jobs", "5", "--control", "/x/y.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &agentSettings{
+		State: "/srv/cairn", Socket: defaultSocket(), Control: "/x/y.sock", NBDDir: defaultNBDDir(),
+		Stores: []string{"/a", "DIR/b", "/c"}, PasswordFile: "DIR/secret",
+		Jobs: 5, ReadLimit: "200MiB", readLimit: 200 << 20, LogLevel: "warn", LogFormat: "text",
+	}
+	if !reflect.DeepEqual(s, want) {
+		t.Errorf("got  %+v\nwant %+v", s, want)
+	}
+}
+
+func TestSettingsErrors(t *testing.T) {
+	for _, c := range []struct{ file, want string }{
+		{"stat: /x", `unknown field "stat"`},
+		{"jobs: many", "cannot unmarshal"},
+		{"read-limit: 5GB", "write 5GiB"},
+		{"stores: [\"s3://bucket\"]", "does not know s3://"},
+		{"jobs: -1", "cannot run at once"},
+		{": :", "settings file"},
+	} {
+		if _, err := settings(t, c.file); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.file, err, c.want)
+		}
+	}
+}
+
+// Every flag of the agent has its key in the file, but the one that names it.
+func TestSettingsAreComplete(t *testing.T) {
+	keys := map[string]bool{"config": true, "help": true}
+	for f := range reflect.TypeFor[agentSettings]().Fields() {
+		keys[strings.TrimSuffix(f.Tag.Get("yaml"), "s")] = true
+		keys[f.Tag.Get("yaml")] = true
+	}
+	for _, f := range agentCommand().Flags {
+		if !keys[f.Names()[0]] {
+			t.Errorf("--%s has no key", f.Names()[0])
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/agent"
+)
+
+func exportCommand() *cli.Command {
+	return leaf("export", "[VOLUME|SNAPSHOT|BACKUP]", "print the NBD address of a volume, a snapshot or a backup; without one, list what is exported", agentFlags(
+		&cli.BoolFlag{Name: "overlay", Usage: "a backup, writable: what is written lies over it and is discarded by unexport"},
+		&cli.StringFlag{Name: "name", Usage: "`name` of a backup's export, its ID otherwise"},
+	), withAgent(export))
+}
+
+func unexportCommand() *cli.Command {
+	return leaf("unexport", "NAME", "stop to export a backup; what was written to an overlay is discarded", agentFlags(), withAgent(
+		func(c *cli.Context, a *agent.Client) error {
+			name := c.Args().First()
+			if err := a.Unexport(c.Context, name); err != nil {
+				return err
+			}
+			return emit(c, map[string]string{"unexported": name}, func(t *table) {
+				t.row(name + " is no longer exported")
+			})
+		}))
+}
+
+func export(c *cli.Context, a *agent.Client) error {
+	ref := c.Args().First()
+	if ref == "" {
+		if c.Bool("overlay") || c.String("name") != "" {
+			return usagef("say which VOLUME, SNAPSHOT or BACKUP to export")
+		}
+		return listExports(c, a)
+	}
+	e, err := a.Export(c.Context, agent.Export{Ref: ref, Name: c.String("name"), Overlay: c.Bool("overlay")})
+	if err != nil {
+		return err
+	}
+	return emit(c, e, func(t *table) { t.row(e.URI) })
+}
+
+func listExports(c *cli.Context, a *agent.Client) error {
+	exports, err := a.Exports(c.Context)
+	if err != nil {
+		return err
+	}
+	return emit(c, list(exports), func(t *table) {
+		t.row("NAME", "KIND", "SIZE", "OVERLAY", "CLIENTS", "URI", "ERROR")
+		for _, e := range exports {
+			overlay := "no"
+			if e.Overlay {
+				overlay = "yes"
+			}
+			t.row(e.Name, e.Kind, human(e.Size), overlay, e.Clients, e.URI, e.Error)
+		}
+	})
+}

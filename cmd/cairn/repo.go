@@ -1,0 +1,126 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/restore"
+)
+
+func repoCommands() *cli.Command {
+	return group("repo", "the repository itself, straight on its stores: no agent, no catalog",
+		repoInitCommand(),
+		leaf("backups", "", "all backups that the stores hold", repositoryFlags(), withRepository(repoBackups)),
+		leaf("restore", "BACKUP FILE", "restore a backup to a file or a block device", repositoryFlags(
+			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists; a device always needs this"},
+		), withRepository(repoRestore)),
+		leaf("mount", "DIR", "mount all backups until Ctrl-C or \"cairn umount\"", repositoryFlags(mountFlags()...), withRepository(repoMount)),
+		leaf("export", "BACKUP", "serve a backup over NBD, read-only, until Ctrl-C", repositoryFlags(
+			&cli.StringFlag{Name: "socket", Usage: "`path` of the unix socket to make"},
+		), withRepository(repoExport)),
+		leaf("check", "", "prove that every backup can be restored; changes nothing", repositoryFlags(
+			&cli.BoolFlag{Name: "read-data", Usage: "read, decrypt and verify every byte, not only what leads there"},
+		), withRepository(repoCheck)),
+	)
+}
+
+// record is a backup of the repository as the agent would show it: one shape
+// of JSON for both.
+func record(b repository.Backup) agent.Backup {
+	return agent.Backup{
+		ID: b.ID, Name: b.Name, Description: b.Description, Project: b.Project, Status: agent.BackupStatus(b.State),
+		Volume: b.Volume, VolumeID: b.VolumeID, Size: b.Size, Incremental: b.Incremental, Parent: b.Parent,
+		BytesRead: b.Stats.Read, BytesAudited: b.Stats.Audited, BytesChanged: b.Stats.Changed, BytesNew: b.Stats.New,
+		BytesStored: b.Stats.Stored, BytesShards: b.Stats.Shards, Created: b.Created, Session: b.Session,
+	}
+}
+
+func repoBackups(c *cli.Context, r *repository.Repository) error {
+	backups, err := r.Backups(c.Context)
+	if err != nil {
+		return err
+	}
+	records := make([]agent.Backup, 0, len(backups))
+	for _, b := range backups {
+		if b.State != repository.Deleted {
+			records = append(records, record(b))
+		}
+	}
+	return emit(c, records, func(t *table) {
+		t.row("NAME", "VOLUME", "SIZE", "KIND", "STATUS", "CREATED", "STORED", "ID")
+		for _, b := range records {
+			kind := "full"
+			if b.Incremental {
+				kind = "incr"
+			}
+			t.row(dash(b.Name), b.Volume, human(b.Size), kind, b.Status, when(b.Created), human(b.BytesStored), b.ID)
+		}
+	})
+}
+
+func repoRestore(c *cli.Context, r *repository.Repository) (err error) {
+	b, err := r.Backup(c.Context, c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	name, err := absolute(c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	img, err := r.Image(c.Context, b.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	bar := newBar(c.App.ErrWriter)
+	o := restore.Options{BlockSize: b.BlockSize, Progress: func(p restore.Progress) {
+		bar.show("restore"+saved(agent.Progress{Hole: p.Hole}, "restore"), p.Done, p.Total)
+	}}
+	p, err := restoreTo(c, img, name, o)
+	bar.end()
+	if err != nil {
+		return err
+	}
+	result := agent.RestoreResult{Backup: b.ID, File: name, BytesRead: p.Read, BytesWritten: p.Written}
+	return emit(c, result, func(t *table) {
+		t.field("backup", b.ID)
+		t.field("file", name)
+		t.field("read", exact(p.Read))
+		t.field("written", exact(p.Written))
+	})
+}
+
+// restoreTo restores to a new file, or to a block device in place.
+func restoreTo(c *cli.Context, img restore.Image, name string, o restore.Options) (restore.Progress, error) {
+	fi, err := os.Stat(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return restore.Progress{}, fmt.Errorf("restore to %s: %w", name, err)
+	}
+	if err == nil && fi.Mode().Type() == fs.ModeDevice {
+		if !c.Bool("overwrite") {
+			return restore.Progress{}, usagef("%s is a block device: everything on it would be lost; --overwrite does it", name)
+		}
+		return restore.Device(c.Context, img, name, o)
+	}
+	return restore.File(c.Context, img, name, restore.FileOptions{Options: o, Overwrite: c.Bool("overwrite")})
+}
+
+// oneDevice reports whether all folders are in one file system.
+func oneDevice(paths []string) bool {
+	devices := make(map[uint64]bool)
+	for _, p := range paths {
+		var st syscall.Stat_t
+		if err := syscall.Stat(p, &st); err != nil {
+			return false
+		}
+		devices[st.Dev] = true
+	}
+	return len(devices) == 1
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/internal/repository"
+)
+
+// checkResult is the JSON of a check.
+type checkResult struct {
+	OK      bool          `json:"ok"`
+	Backups []checkBackup `json:"backups"`
+	Stores  []checkStore  `json:"stores"`
+}
+
+type checkBackup struct {
+	ID         string    `json:"id"`
+	Name       string    `json:"name"`
+	Volume     string    `json:"volume"`
+	Created    time.Time `json:"created_at"`
+	Restorable bool      `json:"restorable"`
+	Problems   []string  `json:"problems"`
+}
+
+type checkStore struct {
+	URL      string   `json:"url"`
+	ID       string   `json:"id"`
+	State    string   `json:"state"`
+	Error    string   `json:"error,omitempty"`
+	Owed     int      `json:"owed"`
+	Missing  int64    `json:"missing"`
+	Damaged  int64    `json:"damaged"`
+	Problems []string `json:"problems"`
+}
+
+// repoCheck proves backups restorable. That a backup is not, or that a store
+// lost or changed something, is the exit code 7.
+func repoCheck(c *cli.Context, r *repository.Repository) error {
+	bar := newBar(c.App.ErrWriter)
+	report, err := r.Check(c.Context, repository.CheckOptions{
+		ReadData: c.Bool("read-data"),
+		Progress: func(p repository.CheckProgress) { bar.show("check", p.Done, p.Total) },
+	})
+	bar.end()
+	if err != nil {
+		return err
+	}
+	result := resultOf(report)
+	if err := emit(c, result, func(t *table) { checkFields(t, result) }); err != nil {
+		return err
+	}
+	if !result.OK {
+		lost := 0
+		for _, b := range result.Backups {
+			if !b.Restorable {
+				lost++
+			}
+		}
+		if lost > 0 {
+			return fmt.Errorf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore\" still gives (%w)", lost, len(result.Backups), errDamage)
+		}
+		return fmt.Errorf("every backup can be restored, but not every store holds what it should (%w)", errDamage)
+	}
+	return nil
+}
+
+func resultOf(report repository.CheckReport) checkResult {
+	result := checkResult{OK: report.OK(), Backups: []checkBackup{}, Stores: []checkStore{}}
+	for _, b := range report.Backups {
+		result.Backups = append(result.Backups, checkBackup{
+			ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
+			Restorable: b.Restorable, Problems: list(b.Problems),
+		})
+	}
+	for _, s := range report.Stores {
+		result.Stores = append(result.Stores, checkStore{
+			URL: s.Status.URL, ID: s.Status.ID, State: string(s.Status.State), Error: s.Status.Error, Owed: s.Status.Owed,
+			Missing: s.Missing, Damaged: s.Damaged, Problems: list(s.Problems),
+		})
+	}
+	return result
+}
+
+func checkFields(t *table, r checkResult) {
+	t.row("BACKUP", "VOLUME", "CREATED", "RESTORABLE")
+	for _, b := range r.Backups {
+		verdict := "yes"
+		if !b.Restorable {
+			verdict = "NO"
+		}
+		t.row(b.ID, b.Volume, when(b.Created), verdict)
+		for _, p := range b.Problems {
+			t.row("  " + p)
+		}
+	}
+	t.row()
+	t.row("STORE", "STATE", "OWED", "MISSING", "DAMAGED")
+	for _, s := range r.Stores {
+		t.row(dash(s.URL), s.State, s.Owed, s.Missing, s.Damaged)
+		if s.Error != "" {
+			t.row("  " + s.Error)
+		}
+		for _, p := range s.Problems {
+			t.row("  " + p)
+		}
+	}
+}

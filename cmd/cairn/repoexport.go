@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// imageDevice is an image as a read-only NBD device.
+type imageDevice struct {
+	img *repository.Image
+	// life is the context of the reads: NBD requests have none of their own.
+	life func() context.Context
+}
+
+var _ nbd.Device = (*imageDevice)(nil)
+
+// Size implements nbd.Device.
+func (d *imageDevice) Size() int64 { return d.img.Size() }
+
+// ReadAt implements nbd.Device.
+func (d *imageDevice) ReadAt(p []byte, off int64) (int, error) {
+	if err := d.img.ReadAt(d.life(), p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteAt implements nbd.Device.
+func (*imageDevice) WriteAt([]byte, int64) (int, error) { return 0, syscall.EPERM }
+
+// Flush implements nbd.Device.
+func (*imageDevice) Flush() error { return nil }
+
+// Trim implements nbd.Device.
+func (*imageDevice) Trim(int64, int64) error { return syscall.EPERM }
+
+// Zero implements nbd.Device.
+func (*imageDevice) Zero(int64, int64, bool) error { return syscall.EPERM }
+
+// Map implements nbd.Device.
+func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) {
+	if name != nbd.ContextAllocation {
+		return nil, syscall.EINVAL
+	}
+	return d.img.Extents(d.life(), off, n)
+}
+
+// Close implements nbd.Device. The image is shared by all connections.
+func (*imageDevice) Close() error { return nil }
+
+// repoExport serves one backup until the command is interrupted.
+func repoExport(c *cli.Context, r *repository.Repository) (err error) {
+	socket := c.String("socket")
+	if socket == "" {
+		return usagef("--socket PATH is missing: where shall the backup be served?")
+	}
+	if socket, err = absolute(socket); err != nil {
+		return err
+	}
+	b, err := r.Backup(c.Context, c.Args().First())
+	if err != nil {
+		return err
+	}
+	img, err := r.Image(c.Context, b.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	l, err := listen(c.Context, socket)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := os.Remove(socket); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}()
+	name := b.ID
+	export := &nbd.Export{
+		Name: name, Description: fmt.Sprintf("backup %s of %s", b.ID, b.Volume), ReadOnly: true, MultiConn: true,
+		Contexts: func() []string { return []string{nbd.ContextAllocation} },
+		Size:     img.Size,
+		Open: func(ctx context.Context, _ nbd.Peer) (nbd.Device, error) {
+			return &imageDevice{img: img, life: func() context.Context { return ctx }}, nil
+		},
+	}
+	s := nbd.NewServer(nbd.ServerOptions{
+		Lookup: func(n string, _ nbd.Peer) (*nbd.Export, bool) { return export, n == "" || n == name },
+		List:   func(nbd.Peer) []*nbd.Export { return []*nbd.Export{export} },
+	})
+	info := map[string]string{"name": name, "uri": nbd.URI(socket, name), "socket": socket}
+	if err := emit(c, info, func(t *table) { t.row(info["uri"]) }); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return s.Serve(c.Context, l)
+}
+
+// listen makes a unix socket that only this user can connect to. A socket that
+// nobody listens on any more is replaced.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	if _, err := os.Lstat(path); err == nil {
+		var d net.Dialer
+		conn, derr := d.DialContext(ctx, "unix", path)
+		if derr == nil {
+			return nil, errors.Join(fmt.Errorf("socket %s is in use by another program: name another path", path), conn.Close())
+		}
+		if !errors.Is(derr, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("%s exists and is no socket of ours: name another path", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("replace a stale socket: %w", err)
+		}
+	}
+	// Made under a name of its own, so that nobody connects before the mode is set.
+	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%d.sock", os.Getpid()))
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", temp)
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(false)
+	}
+	if err := errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("make socket %s: %w", path, err), l.Close())
+	}
+	return l, nil
+}

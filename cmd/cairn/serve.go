@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// The data plane's budget is 64 MiB of memory and 4 MiB for each TiB of
+// volumes. The collector runs at half the usual growth, and harder towards the
+// limit, which is set below the budget: not all memory is the heap's.
+const (
+	serveMemory    = 48 << 20
+	serveMemoryTiB = 3 << 20
+	serveGCPercent = 50
+)
+
+func serveCommand() *cli.Command {
+	return leaf("serve", "", "run the data plane alone: volumes, change tracking, snapshots, NBD", []cli.Flag{
+		stateFlag(),
+		controlFlag(),
+		nbdDirFlag(),
+		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets"},
+		logLevelFlag(),
+		logFormatFlag(),
+	}, func(c *cli.Context) error {
+		log, err := newLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"))
+		if err != nil {
+			return err
+		}
+		setServeMemory(0)
+		o := serve.Options{
+			State: c.String("state"), Control: c.String("control"), NBDDir: c.String("nbd-dir"),
+			Group: c.String("group"), Logger: log, Version: version,
+		}
+		watch, stop := context.WithCancel(c.Context)
+		done := make(chan struct{})
+		defer func() { stop(); <-done }()
+		go func() { defer close(done); watchMemory(watch, o.Control) }()
+		return serve.Run(c.Context, o, func() { ready(c.Context, log, "data plane is ready", slog.String("control", o.Control)) })
+	})
+}
+
+func setServeMemory(volumes int64) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(serveGCPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(serveMemory + serveMemoryTiB*((volumes+1<<40-1)>>40))
+	}
+}
+
+// watchMemory lets the memory limit follow the size of the volumes.
+func watchMemory(ctx context.Context, control string) {
+	client := serve.NewClient(control)
+	defer client.Close()
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		vols, err := client.Volumes(ctx)
+		if err != nil {
+			continue // while it starts or stops
+		}
+		var sum int64
+		for _, v := range vols {
+			sum += v.Size
+		}
+		setServeMemory(sum)
+	}
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/fusefs"
+	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// repositorySource lists and opens backups on the stores.
+type repositorySource struct{ r *repository.Repository }
+
+var _ fusefs.Source = (*repositorySource)(nil)
+
+// List implements fusefs.Source.
+func (s *repositorySource) List(ctx context.Context) ([]fusefs.Entry, error) {
+	backups, err := s.r.Backups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var entries []fusefs.Entry
+	for _, b := range backups {
+		if b.State == repository.Available {
+			entries = append(entries, entry(record(b)))
+		}
+	}
+	return entries, nil
+}
+
+// Open implements fusefs.Source.
+func (s *repositorySource) Open(ctx context.Context, id string) (fusefs.Image, error) {
+	return s.r.Image(ctx, id)
+}
+
+func entry(b agent.Backup) fusefs.Entry {
+	return fusefs.Entry{ID: b.ID, Name: b.Name, Volume: b.Volume, VolumeID: b.VolumeID, Size: b.Size, Created: b.Created}
+}
+
+// exportSource lists backups of the agent, and opens them by having the agent
+// export them and reading that by NBD.
+type exportSource struct {
+	agent  *agent.Client
+	prefix string // of the names of this mount's exports
+}
+
+var _ fusefs.Source = (*exportSource)(nil)
+
+// mountPrefix begins the name of every export that a mount made for itself:
+// mount-PID-RANDOM-BACKUP.
+const mountPrefix = "mount-"
+
+func newExportSource(a *agent.Client) *exportSource {
+	b := make([]byte, 4)
+	_, _ = rand.Read(b)
+	return &exportSource{agent: a, prefix: fmt.Sprintf("%s%d-%s-", mountPrefix, os.Getpid(), hex.EncodeToString(b))}
+}
+
+// sweep takes back the exports of mounts that were killed.
+func (s *exportSource) sweep(ctx context.Context) error {
+	exports, err := s.agent.Exports(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range exports {
+		rest, ours := strings.CutPrefix(e.Name, mountPrefix)
+		pid, _, ok := strings.Cut(rest, "-")
+		n, err := strconv.Atoi(pid)
+		if !ours || !ok || err != nil || e.Clients > 0 || errors.Is(syscall.Kill(n, 0), nil) {
+			continue
+		}
+		if err := s.agent.Unexport(ctx, e.Name); err != nil && !errors.Is(err, agent.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// List implements fusefs.Source.
+func (s *exportSource) List(ctx context.Context) ([]fusefs.Entry, error) {
+	backups, err := s.agent.Backups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var entries []fusefs.Entry
+	for _, b := range backups {
+		if b.Status == agent.BackupAvailable || b.Status == agent.BackupRestoring {
+			entries = append(entries, entry(b))
+		}
+	}
+	return entries, nil
+}
+
+// Open implements fusefs.Source.
+func (s *exportSource) Open(ctx context.Context, id string) (fusefs.Image, error) {
+	name := s.prefix + id[:min(8, len(id))]
+	e, err := s.agent.Export(ctx, agent.Export{Ref: id, Name: name})
+	if err != nil {
+		return nil, err
+	}
+	img := &exportImage{agent: s.agent, name: name, uri: e.URI}
+	if img.conn, err = img.dial(ctx); err != nil {
+		return nil, errors.Join(err, img.Close()) //nolint:contextcheck // the export must go also when ctx has ended
+	}
+	img.size = img.conn.Size()
+	return img, nil
+}
+
+// Connections of a mount: enough for the kernel's read-ahead to keep the stores
+// busy. Tries bound how long a reader waits for an agent that is restarted.
+const (
+	imageConns  = 4
+	imageTries  = 30
+	imagePause  = time.Second
+	unexportFor = 10 * time.Second
+)
+
+// exportImage is a backup that the agent exports for this mount. An agent that
+// is restarted exports it again under the same name: the connection is made
+// anew and what was asked for is asked again.
+type exportImage struct {
+	agent     *agent.Client
+	name, uri string
+	size      int64
+
+	mu   sync.Mutex
+	conn *nbd.Client // nil after a failure
+}
+
+func (i *exportImage) dial(ctx context.Context) (*nbd.Client, error) {
+	return nbd.Dial(ctx, i.uri, nbd.ClientOptions{Contexts: []string{nbd.ContextAllocation}, Conns: imageConns})
+}
+
+// connected returns the connection, making it if it is lost.
+func (i *exportImage) connected(ctx context.Context) (*nbd.Client, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.conn != nil {
+		return i.conn, nil
+	}
+	conn, err := i.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if conn.Size() != i.size {
+		return nil, errors.Join(fmt.Errorf("export %s has another size than before", i.name), conn.Close())
+	}
+	i.conn = conn
+	return conn, nil
+}
+
+// drop forgets a connection that failed.
+func (i *exportImage) drop(conn *nbd.Client) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.conn == conn {
+		i.conn = nil
+		_ = conn.Close()
+	}
+}
+
+// try asks until the server answers, with content or with a refusal.
+func (i *exportImage) try(ctx context.Context, ask func(*nbd.Client) error) error {
+	for n := 1; ; n++ {
+		conn, err := i.connected(ctx)
+		if err == nil {
+			if err = ask(conn); err == nil {
+				return nil
+			}
+			if _, refused := errors.AsType[nbd.Error](err); refused || ctx.Err() != nil {
+				return err
+			}
+			i.drop(conn)
+		}
+		if n == imageTries {
+			return err
+		}
+		pause := time.NewTimer(imagePause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		}
+	}
+}
+
+// Size implements fusefs.Image.
+func (i *exportImage) Size() int64 { return i.size }
+
+// ReadAt implements fusefs.Image.
+func (i *exportImage) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return i.try(ctx, func(c *nbd.Client) error { return c.ReadAt(ctx, p, off) })
+}
+
+// Extents implements fusefs.Image.
+func (i *exportImage) Extents(ctx context.Context, off, n int64) (extents []blockmap.Extent, err error) {
+	err = i.try(ctx, func(c *nbd.Client) error {
+		extents, err = c.Map(ctx, nbd.ContextAllocation, off, n)
+		return err
+	})
+	return extents, err
+}
+
+// Close implements fusefs.Image: the export goes with its only reader.
+func (i *exportImage) Close() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var err error
+	if i.conn != nil {
+		err = i.conn.Close()
+		i.conn = nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), unexportFor)
+	defer cancel()
+	if uerr := i.agent.Unexport(ctx, i.name); uerr != nil && !errors.Is(uerr, agent.ErrNotFound) {
+		err = errors.Join(err, uerr)
+	}
+	return err
+}

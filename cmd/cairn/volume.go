@@ -1,0 +1,151 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/agent"
+)
+
+func volumeCommands() *cli.Command {
+	return group("volume", "the disks that are served and backed up",
+		leaf("create", "NAME", "make a volume, or take an existing raw file or block device as one", agentFlags(
+			&cli.StringFlag{Name: "size", Usage: "a new sparse file of this `size`, such as 4GiB"},
+			&cli.StringFlag{Name: "file", Usage: "an existing raw image `file`, which stays where it is"},
+			&cli.StringFlag{Name: "device", Usage: "a block `device`"},
+			&cli.BoolFlag{Name: "allow-format", Usage: "take a file that looks like qcow2, VMDK, LUKS… as raw bytes"},
+		), withAgent(createVolume)),
+		leaf("list", "", "all volumes", agentFlags(), withAgent(listVolumes)),
+		leaf("show", "VOLUME", "one volume, with its checkpoints", agentFlags(), withAgent(showVolume)),
+		leaf("extend", "VOLUME", "make a volume larger", agentFlags(
+			&cli.StringFlag{Name: "size", Usage: "the new `size`"},
+		), withAgent(extendVolume)),
+		leaf("delete", "VOLUME", "forget a volume; a file or device that was given to create stays, backups stay", agentFlags(), withAgent(deleteVolume)),
+	)
+}
+
+func createVolume(c *cli.Context, a *agent.Client) error {
+	given := 0
+	for _, f := range []string{"size", "file", "device"} {
+		if c.String(f) != "" {
+			given++
+		}
+	}
+	if given != 1 {
+		return usagef("volume create needs one of --size, --file and --device: a new file of a size, an existing raw file, or a block device")
+	}
+	size, err := positiveSize(c, "size")
+	if err != nil && c.String("size") != "" {
+		return err
+	}
+	req := agent.CreateVolume{Name: c.Args().First(), Size: size, AllowFormat: c.Bool("allow-format")}
+	if req.File, err = absolute(c.String("file")); err != nil {
+		return err
+	}
+	if req.Device, err = absolute(c.String("device")); err != nil {
+		return err
+	}
+	v, err := a.CreateVolume(c.Context, req)
+	if err != nil {
+		return err
+	}
+	return emitVolume(c, v)
+}
+
+// positiveSize is a size flag that has to be there.
+func positiveSize(c *cli.Context, name string) (int64, error) {
+	n, err := sizeFlag(c, name)
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, usagef("--%s must be more than nothing, such as 4GiB", name)
+	}
+	return n, nil
+}
+
+// absolute makes a path independent of the agent's working directory.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", path, err)
+	}
+	return abs, nil
+}
+
+func listVolumes(c *cli.Context, a *agent.Client) error {
+	vols, err := a.Volumes(c.Context)
+	if err != nil {
+		return err
+	}
+	return emit(c, list(vols), func(t *table) {
+		t.row("NAME", "SIZE", "USED", "STATUS", "URI", "ID")
+		for _, v := range vols {
+			t.row(dash(v.Name), human(v.Size), human(v.Allocated), v.Status, v.URI, v.ID)
+		}
+	})
+}
+
+func showVolume(c *cli.Context, a *agent.Client) error {
+	v, err := a.Volume(c.Context, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return emitVolume(c, v)
+}
+
+func emitVolume(c *cli.Context, v agent.Volume) error {
+	return emit(c, v, func(t *table) {
+		t.field("name", v.Name)
+		t.field("id", v.ID)
+		t.field("size", exact(v.Size))
+		t.field("used", exact(v.Allocated))
+		t.field("status", v.Status)
+		t.field("error", v.Error)
+		t.field("writer", v.Writer)
+		t.field(v.Kind, v.Path)
+		t.field("uri", v.URI)
+		t.field("socket", v.Socket)
+		t.field("created", when(v.Created))
+		t.field("snapshots", v.Snapshots)
+		for _, p := range v.Checkpoints {
+			changed := human(p.DirtyBytes) + " changed since"
+			if p.Doubt != "" {
+				changed = "everything counts as changed: " + p.Doubt
+			}
+			t.field("checkpoint", fmt.Sprintf("%s of %s: %s", p.Name, when(p.Created), changed))
+		}
+	})
+}
+
+func extendVolume(c *cli.Context, a *agent.Client) error {
+	size, err := positiveSize(c, "size")
+	if err != nil {
+		return err
+	}
+	v, err := a.ExtendVolume(c.Context, c.Args().First(), size)
+	if err != nil {
+		return err
+	}
+	return emitVolume(c, v)
+}
+
+func deleteVolume(c *cli.Context, a *agent.Client) error {
+	ref := c.Args().First()
+	if err := a.DeleteVolume(c.Context, ref); err != nil {
+		return err
+	}
+	return emitDeleted(c, "volume", ref)
+}
+
+// emitDeleted says that something is gone.
+func emitDeleted(c *cli.Context, kind, ref string) error {
+	return emit(c, map[string]string{"deleted": ref, "kind": kind}, func(t *table) {
+		t.row(fmt.Sprintf("%s %s is deleted", kind, ref))
+	})
+}
