@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -25,6 +26,7 @@ type planner struct {
 	mu     sync.Mutex
 	from   int64              // leaves before this one have been dealt out or have nothing to do
 	flight map[int64]struct{} // dealt out and not done
+	ended  bool               // nothing is left to be dealt out
 }
 
 // task is what is to be done with one leaf.
@@ -97,6 +99,7 @@ func (p *planner) next(ctx context.Context) (task, bool, error) {
 	defer p.mu.Unlock()
 	leaf, ok, err := p.nextLeaf(ctx)
 	if err != nil || !ok {
+		p.ended = err == nil
 		return task{}, false, err
 	}
 	t := task{leaf: leaf, zero: p.zero.mask(leaf)}
@@ -161,4 +164,15 @@ func (p *planner) done(leaf int64) int64 {
 		low = min(low, l)
 	}
 	return low
+}
+
+// finished makes sure that every leaf was dealt out and done: a manifest of a
+// run that ended early would look like any other.
+func (p *planner) finished() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended || len(p.flight) > 0 {
+		return fmt.Errorf("backup run ended with %d leaves not done", len(p.flight))
+	}
+	return nil
 }

@@ -66,9 +66,6 @@ func (r *run) read(ctx context.Context, free <-chan []byte, ready chan<- batch) 
 			select {
 			case b.buf = <-free:
 			case <-ctx.Done():
-				// The worker must hear of it, or it would take the end of
-				// the batches for the end of the work.
-				send(batch{err: ctx.Err()})
 				return
 			}
 			b, at = r.fill(ctx, b, todo, at)
@@ -105,6 +102,9 @@ func (r *run) open(ctx context.Context, t task) (*leaf, error) {
 	}
 	r.more(l, damaged)
 	l.audit = l.audit.not(damaged)
+	if r.plan.full {
+		return l, nil // holes are counted already
+	}
 	hole := l.read.and(l.zero)
 	for i := hole.next(0); i < manifest.LeafBlocks; i = hole.next(i + 1) {
 		r.count.hole.Add(int64(r.g.BlockLen(l.block(i))))

@@ -180,6 +180,9 @@ func (r *run) drive(ctx context.Context, workers []Worker) ([]byte, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err //nolint:wrapcheck // our own, wrapped where it arose
 	}
+	if err := r.plan.finished(); err != nil {
+		return nil, err
+	}
 	top, err := r.builder.Finish(ctx, nodeCounter{workers[0], r})
 	if err != nil {
 		return nil, fmt.Errorf("finish the manifest: %w", err)
@@ -228,5 +231,10 @@ func newRun(ctx context.Context, s Source, sess Session, p Plan, progress func(P
 	}
 	r.plan = pl
 	r.count.total.Store(pl.bytes())
+	if pl.full {
+		for _, z := range pl.zero {
+			r.count.hole.Add(min(r.g.Offset(z.end), r.g.Size) - r.g.Offset(z.first))
+		}
+	}
 	return r, nil
 }

@@ -60,6 +60,10 @@ func (r *run) work(ctx context.Context, w Worker) error {
 		free <- b.buf
 		r.tell(false)
 	}
+	// The reader also stops, without a word, when the run is stopped.
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("back up: %w", err)
+	}
 	return nil
 }
 
@@ -195,8 +199,9 @@ func (r *run) tell(always bool) {
 }
 
 func (r *run) result(top []byte) Result {
-	r.tell(true)
 	c := &r.count
+	c.total.Store(c.done.Load()) // a short last block was counted as a whole one
+	r.tell(true)
 	slices.Sort(r.mismatch)
 	return Result{
 		Top: top, BytesRead: c.read.Load(), BytesAudited: c.audited.Load(), BytesChanged: c.changed.Load(),

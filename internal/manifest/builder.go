@@ -81,19 +81,9 @@ func (b *Builder) SetLeaf(ctx context.Context, w NodeWriter, leaf int64, l *Leaf
 	if leaf < 0 || leaf >= leaves(b.g) {
 		return fmt.Errorf("build a manifest: leaf %d of %d", leaf, leaves(b.g))
 	}
-	ch := change{slot: uint8(slotOf(leaf, 1))} //nolint:gosec // below Fanout
-	if l != nil {
-		l = b.trim(leaf, l)
-	}
-	if l != nil && !l.Empty() {
-		plain, err := l.encode()
-		if err != nil {
-			return err
-		}
-		if ch.ref, err = w.PutNode(ctx, plain); err != nil {
-			return fmt.Errorf("store manifest leaf %d: %w", leaf, err)
-		}
-		ch.present = true
+	ch, err := b.writeLeaf(ctx, w, leaf, l)
+	if err != nil {
+		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -105,6 +95,26 @@ func (b *Builder) SetLeaf(ctx context.Context, w NodeWriter, leaf int64, l *Leaf
 	}
 	b.change(1, leaf/Fanout, ch)
 	return nil
+}
+
+// writeLeaf stores a leaf, unless it is a hole.
+func (b *Builder) writeLeaf(ctx context.Context, w NodeWriter, leaf int64, l *Leaf) (change, error) {
+	ch := change{slot: uint8(slotOf(leaf, 1))} //nolint:gosec // below Fanout
+	if l != nil {
+		l = b.trim(leaf, l)
+	}
+	if l == nil || l.Empty() {
+		return ch, nil
+	}
+	plain, err := l.encode()
+	if err != nil {
+		return change{}, err
+	}
+	if ch.ref, err = w.PutNode(ctx, plain); err != nil {
+		return change{}, fmt.Errorf("store manifest leaf %d: %w", leaf, err)
+	}
+	ch.present = true
+	return ch, nil
 }
 
 // trim returns the leaf without blocks past the volume's end.
@@ -285,9 +295,13 @@ func (b *Builder) fit(ctx context.Context, w NodeWriter) error {
 		if err != nil {
 			return fmt.Errorf("build a manifest: %w", err)
 		}
-		if err := b.SetLeaf(ctx, w, last, l); err != nil {
+		ch, err := b.writeLeaf(ctx, w, last, l)
+		if err != nil {
 			return err
 		}
+		b.mu.Lock()
+		b.change(1, last/Fanout, ch)
+		b.mu.Unlock()
 	}
 	for level := 1; level <= b.level; level++ {
 		b.touch(level, last/span(level))

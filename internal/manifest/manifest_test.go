@@ -111,6 +111,9 @@ func build(t testing.TB, s *nodeStore, parent *Tree, g blockmap.Geometry, change
 		}
 	}
 	wg.Wait()
+	if err := b.Settle(t.Context(), s, (g.Blocks()+LeafBlocks-1)/LeafBlocks); err != nil {
+		t.Fatal(err)
+	}
 	top, err := b.Finish(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
