@@ -50,11 +50,11 @@ func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) 
 	}
 	r.rec.FullCompareReason = r.parent.reason
 	r.rec.BytesRead, r.rec.BytesAudited, r.rec.BytesChanged = res.BytesRead, res.BytesAudited, res.BytesChanged
-	r.rec.BytesNew, r.rec.BytesStored = res.BytesNew, res.BytesStored
+	r.rec.BytesNew, r.rec.BytesStored = res.BytesNew, r.sess.Stored().BytesStored
 	return repository.Root{
 		BackupID: r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: plan.Geometry, Top: res.Top,
 		Stats: repository.Stats{
-			Read: res.BytesRead, Audited: res.BytesAudited, Changed: res.BytesChanged, New: res.BytesNew, Stored: res.BytesStored, Hole: res.BytesHole,
+			Read: res.BytesRead, Audited: res.BytesAudited, Changed: res.BytesChanged, New: res.BytesNew, Stored: r.rec.BytesStored, Hole: res.BytesHole,
 		},
 	}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -44,8 +45,11 @@ type backupRun struct {
 	committing bool // the commit was begun: only the stores know its outcome
 }
 
-// tempSnapshot is the name of the snapshot that a backup reads.
-func tempSnapshot(backup string) string { return "backup-" + backup }
+// tempSnapshot is the name of the snapshot that a backup reads. It is short, as
+// it becomes a part of the path of a socket.
+func tempSnapshot(backup string) string {
+	return "b" + strings.ReplaceAll(backup, "-", "")[:12]
+}
 
 // runBackup is the work of a backup job.
 func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec Backup) (any, error) {
@@ -205,7 +209,7 @@ func (r *backupRun) commit(ctx context.Context, root repository.Root) (repositor
 	r.committing = true
 	outcome, err := r.sess.Commit(ctx, root)
 	st := r.sess.Stored()
-	r.rec.BytesStored, r.rec.BytesShards = st.BytesStored, st.BytesShards
+	r.rec.BytesShards = st.BytesShards
 	r.warnOwed(st)
 	switch {
 	case outcome == repository.OutcomeCommitted:

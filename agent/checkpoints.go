@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -104,16 +103,23 @@ func (s *server) tidySnapshots(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	backups, err := s.cat.Backups(ctx)
+	if err != nil {
+		return err
+	}
+	// One of which no backup is known is another agent's: the data plane
+	// drops it when it restarts.
+	ours := map[string]string{}
+	for _, b := range backups {
+		ours[tempSnapshot(b.ID)] = b.ID
+	}
 	for _, snap := range l {
-		id, ok := strings.CutPrefix(snap.Name, tempSnapshot(""))
+		id, ok := ours[snap.Name]
 		if !snap.Temporary || !ok {
 			continue
 		}
 		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == id }); busy {
 			continue
-		}
-		if _, berr := s.cat.Backup(ctx, id); errors.Is(berr, catalog.ErrNotFound) {
-			continue // another agent's, or a backup whose record was lost: the data plane drops it when it restarts
 		}
 		if derr := s.serve.DeleteSnapshot(ctx, snap.ID); derr != nil && !errors.Is(derr, serve.ErrNotFound) {
 			err = errors.Join(err, derr)

@@ -1,0 +1,315 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+const volumeSize = 24<<20 + 4096 // the last block is short
+
+// The main job: full, incremental, two stores lost, and all ways back.
+func TestBackupAndBack(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", volumeSize)
+	shadow := make([]byte, volumeSize)
+	r.put(v, shadow, noise(5<<20), 1<<20)
+	r.put(v, shadow, noise(3000), volumeSize-3000)
+	full := r.backup(CreateBackup{Volume: "disk", Name: "first", Description: "the whole of it"})
+	r.same(full, shadow)
+	if full.Incremental || full.Parent != "" || full.Size != volumeSize || full.BytesStored < 5<<20 || full.BytesShards < full.BytesStored*3/2 {
+		t.Errorf("full: %+v", full)
+	}
+	// Holes are not read: 5 MiB begin and end on blocks' edges.
+	if full.BytesRead > 6<<20 {
+		t.Errorf("%d bytes were read of 5 MiB of data", full.BytesRead)
+	}
+	dirty := r.scatter(v, shadow, 20)
+	incr := r.backup(CreateBackup{Volume: v.ID, Name: "second", Incremental: true})
+	r.same(incr, shadow)
+	if !incr.Incremental || incr.Parent != full.ID || incr.FullCompareReason != "" || incr.BytesRead > dirty<<16 || incr.BytesChanged > dirty<<16 {
+		t.Errorf("incremental of %d blocks: %+v", dirty, incr)
+	}
+	r.settled("disk", full, incr)
+	auto := r.backup(CreateBackup{Volume: "disk", Auto: true})
+	if auto.Parent != incr.ID || auto.BytesRead != 0 || auto.BytesChanged != 0 {
+		t.Errorf("nothing changed, yet: %+v", auto)
+	}
+	r.settled("disk", incr, auto)
+
+	r.down(2)
+	r.same(full, r.readBack(t, full, shadow))
+	r.same(incr, shadow)
+	for _, s := range []string{"status", "jobs"} {
+		st, err := r.agent.Status(ctx)
+		if err != nil || st.Backups != 3 || len(st.Repository.Stores) != 6 || st.Serve == nil {
+			t.Errorf("%s: %+v, %v", s, st, err)
+		}
+	}
+
+	// To a new volume.
+	j := r.wait(r.agent.Restore(ctx, Restore{Backup: "second", NewVolume: "copy"}))
+	res, err := DecodeRestore(j)
+	if err != nil || j.State != JobSucceeded || res.BytesWritten == 0 || res.BytesWritten > 8<<20 {
+		t.Fatalf("restore: %+v, %+v, %v", j, res, err)
+	}
+	c, err := r.agent.Volume(ctx, "copy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.equal("the new volume", r.read(c.URI), shadow)
+	if c.Allocated > 10<<20 {
+		t.Errorf("the new volume takes %d bytes", c.Allocated)
+	}
+	// To an existing one: only what differs is written.
+	r.idle("copy")
+	other := append([]byte{}, shadow...)
+	changed := r.scatter(c, other, 5)
+	j = r.wait(r.agent.Restore(ctx, Restore{Backup: incr.ID, Volume: "copy"}))
+	if res, err = DecodeRestore(j); err != nil || j.State != JobSucceeded || res.BytesWritten > changed<<16 {
+		t.Fatalf("restore: %+v, %+v, %v", j, res, err)
+	}
+	r.equal("the existing volume", r.read(c.URI), shadow)
+	// To a file.
+	file := filepath.Join(r.dir, "out.raw")
+	if j = r.wait(r.agent.Restore(ctx, Restore{Backup: incr.ID, File: file})); j.State != JobSucceeded {
+		t.Fatalf("restore: %+v", j)
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.equal("the file", got, shadow)
+	if _, err := r.agent.Restore(ctx, Restore{Backup: incr.ID, File: file}); !errors.Is(err, ErrConflict) {
+		t.Errorf("over a file: %v", err)
+	}
+	if j = r.wait(r.agent.Restore(ctx, Restore{Backup: incr.ID, File: file, Overwrite: true})); j.State != JobSucceeded {
+		t.Errorf("over a file: %+v", j)
+	}
+	if b, err := r.agent.Backup(ctx, incr.ID); err != nil || b.Status != BackupAvailable {
+		t.Errorf("after restores: %+v, %v", b, err)
+	}
+}
+
+// readBack returns what the first backup must hold: the volume as it was
+// before scatter, which the backup itself tells with all stores up.
+func (r *rig) readBack(t *testing.T, b Backup, shadow []byte) []byte {
+	t.Helper()
+	r.down(0)
+	img, err := r.repo.Image(t.Context(), b.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, len(shadow))
+	if err := errors.Join(img.ReadAt(t.Context(), p, 0), img.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.down(2)
+	return p
+}
+
+func TestExports(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 4<<20)
+	shadow := make([]byte, 4<<20)
+	r.put(v, shadow, noise(1<<20), 512)
+	b := r.backup(CreateBackup{Volume: "disk", Name: "one"})
+	for ref, want := range map[string]string{"disk": v.URI, v.ID: v.URI} {
+		if x, err := r.agent.Export(ctx, Export{Ref: ref}); err != nil || x.URI != want || x.Kind != "volume" {
+			t.Errorf("export %s: %+v, %v", ref, x, err)
+		}
+	}
+	snaps, err := r.agent.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{"disk"}, Name: "snap"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := r.agent.Export(ctx, Export{Ref: "snap"}); err != nil || x.URI != snaps[0].URI || x.Kind != "snapshot" {
+		t.Errorf("export of a snapshot: %+v, %v", x, err)
+	}
+	ro, err := r.agent.Export(ctx, Export{Ref: "one"})
+	if err != nil || ro.Name != b.ID || ro.Kind != "backup" || ro.Overlay {
+		t.Fatalf("%+v, %v", ro, err)
+	}
+	r.equal("the export", r.read(ro.URI), shadow)
+	c := r.dial(ro.URI)
+	if err := c.WriteAt(ctx, []byte("x"), 0, false); !c.ReadOnly() || err == nil {
+		t.Errorf("write to a read-only export: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	rw, err := r.agent.Export(ctx, Export{Ref: "one", Overlay: true, Name: "try"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := append([]byte{}, shadow...)
+	r.scatterTo(rw.URI, mine)
+	r.equal("the overlay", r.read(rw.URI), mine)
+	r.equal("the export beside it", r.read(ro.URI), shadow)
+	if err := r.agent.DeleteBackup(ctx, "one"); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "export") {
+		t.Errorf("delete while exported: %v", err)
+	}
+	for _, name := range []string{"try", "disk", "bad/name"} {
+		if _, err := r.agent.Export(ctx, Export{Ref: "one", Name: name}); err == nil {
+			t.Errorf("exported as %s", name)
+		}
+	}
+	if _, err := r.agent.CreateVolume(ctx, CreateVolume{Name: "try", Size: 1 << 20}); !errors.Is(err, ErrConflict) {
+		t.Errorf("volume with the name of an export: %v", err)
+	}
+
+	r.stopAgent()
+	r.startAgent()
+	l, err := r.agent.Exports(ctx)
+	if err != nil || len(l) != 2 {
+		t.Fatalf("after a restart: %+v, %v", l, err)
+	}
+	r.equal("the overlay after a restart", r.read(rw.URI), mine)
+	r.equal("the export after a restart", r.read(ro.URI), shadow)
+	r.scatterTo(rw.URI, mine)
+	r.equal("the overlay after another write", r.read(rw.URI), mine)
+
+	if err := r.agent.Unexport(ctx, "one"); !errors.Is(err, ErrConflict) {
+		t.Errorf("unexport of one of two: %v", err)
+	}
+	for _, name := range []string{"try", "one"} {
+		if err := r.agent.Unexport(ctx, name); err != nil {
+			t.Error(err)
+		}
+	}
+	if l, err := os.ReadDir(filepath.Join(r.dir, "agent", "overlays")); err != nil || len(l) != 0 {
+		t.Errorf("overlays left: %v, %v", l, err)
+	}
+	if err := r.agent.Unexport(ctx, "one"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unexport twice: %v", err)
+	}
+	if x, err := r.agent.Export(ctx, Export{Ref: "one", Overlay: true, Name: "try"}); err != nil {
+		t.Error(err)
+	} else {
+		r.equal("a new overlay", r.read(x.URI), shadow)
+	}
+}
+
+// scatterTo writes and zeroes parts of an export and of its shadow.
+func (r *rig) scatterTo(uri string, shadow []byte) {
+	r.Helper()
+	ctx := context.Background()
+	r.write(uri, func(c *nbd.Client) error {
+		for i := range int64(10) {
+			off := i*390_000 + 1
+			p := noise(2000)
+			copy(shadow[off:], p)
+			if err := c.WriteAt(ctx, p, off, false); err != nil {
+				return err
+			}
+		}
+		clear(shadow[100_000:300_000])
+		return c.Zero(ctx, 100_000, 200_000, true)
+	})
+}
+
+func TestHold(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	shadow := make([]byte, 1<<20)
+	r.put(v, shadow, noise(100_000), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	x, release, err := r.agent.HoldExport(ctx, Hold{Ref: b.ID, Purpose: "mounted on /mnt"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.equal("the held export", r.read(x.URI), shadow)
+	if err := r.agent.DeleteBackup(ctx, b.ID); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "mounted on /mnt") {
+		t.Errorf("delete while held: %v", err)
+	}
+	release()
+	for { // the agent notices when it notices
+		if err = r.agent.DeleteBackup(ctx, b.ID); !errors.Is(err, ErrBusy) {
+			break
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if _, _, err := r.agent.HoldExport(ctx, Hold{Ref: b.ID}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("hold of a deleted backup: %v", err)
+	}
+}
+
+// A store whose folder goes away in the middle harms nothing; three do.
+func TestStoresRemoved(t *testing.T) {
+	dir, err := os.MkdirTemp("", "cairn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	r := &rig{tester: t, dir: dir}
+	var stores []objstore.Store
+	folder := func(i int) string { return filepath.Join(dir, "store"+string(rune('0'+i))) }
+	for i := range 6 {
+		s, err := dirstore.Create(folder(i), dirstore.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stores = append(stores, s)
+	}
+	r.init(stores)
+	defer r.close()
+	v := r.volume("disk", 64<<20)
+	shadow := make([]byte, 64<<20)
+	r.put(v, shadow, noise(30<<20), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	r.put(v, shadow, noise(30<<20), 10<<20)
+	// In the middle of the job: the folders go when it has begun to read.
+	j, err := r.agent.CreateBackup(t.Context(), CreateBackup{Volume: "disk", Incremental: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := 0
+	j, err = r.agent.WaitJob(t.Context(), j.ID, func(j Job) {
+		for ; removed < 3 && j.Progress.Read > 0; removed++ {
+			if err := os.Rename(folder(removed), folder(removed)+".away"); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.State == JobSucceeded && removed == 3 {
+		t.Log("the job was done before the folders were gone")
+	}
+	if j.State != JobSucceeded {
+		failed, err := r.agent.Backup(t.Context(), j.Backup)
+		if err != nil || failed.Status != BackupError || failed.FailReason == "" {
+			t.Errorf("%+v, %v", failed, err)
+		}
+	}
+	for i := range removed {
+		if err := os.Rename(folder(i)+".away", folder(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = b
+	r.same(r.backup(CreateBackup{Volume: "disk", Incremental: true}), shadow)
+	// One is away: the backup is made, and says what is owed.
+	if err := os.Rename(folder(0), folder(0)+".away"); err != nil {
+		t.Fatal(err)
+	}
+	r.scatter(v, shadow, 30)
+	owing := r.backup(CreateBackup{Volume: "disk", Incremental: true})
+	r.same(owing, shadow)
+	if !strings.Contains(owing.Warning, "owed") {
+		t.Errorf("one store away: %+v", owing)
+	}
+}
