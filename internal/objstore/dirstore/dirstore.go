@@ -167,12 +167,19 @@ func readRange(f vfs.File, off, n int64, dst []byte) ([]byte, error) {
 	if off < 0 {
 		return dst, fmt.Errorf("offset %d: %w", off, objstore.ErrRange)
 	}
-	if n < 0 {
+	if n <= 0 {
 		fi, err := f.Stat()
 		if err != nil {
 			return dst, err
 		}
-		n = fi.Size() - off
+		if fi.IsDir() {
+			return dst, fs.ErrNotExist
+		}
+		if n < 0 {
+			n = fi.Size() - off
+		} else if off > fi.Size() {
+			n = -1
+		}
 	}
 	if n < 0 {
 		return dst, fmt.Errorf("offset %d is behind the end: %w", off, objstore.ErrRange)
@@ -191,6 +198,9 @@ func readRange(f vfs.File, off, n int64, dst []byte) ([]byte, error) {
 	case int64(got) == n:
 		return dst[:have+int(n)], nil
 	case err == nil || errors.Is(err, io.EOF):
+		if fi, statErr := f.Stat(); statErr == nil && fi.IsDir() {
+			return dst[:have], fs.ErrNotExist
+		}
 		return dst[:have], fmt.Errorf("%d of %d bytes from %d: %w", got, n, off, objstore.ErrRange)
 	default:
 		return dst[:have], err
