@@ -11,8 +11,10 @@ const (
 	largeBuffer = maxPiece + headRoom
 )
 
-var smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
-var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+var (
+	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+)
 
 // bufferMemory is what a buffer for n bytes of payload costs.
 func bufferMemory(n int) int64 {

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -46,7 +47,7 @@ func (l *link) simple() error {
 	}
 	switch {
 	case c.command == cmdRead && l.session.structured:
-		return fmt.Errorf("the server answered a read with a simple reply after agreeing not to")
+		return errors.New("the server answered a read with a simple reply after agreeing not to")
 	case code != 0:
 		c.refuse(Error(code), "")
 	case c.command == cmdRead:
@@ -54,7 +55,7 @@ func (l *link) simple() error {
 			return err
 		}
 	case c.command == cmdBlockStatus:
-		return fmt.Errorf("the server answered BLOCK_STATUS without a status")
+		return errors.New("the server answered BLOCK_STATUS without a status")
 	}
 	l.end(cookie, c)
 	return nil
@@ -107,15 +108,26 @@ func (l *link) chunk() error {
 	if err != nil || flags&chunkFlagDone == 0 {
 		return err
 	}
-	switch {
-	case c.err != nil:
-	case c.command == cmdRead && !c.arrived.whole(int64(len(c.p))):
-		return fmt.Errorf("the server ended a read of %d bytes before all had come", len(c.p))
-	case c.command == cmdBlockStatus && !c.mapped:
-		return fmt.Errorf("the server ended BLOCK_STATUS without the context that was negotiated")
+	if c.err == nil {
+		if err := c.complete(); err != nil {
+			return err
+		}
 	}
 	l.end(cookie, c)
 	return nil
+}
+
+// complete checks that a call that the server has ended without an error got all
+// that it asked for.
+func (c *call) complete() error {
+	switch {
+	case c.command == cmdRead && !c.arrived.whole(int64(len(c.p))):
+		return fmt.Errorf("the server ended a read of %d bytes before all had come", len(c.p))
+	case c.command == cmdBlockStatus && !c.mapped:
+		return errors.New("the server ended BLOCK_STATUS without the context that was negotiated")
+	default:
+		return nil
+	}
 }
 
 // part checks that n bytes at the wire's offset lie in the read and are new.
@@ -180,7 +192,7 @@ func (l *link) errorChunk(c *call, kind uint16, length uint32) error {
 	code := Error(h.u32())
 	text := h.bytes(uint32(h.u16()))
 	if h.bad || kind == chunkError && len(h.b) != 0 || kind == chunkErrorOffset && len(h.b) != 8 {
-		return fmt.Errorf("the server sent a malformed error chunk")
+		return errors.New("the server sent a malformed error chunk")
 	}
 	if code == 0 {
 		code = EINVAL // an error that is none would pass for success
@@ -203,7 +215,7 @@ func (l *link) statusChunk(c *call, length uint32) error {
 		return l.in.discard(int64(length) - 4)
 	}
 	if c.mapped {
-		return fmt.Errorf("the server sent the status of one context twice")
+		return errors.New("the server sent the status of one context twice")
 	}
 	c.mapped = true
 	count := int(length / 8)
@@ -215,10 +227,10 @@ func (l *link) statusChunk(c *call, length uint32) error {
 		h := cursor{b: l.in.take(8)}
 		n, state := h.u32(), h.u32()
 		if n == 0 {
-			return fmt.Errorf("the server sent an empty extent")
+			return errors.New("the server sent an empty extent")
 		}
 		if at >= l.session.size || len(c.extents) >= c.maxExtent {
-			return fmt.Errorf("the server sent more extents than the range can hold")
+			return errors.New("the server sent more extents than the range can hold")
 		}
 		c.extents = blockmap.Append(c.extents, blockmap.Extent{Offset: at, Length: int64(n), State: blockmap.State(state)})
 		at += int64(n)

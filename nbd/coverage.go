@@ -37,6 +37,7 @@ func (c *coverage) add(start, end int64) bool {
 }
 
 // whole reports whether exactly the first n bytes have arrived.
-func (c coverage) whole(n int64) bool {
-	return n == 0 && len(c) == 0 || len(c) == 1 && c[0] == span{0, n}
+func (c *coverage) whole(n int64) bool {
+	s := *c
+	return n == 0 && len(s) == 0 || len(s) == 1 && s[0] == span{0, n}
 }

@@ -121,7 +121,7 @@ func TestCVE_2021_3716(t *testing.T) {
 // success.
 func TestCVE_2022_0485(t *testing.T) {
 	m := newMemory(1 << 20)
-	m.failWith(func(op string, off, n int64) error {
+	m.failWith(func(_ string, off, n int64) error {
 		if off <= 512<<10 && off+n > 512<<10 {
 			return syscall.EIO
 		}
@@ -144,7 +144,7 @@ func TestCVE_2022_0485(t *testing.T) {
 	if _, err := c.Map(t.Context(), ContextAllocation, 0, 1<<20); !errors.Is(err, syscall.EIO) {
 		t.Errorf("map: %v", err)
 	}
-	m.failWith(func(op string, _, _ int64) error { return syscall.ENOSPC })
+	m.failWith(func(string, int64, int64) error { return syscall.ENOSPC })
 	if err := c.Flush(t.Context()); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("flush: %v", err)
 	}

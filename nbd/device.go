@@ -43,7 +43,7 @@ type Device interface {
 	// Map describes the range in one of the contexts that Export.Contexts
 	// offered: extents in order from exactly off, without gaps, at least one. It
 	// may stop before the end of the range, and go beyond it.
-	Map(context string, off, n int64) ([]blockmap.Extent, error)
+	Map(nbdContext string, off, n int64) ([]blockmap.Extent, error)
 	// Close is called once, after the connection's last request has returned.
 	Close() error
 }

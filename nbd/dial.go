@@ -77,7 +77,7 @@ func withConn(ctx context.Context, e endpoint, fn func(net.Conn) error) error {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() {
-		_ = nc.SetDeadline(longAgo) //nolint:errcheck // a closed connection is awake already
+		_ = nc.SetDeadline(longAgo) // a closed connection is awake already
 	})
 	err = fn(nc)
 	if !stop() && err == nil || err != nil && ctx.Err() != nil {
@@ -104,12 +104,10 @@ func List(ctx context.Context, uri string) ([]ExportInfo, error) {
 	var found []ExportInfo
 	err = withConn(ctx, e, func(nc net.Conn) error {
 		h := greeter{in: input{nc: nc}}
-		var err error
-		if found, err = h.list(); err != nil {
-			return err
-		}
-		closeQuietly(nc)
-		return nil
+		defer closeQuietly(nc)
+		var listErr error
+		found, listErr = h.list()
+		return listErr
 	})
 	if err != nil {
 		return nil, fmt.Errorf("nbd: list the exports of %s: %w", uri, err)

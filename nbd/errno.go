@@ -49,7 +49,7 @@ func (e Error) Is(target error) bool {
 		return false
 	}
 	n := syscall.Errno(e)
-	if t, ok := target.(syscall.Errno); ok { //nolint:errorlint // errors.Is unwraps, Is compares
+	if t, ok := target.(syscall.Errno); ok {
 		return t == n
 	}
 	return n.Is(target)
@@ -73,12 +73,10 @@ var errnos = map[syscall.Errno]Error{
 
 // wireError returns the number that tells a client about err; err is not nil.
 func wireError(err error) Error {
-	var e Error
-	if errors.As(err, &e) && e.known() {
+	if e, ok := errors.AsType[Error](err); ok && e.known() {
 		return e
 	}
-	var n syscall.Errno
-	if errors.As(err, &n) {
+	if n, ok := errors.AsType[syscall.Errno](err); ok {
 		if e, ok := errnos[n]; ok {
 			return e
 		}

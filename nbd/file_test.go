@@ -25,15 +25,15 @@ type fileDisk struct {
 
 var _ FileBacked = (*fileDisk)(nil)
 
-func newFileDisk(t testing.TB, size int, splice bool) *fileDisk {
-	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+func newFileDisk(tb testing.TB, size int, splice bool) *fileDisk {
+	tb.Helper()
+	f, err := os.Create(filepath.Join(tb.TempDir(), "disk"))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { closeQuietly(f) })
+	tb.Cleanup(func() { closeQuietly(f) })
 	if err := f.Truncate(int64(size)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &fileDisk{memory: newMemory(size), f: f, splice: splice}
 }

@@ -29,16 +29,22 @@ func FromBackend(b backend.Backend) (Device, error) {
 
 var _ Device = (*backendDevice)(nil)
 
+// Size returns the length of the backend when it was exported.
 func (d *backendDevice) Size() int64 { return d.size }
 
+// ReadAt reads from the backend.
 func (d *backendDevice) ReadAt(p []byte, off int64) (int, error) { return d.backend.ReadAt(p, off) }
 
+// WriteAt writes to the backend.
 func (d *backendDevice) WriteAt(p []byte, off int64) (int, error) { return d.backend.WriteAt(p, off) }
 
+// Flush syncs the backend.
 func (d *backendDevice) Flush() error { return d.backend.Sync() }
 
+// Trim does nothing: a backend cannot give space back.
 func (d *backendDevice) Trim(int64, int64) error { return nil }
 
+// Zero writes zeros.
 func (d *backendDevice) Zero(off, n int64, _ bool) error {
 	zeros := make([]byte, min(n, zeroPiece))
 	for n > 0 {
@@ -54,8 +60,10 @@ func (d *backendDevice) Zero(off, n int64, _ bool) error {
 	return nil
 }
 
+// Map calls everything data.
 func (d *backendDevice) Map(_ string, off, n int64) ([]blockmap.Extent, error) {
 	return []blockmap.Extent{{Offset: off, Length: n, State: blockmap.Data}}, nil
 }
 
+// Close leaves the backend to whoever made it.
 func (d *backendDevice) Close() error { return nil }

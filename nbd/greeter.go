@@ -137,7 +137,7 @@ func (g *greeter) choose(export string, contexts []string) (*session, error) {
 	}
 	s.structured = err == nil
 	if s.structured && len(contexts) > 0 {
-		if err := g.setContexts(s, export, contexts); err != nil {
+		if err = g.setContexts(s, export, contexts); err != nil {
 			return nil, err
 		}
 	}
@@ -160,11 +160,8 @@ func (g *greeter) choose(export string, contexts []string) (*session, error) {
 
 // refused returns the refusal in err, or nil.
 func refused(err error) *optionError {
-	var e *optionError
-	if errors.As(err, &e) {
-		return e
-	}
-	return nil
+	e, _ := errors.AsType[*optionError](err)
+	return e
 }
 
 // setContexts selects metadata contexts. A server that has none is no error.
@@ -189,11 +186,11 @@ func (g *greeter) setContexts(s *session, export string, contexts []string) erro
 		s.contexts = append(s.contexts, sel)
 		return nil
 	})
-	if refused(err) != nil {
-		s.contexts = nil
-		return nil
+	if refused(err) == nil {
+		return err
 	}
-	return err
+	s.contexts = nil
+	return nil
 }
 
 // info takes in one INFO reply.
@@ -279,7 +276,8 @@ func (g *greeter) list() ([]ExportInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	return found, g.option(optAbort, nil)
+	_ = g.option(optAbort, nil) // goodbye is only polite
+	return found, nil
 }
 
 // ask sends an option and passes each reply to fn, up to the acknowledgement.

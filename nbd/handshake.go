@@ -93,7 +93,7 @@ func (c *conn) negotiate(ctx context.Context) error {
 
 // option reads one option and answers it. done means that no other follows.
 func (c *conn) option(ctx context.Context) (done bool, err error) {
-	if err := c.in.fill(optionHeaderSize, handshakeBuffer); err != nil {
+	if err = c.in.fill(optionHeaderSize, handshakeBuffer); err != nil {
 		return false, err
 	}
 	h := cursor{b: c.in.take(optionHeaderSize)}
@@ -105,14 +105,14 @@ func (c *conn) option(ctx context.Context) (done bool, err error) {
 		if length > 16*maxOptionData || opt == optExportName {
 			return false, fmt.Errorf("nbd: client sent option %d with %d bytes of data", opt, length)
 		}
-		if err := c.in.discard(int64(length)); err != nil {
+		if err = c.in.discard(int64(length)); err != nil {
 			return false, err
 		}
 		c.refuse(opt, repErrTooBig, fmt.Sprintf("option data is limited to %d bytes", maxOptionData))
 		return false, c.send()
 	}
 	data := make([]byte, length)
-	if err := c.in.readFull(data); err != nil {
+	if err = c.in.readFull(data); err != nil {
 		return false, err
 	}
 	done, err = c.dispatch(ctx, opt, data)
@@ -199,7 +199,7 @@ func (c *conn) info(ctx context.Context, opt uint32, data []byte) (done bool, er
 		c.refuseUnknown(opt, r.export)
 		return false, nil
 	}
-	size := uint64(max(e.Size(), 0)) //nolint:gosec // not negative
+	size := uint64(max(e.Size(), 0))
 	if opt == optGo {
 		if size, err = c.open(ctx, e, r.export); err != nil {
 			rep := repErrPolicy
@@ -207,7 +207,7 @@ func (c *conn) info(ctx context.Context, opt uint32, data []byte) (done bool, er
 				rep = repErrUnknown
 			}
 			c.refuse(opt, rep, err.Error())
-			return false, nil //nolint:nilerr // the client was told; it may choose another
+			return false, nil // the client was told; it may choose another
 		}
 	}
 	b := binary.BigEndian.AppendUint16(nil, infoExport)
@@ -231,7 +231,7 @@ func (c *conn) info(ctx context.Context, opt uint32, data []byte) (done bool, er
 // open opens the export that was asked for as name. The time it takes is not
 // the client's, so the deadline of the handshake rests meanwhile.
 func (c *conn) open(ctx context.Context, e *Export, name string) (size uint64, err error) {
-	if err := c.nc.SetDeadline(time.Time{}); err != nil {
+	if err = c.nc.SetDeadline(time.Time{}); err != nil {
 		return 0, err
 	}
 	dev, err := e.Open(ctx, c.peer)
@@ -242,7 +242,7 @@ func (c *conn) open(ctx context.Context, e *Export, name string) (size uint64, e
 		closeQuietly(dev)
 		return 0, fmt.Errorf("export %q has no size", e.Name)
 	}
-	if err := c.setDeadline(); err != nil {
+	if err = c.setDeadline(); err != nil {
 		closeQuietly(dev)
 		return 0, err
 	}
@@ -305,7 +305,7 @@ func (c *conn) metaContext(opt uint32, data []byte) {
 		c.meta = metaSelection{export: r.export, contexts: found}
 	}
 	for i, name := range found {
-		id := uint32(i + 1)            //nolint:gosec // at most maxContexts
+		id := uint32(i + 1)
 		if opt == optListMetaContext { // IDs exist only once they are set
 			id = 0
 		}

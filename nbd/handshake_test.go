@@ -76,7 +76,8 @@ func TestHandshake(t *testing.T) {
 		}},
 		{"malformed go", func(w *wire) {
 			for _, data := range [][]byte{
-				{}, encode(uint32(4), "dis"), encode(uint32(1<<31), "disk"), encode(name("disk")),
+				{},
+				encode(uint32(4), "dis"), encode(uint32(1<<31), "disk"), encode(name("disk")),
 				encode(name("disk"), uint16(1)), encode(name("disk"), uint16(0), "x"), encode(uint32(5000), strings.Repeat("x", 5000), uint16(0)),
 				encode(name("disk"), uint16(0xffff)),
 			} {
@@ -257,7 +258,7 @@ func TestHandshakeDeadline(t *testing.T) {
 	s := serverOf(t, newMemory(1).export("disk"))
 	s.o.HandshakeTimeout = 50 * time.Millisecond
 	path := listen(t, s)
-	begun := []byte(encode(uint32(3), "IHAVEOPT", optGo, uint32(100), "12345"))
+	begun := encode(uint32(3), "IHAVEOPT", optGo, uint32(100), "12345")
 	for _, n := range []int{0, 2, 4, 12, len(begun)} {
 		w := connect(t, path)
 		w.expect("NBDMAGIC", "IHAVEOPT", uint16(3))

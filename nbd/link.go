@@ -147,7 +147,7 @@ func (l *link) register(c *call) (uint64, error) {
 func (l *link) send(ctx context.Context, head, payload []byte) error {
 	late := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = l.nc.SetWriteDeadline(time.Now().Add(sendGrace)) //nolint:errcheck // a closed connection needs no deadline
+		_ = l.nc.SetWriteDeadline(time.Now().Add(sendGrace)) // a closed connection needs no deadline
 		close(late)
 	})
 	var err error
@@ -159,7 +159,7 @@ func (l *link) send(ctx context.Context, head, payload []byte) error {
 	}
 	if !stop() {
 		<-late
-		_ = l.nc.SetWriteDeadline(time.Time{}) //nolint:errcheck // a closed connection needs no deadline
+		_ = l.nc.SetWriteDeadline(time.Time{}) // a closed connection needs no deadline
 	}
 	return err
 }
@@ -171,7 +171,7 @@ func (l *link) abandon(c *call) {
 	receiving := c.receiving
 	l.mu.Unlock()
 	if receiving {
-		_ = l.nc.SetReadDeadline(longAgo) //nolint:errcheck // a closed connection is awake already
+		_ = l.nc.SetReadDeadline(longAgo) // a closed connection is awake already
 		<-c.released
 	}
 }
@@ -200,8 +200,8 @@ func (l *link) Close() error {
 		b := binary.BigEndian.AppendUint32(make([]byte, 0, requestSize), magicRequest)
 		b = binary.BigEndian.AppendUint16(b, 0)
 		b = binary.BigEndian.AppendUint16(b, cmdDisc)
-		_ = l.nc.SetWriteDeadline(time.Now().Add(time.Second)) //nolint:errcheck // goodbye is only polite
-		_, _ = l.nc.Write(b[:requestSize])                     //nolint:errcheck // as above
+		_ = l.nc.SetWriteDeadline(time.Now().Add(time.Second)) // goodbye is only polite
+		_, _ = l.nc.Write(b[:requestSize])
 		<-l.writing
 	default:
 	}
@@ -247,7 +247,8 @@ func (l *link) into(c *call, p []byte) error {
 		c.receiving = true
 		l.mu.Unlock()
 
-		n, err := 0, error(nil)
+		var n int
+		var err error
 		if l.in.buffered() > 0 {
 			n = copy(p, l.in.take(min(len(p), l.in.buffered())))
 		} else {

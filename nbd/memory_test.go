@@ -156,8 +156,8 @@ func (m *memory) export(name string) *Export {
 }
 
 // serverOf returns a server of some exports; the first is also the default one.
-func serverOf(t testing.TB, exports ...*Export) *Server {
-	t.Helper()
+func serverOf(tb testing.TB, exports ...*Export) *Server {
+	tb.Helper()
 	return NewServer(ServerOptions{
 		Lookup: func(name string, _ Peer) (*Export, bool) {
 			for i, e := range exports {

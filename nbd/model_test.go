@@ -18,41 +18,53 @@ import (
 var kinds = []struct {
 	name    string
 	network string
-	device  func(t testing.TB, size int) (Device, *memory)
+	device  func(tb testing.TB, size int) (Device, *memory)
 }{
-	{"memory", "unix", func(_ testing.TB, size int) (Device, *memory) { m := newMemory(size); return m, m }},
-	{"file spliced", "unix", func(t testing.TB, size int) (Device, *memory) {
-		d := newFileDisk(t, size, true)
-		return d, d.memory
-	}},
-	{"file spliced tcp", "tcp", func(t testing.TB, size int) (Device, *memory) {
-		d := newFileDisk(t, size, true)
-		return d, d.memory
-	}},
-	{"file copied", "unix", func(t testing.TB, size int) (Device, *memory) {
-		d := newFileDisk(t, size, false)
-		return d, d.memory
-	}},
-	{"file as any device", "unix", func(t testing.TB, size int) (Device, *memory) {
-		d := newFileDisk(t, size, true)
-		return struct{ Device }{d}, d.memory
-	}},
+	{"memory", "unix", memoryDevice},
+	{"file spliced", "unix", splicedDevice},
+	{"file spliced tcp", "tcp", splicedDevice},
+	{"file copied", "unix", copiedDevice},
+	{"file as any device", "unix", plainDevice},
+}
+
+func memoryDevice(_ testing.TB, size int) (Device, *memory) {
+	m := newMemory(size)
+	return m, m
+}
+
+func splicedDevice(tb testing.TB, size int) (Device, *memory) {
+	tb.Helper()
+	d := newFileDisk(tb, size, true)
+	return d, d.memory
+}
+
+func copiedDevice(tb testing.TB, size int) (Device, *memory) {
+	tb.Helper()
+	d := newFileDisk(tb, size, false)
+	return d, d.memory
+}
+
+// plainDevice hides that the device is a file.
+func plainDevice(tb testing.TB, size int) (Device, *memory) {
+	tb.Helper()
+	d := newFileDisk(tb, size, true)
+	return struct{ Device }{d}, d.memory
 }
 
 // serveDevice exports one device and returns its URI.
-func serveDevice(t testing.TB, network string, d Device, m *memory) string {
-	t.Helper()
+func serveDevice(tb testing.TB, network string, d Device, m *memory) string {
+	tb.Helper()
 	e := m.export("disk")
 	e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
-	s := serverOf(t, e)
+	s := serverOf(tb, e)
 	if network == "unix" {
-		return URI(listen(t, s), "disk")
+		return URI(listen(tb, s), "disk")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	serveUntilEnd(t, s, l)
+	serveUntilEnd(tb, s, l)
 	return "nbd://" + l.Addr().String() + "/disk"
 }
 
@@ -67,6 +79,7 @@ func TestModel(t *testing.T) {
 }
 
 func testModel(t *testing.T, network string, conns int, device func(testing.TB, int) (Device, *memory)) {
+	t.Helper()
 	const size = 6<<20 + 513
 	d, m := device(t, size)
 	c := dial(t, serveDevice(t, network, d, m), ClientOptions{Contexts: []string{ContextAllocation, dirtyName}, Conns: conns})

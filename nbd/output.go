@@ -145,7 +145,7 @@ func (t *transmission) finish(r request, err error, soon bool) error {
 // finishSoon is finish for deferred requests, to whom a lost connection is
 // nothing more to do.
 func (t *transmission) finishSoon(r request, err error) {
-	_ = t.finish(r, err, true) //nolint:errcheck // output keeps the error, and the loop meets it
+	_ = t.finish(r, err, true) // output keeps the error, and the loop meets it
 }
 
 // fail answers a request with an error, and ends its reply. text is for people.

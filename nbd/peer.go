@@ -29,7 +29,7 @@ func peerOf(nc net.Conn) Peer {
 		return p
 	}
 	// Unknown credentials stay -1, which no access rule admits.
-	_ = raw.Control(func(fd uintptr) { //nolint:errcheck // fails only on a closed connection
+	_ = raw.Control(func(fd uintptr) { // fails only on a closed connection
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			p.PID, p.UID, p.GID = int(cred.Pid), int(cred.Uid), int(cred.Gid)
 		}
@@ -54,9 +54,9 @@ func rawConn(nc net.Conn) syscall.RawConn {
 
 // raiseSendBuffer asks for sendBuffer, beyond the system's limit if it may.
 func raiseSendBuffer(raw syscall.RawConn) {
-	_ = raw.Control(func(fd uintptr) { //nolint:errcheck // a smaller buffer is slower, not wrong
+	_ = raw.Control(func(fd uintptr) { // a smaller buffer is slower, not wrong
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer) //nolint:errcheck // as above
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
 		}
 	})
 }

@@ -131,7 +131,7 @@ func (t *transmission) readPieces(r request) (err error) {
 			if e.State == blockmap.Data {
 				err = t.readRange(r, b, e.Offset, e.End())
 			} else {
-				err = t.sendHole(r, e, end)
+				t.sendHole(r, e, end)
 			}
 			if err != nil {
 				return
@@ -173,7 +173,7 @@ func (t *transmission) readWhole(r request) error {
 		if err := readFull(t.dev, body, off); err != nil {
 			return err
 		}
-		_ = t.out.payload(head, body, true) //nolint:errcheck // the connection is gone; there is nobody to tell
+		_ = t.out.payload(head, body, true) // the connection is gone; there is nobody to tell
 		return nil
 	}
 	if t.structured { // so the client asked for DF, and may be told to do without
@@ -194,7 +194,7 @@ func (t *transmission) readWhole(r request) error {
 	}
 	for {
 		if _, err := o.nc.Write(b); o.written(err) != nil {
-			return nil //nolint:nilerr // the connection is gone; there is nobody to tell
+			return nil // the connection is gone; there is nobody to tell
 		}
 		n, off = n-len(b), off+int64(len(b))
 		if n == 0 {
@@ -202,7 +202,7 @@ func (t *transmission) readWhole(r request) error {
 		}
 		b = b[:min(n, maxPiece)]
 		if err := readFull(t.dev, b, off); err != nil {
-			_ = o.written(err) //nolint:errcheck // hangs up
+			_ = o.written(err) // hangs up
 			return nil
 		}
 	}
@@ -241,12 +241,11 @@ func (t *transmission) holes(off, end int64, single bool) []blockmap.Extent {
 	return out
 }
 
-func (t *transmission) sendHole(r request, e blockmap.Extent, end int64) error {
+func (t *transmission) sendHole(r request, e blockmap.Extent, end int64) {
 	b := appendChunk(make([]byte, 0, headRoom), r.cookie, e.End() == end, chunkOffsetHole, 12)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Offset)) //nolint:gosec // not negative
 	b = binary.BigEndian.AppendUint32(b, uint32(e.Length)) //nolint:gosec // at most maxPayload
-	_ = t.out.reply(b, true)                               //nolint:errcheck // the connection is gone; there is nobody to tell
-	return nil
+	_ = t.out.reply(b, true)                               // the connection is gone; there is nobody to tell
 }
 
 // readFull reads all of p. The end of the device cannot come within it.

@@ -159,5 +159,5 @@ func pause(ctx context.Context, d time.Duration) {
 // closeQuietly closes what may have been closed already, or whose state no
 // longer matters.
 func closeQuietly(c interface{ Close() error }) {
-	_ = c.Close() //nolint:errcheck // see above
+	_ = c.Close()
 }

@@ -59,8 +59,8 @@ func (p *pipe) fromFile(fd int, off int64, n int) (int, error) {
 	for done < n {
 		m, err := unix.Splice(fd, &off, p.w, nil, n-done, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a plain errno
-		case err == unix.EAGAIN && done > 0: //nolint:errorlint // a plain errno
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && done > 0:
 			return done, nil
 		case err != nil:
 			return done, fmt.Errorf("nbd: splice from file: %w", err)
@@ -78,7 +78,7 @@ func (p *pipe) toFile(fd int, off int64, n int) error {
 	for n > 0 {
 		m, err := unix.Splice(p.r, nil, fd, &off, n, unix.SPLICE_F_MOVE)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a plain errno
+		case err == unix.EINTR:
 		case err != nil:
 			return fmt.Errorf("nbd: splice to file: %w", err)
 		case m == 0:
@@ -99,8 +99,8 @@ func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 		for done < n {
 			m, err := unix.Splice(int(fd), nil, p.w, nil, n-done, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 			switch {
-			case err == unix.EINTR: //nolint:errorlint // a plain errno
-			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+			case err == unix.EINTR:
+			case err == unix.EAGAIN:
 				// Either side may be the reason.
 				return done > 0 && p.full()
 			case err != nil:
@@ -143,8 +143,8 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 		for len(b) > 0 {
 			m, err := unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			switch {
-			case err == unix.EINTR: //nolint:errorlint // a plain errno
-			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+			case err == unix.EINTR:
+			case err == unix.EAGAIN:
 				return false
 			case err != nil:
 				failed = err
@@ -156,8 +156,8 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 		for n > 0 {
 			m, err := unix.Splice(p.r, nil, int(fd), nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 			switch {
-			case err == unix.EINTR: //nolint:errorlint // a plain errno
-			case err == unix.EAGAIN: //nolint:errorlint // a plain errno
+			case err == unix.EINTR:
+			case err == unix.EAGAIN:
 				return false
 			case err != nil:
 				failed = fmt.Errorf("nbd: splice to socket: %w", err)

@@ -56,7 +56,7 @@ func (t *transmission) status(r request) {
 		}
 		b := make([]byte, 0, chunkHeaderSize+4+8*len(extents))
 		b = appendChunk(b, r.cookie, i == len(t.contexts)-1, chunkBlockStatus, 4+8*len(extents))
-		b = binary.BigEndian.AppendUint32(b, uint32(i+1)) //nolint:gosec // at most maxContexts
+		b = binary.BigEndian.AppendUint32(b, uint32(i+1))
 		for _, e := range extents {
 			b = binary.BigEndian.AppendUint32(b, uint32(e.Length)) //nolint:gosec // clipped to a 32-bit range
 			b = binary.BigEndian.AppendUint32(b, uint32(e.State))

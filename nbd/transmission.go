@@ -242,7 +242,7 @@ func (t *transmission) check(r request) (Error, string) {
 		}
 		return 0, ""
 	}
-	size := uint64(max(t.dev.Size(), 0)) //nolint:gosec // not negative
+	size := uint64(max(t.dev.Size(), 0))
 	switch {
 	case r.offset > size || uint64(r.length) > size-r.offset:
 		if r.command == cmdWrite || r.command == cmdWriteZeroes {

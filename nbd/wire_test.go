@@ -20,17 +20,17 @@ type wire struct {
 
 // connect opens a connection to a unix socket, with a limit that turns a hang
 // into a failure.
-func connect(t testing.TB, path string) *wire {
-	t.Helper()
+func connect(tb testing.TB, path string) *wire {
+	tb.Helper()
 	nc, err := net.Dial("unix", path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { closeQuietly(nc) })
+	tb.Cleanup(func() { closeQuietly(nc) })
 	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return &wire{t, nc}
+	return &wire{tb, nc}
 }
 
 // encode puts numbers in big-endian order, and texts as they are.

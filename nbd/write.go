@@ -173,8 +173,8 @@ func (t *transmission) writePieces(r request) error {
 				err = io.ErrShortWrite
 			}
 			t.took(time.Since(start), len(b))
-			if last, err := w.done(err); last {
-				_ = t.written(r, err, true) //nolint:errcheck // output keeps the error, and the loop meets it
+			if last, all := w.done(err); last {
+				_ = t.written(r, all, true) // output keeps the error, and the loop meets it
 			}
 		})
 		off, rest = off+int64(n), rest-n

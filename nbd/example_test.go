@@ -1,0 +1,66 @@
+package nbd_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/pojntfx/go-nbd/pkg/backend"
+
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// A server with one export, and a client of it.
+func Example() {
+	dir, err := os.MkdirTemp("", "nbd")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	device, err := nbd.FromBackend(backend.NewMemoryBackend(make([]byte, 1<<20)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	export := &nbd.Export{
+		Name: "disk",
+		Size: device.Size,
+		Open: func(context.Context, nbd.Peer) (nbd.Device, error) { return device, nil },
+	}
+	server := nbd.NewServer(nbd.ServerOptions{
+		Lookup: func(name string, _ nbd.Peer) (*nbd.Export, bool) { return export, name == export.Name },
+		List:   func(nbd.Peer) []*nbd.Export { return []*nbd.Export{export} },
+	})
+	socket := filepath.Join(dir, "disk.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- server.Serve(ctx, listener) }()
+
+	client, err := nbd.Dial(ctx, nbd.URI(socket, "disk"), nbd.ClientOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := client.WriteAt(ctx, []byte("cairn"), 4096, true); err != nil {
+		log.Fatal(err)
+	}
+	p := make([]byte, 5)
+	if err := client.ReadAt(ctx, p, 4096); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s of %d bytes\n", p, client.Size())
+	if err := client.Close(); err != nil {
+		log.Fatal(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		log.Fatal(err)
+	}
+	// Output: cairn of 1048576 bytes
+}
