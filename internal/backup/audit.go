@@ -35,8 +35,8 @@ func (p *planner) chooseAudit(ctx context.Context, seed uint64) error {
 	spots := uint64((budget + run - 1) / run) //nolint:gosec // positive
 	blocks := p.g.Blocks()
 	for i := uint64(0); i < spots && budget > 0 && blocks > 0; i++ {
-		start, _ := bits.Mul64((seed*spots+i)*weyl, uint64(blocks)) //nolint:gosec // not negative
-		n, err := p.auditFrom(ctx, int64(start), min(run, budget))  //nolint:gosec // below blocks
+		start, _ := bits.Mul64((seed*spots+i)*weyl, uint64(blocks))
+		n, err := p.auditFrom(ctx, int64(start), min(run, budget)) //nolint:gosec // below blocks
 		if err != nil {
 			return err
 		}
@@ -68,7 +68,7 @@ func (p *planner) auditFrom(ctx context.Context, start int64, n int) (int, error
 			m = m.not(got)
 			last := int(min(part.end-leaf*manifest.LeafBlocks, manifest.LeafBlocks))
 			for i := m.next(int(block % manifest.LeafBlocks)); i < last && chosen < n; i = m.next(i + 1) {
-				got.set(i)
+				got = got.with(i)
 				chosen++
 			}
 			if !got.empty() {
@@ -115,9 +115,7 @@ func (p *planner) auditLeaf(ctx context.Context, leaf int64) (int64, bool, error
 // auditable returns the blocks of a leaf that are clean and not holes on both
 // sides.
 func (p *planner) auditable(ctx context.Context, leaf int64) (mask, error) {
-	var m mask
-	m.fill(0, int(min(p.g.Blocks()-leaf*manifest.LeafBlocks, manifest.LeafBlocks)))
-	m = m.not(p.dirty.mask(leaf))
+	m := p.in(leaf).not(p.dirty.mask(leaf))
 	data := m.not(p.zero.mask(leaf))
 	if data == m || leaf >= p.parent.Leaves() {
 		return data, nil

@@ -69,11 +69,11 @@ type vault struct {
 	shipped  atomic.Int64
 }
 
-func newVault(t testing.TB) *vault {
-	t.Helper()
+func newVault(tb testing.TB) *vault {
+	tb.Helper()
 	d, err := chunk.NewDomain([32]byte{1}, [16]byte{2}, "p")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &vault{d: d, chunks: map[chunk.ID][]byte{}, nodes: map[chunk.ID][]byte{}}
 }

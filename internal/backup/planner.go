@@ -31,12 +31,12 @@ type planner struct {
 
 // task is what is to be done with one leaf.
 type task struct {
-	leaf  int64
-	in    mask // blocks of the leaf that the volume has
-	read  mask // to be examined and backed up
-	audit mask // clean, to be checked
-	clean mask // of read: clean in a change map that is known
-	zero  mask // reads as zeros
+	index int64 // of the leaf
+	in    mask  // blocks of the leaf that the volume has
+	read  mask  // to be examined and backed up
+	audit mask  // clean, to be checked
+	clean mask  // of read: clean in a change map that is known
+	zero  mask  // reads as zeros
 }
 
 func newPlanner(ctx context.Context, p Plan, parent *manifest.Tree) (*planner, error) {
@@ -102,8 +102,7 @@ func (p *planner) next(ctx context.Context) (task, bool, error) {
 		p.ended = err == nil
 		return task{}, false, err
 	}
-	t := task{leaf: leaf, zero: p.zero.mask(leaf)}
-	t.in.fill(0, int(min(p.g.Blocks()-leaf*manifest.LeafBlocks, manifest.LeafBlocks)))
+	t := task{index: leaf, in: p.in(leaf), zero: p.zero.mask(leaf)}
 	dirty := p.dirty.mask(leaf)
 	t.read = dirty
 	if p.full {
@@ -152,6 +151,11 @@ func (p *planner) nextLeaf(ctx context.Context) (int64, bool, error) {
 		}
 	}
 	return best, found, nil
+}
+
+// in returns the blocks of a leaf that the volume has.
+func (p *planner) in(leaf int64) mask {
+	return bitRange(0, int(min(p.g.Blocks()-leaf*manifest.LeafBlocks, manifest.LeafBlocks)))
 }
 
 // done notes that a leaf is finished and returns a leaf before which all are.

@@ -23,7 +23,7 @@ type leaf struct {
 }
 
 // block returns the number of the i-th block in the volume.
-func (l *leaf) block(i int) int64 { return l.task.leaf*manifest.LeafBlocks + int64(i) }
+func (l *leaf) block(i int) int64 { return l.index*manifest.LeafBlocks + int64(i) }
 
 // batch is what one buffer holds: blocks of one leaf, one after the other.
 type batch struct {
@@ -80,8 +80,8 @@ func (r *run) read(ctx context.Context, free <-chan []byte, ready chan<- batch) 
 // open loads the parent's leaf and settles what is to be done with it.
 func (r *run) open(ctx context.Context, t task) (*leaf, error) {
 	l := &leaf{task: t, refs: new(manifest.Leaf)}
-	if r.parent != nil && t.leaf < r.parent.Leaves() {
-		old, err := r.parent.Leaf(ctx, t.leaf)
+	if r.parent != nil && t.index < r.parent.Leaves() {
+		old, err := r.parent.Leaf(ctx, t.index)
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("load the parent's manifest: %w", ctx.Err())
@@ -97,7 +97,7 @@ func (r *run) open(ctx context.Context, t task) (*leaf, error) {
 	var damaged mask
 	for i := range manifest.LeafBlocks {
 		if ref, ok := l.refs.At(i); ok && t.in.has(i) && r.bad(ref.ID) {
-			damaged.set(i)
+			damaged = damaged.with(i)
 		}
 	}
 	r.more(l, damaged)

@@ -159,7 +159,7 @@ func Run(ctx context.Context, s Source, sess Session, p Plan, progress func(Prog
 	top, err := r.drive(ctx, workers)
 	if err != nil {
 		// What the workers say about being dropped adds nothing.
-		_ = closeAll(ended(ctx), workers) //nolint:errcheck // see above
+		_ = closeAll(ended(ctx), workers)
 		if cause := context.Cause(ctx); cause != nil {
 			err = fmt.Errorf("backup stopped: %w", cause)
 		}

@@ -11,17 +11,20 @@ import (
 // mask holds a bit for each block of a leaf.
 type mask [manifest.LeafBlocks / 64]uint64
 
-var everything = mask{^uint64(0), ^uint64(0)}
-
 func (m mask) has(i int) bool { return m[i/64]&(1<<(i%64)) != 0 }
 
-func (m *mask) set(i int) { m[i/64] |= 1 << (i % 64) }
+func (m mask) with(i int) mask {
+	m[i/64] |= 1 << (i % 64)
+	return m
+}
 
-// fill sets the bits from first up to, not including, end.
-func (m *mask) fill(first, end int) {
+// bitRange returns the mask with the bits from first up to, not including, end.
+func bitRange(first, end int) mask {
+	var m mask
 	for i := first; i < end; i++ {
-		m.set(i)
+		m = m.with(i)
 	}
+	return m
 }
 
 func (m mask) and(o mask) mask { return mask{m[0] & o[0], m[1] & o[1]} }
@@ -103,7 +106,7 @@ func (s spans) mask(leaf int64) mask {
 	var m mask
 	base := leaf * manifest.LeafBlocks
 	for i := s.search(base); i < len(s) && s[i].first < base+manifest.LeafBlocks; i++ {
-		m.fill(int(max(s[i].first-base, 0)), int(min(s[i].end-base, manifest.LeafBlocks)))
+		m = m.or(bitRange(int(max(s[i].first-base, 0)), int(min(s[i].end-base, manifest.LeafBlocks))))
 	}
 	return m
 }

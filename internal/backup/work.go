@@ -90,11 +90,11 @@ func (r *run) process(ctx context.Context, w Worker, b batch) error {
 		r.zero(l, i)
 	}
 	if l.changed {
-		if err := r.builder.SetLeaf(ctx, nodeCounter{w, r}, l.task.leaf, l.refs); err != nil {
+		if err := r.builder.SetLeaf(ctx, nodeCounter{w, r}, l.index, l.refs); err != nil {
 			return fmt.Errorf("manifest: %w", err)
 		}
 	}
-	if err := r.builder.Settle(ctx, nodeCounter{w, r}, r.plan.done(l.task.leaf)); err != nil {
+	if err := r.builder.Settle(ctx, nodeCounter{w, r}, r.plan.done(l.index)); err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
 	return nil
@@ -217,6 +217,7 @@ type nodeCounter struct {
 	r *run
 }
 
+// PutNode stores a node.
 func (n nodeCounter) PutNode(ctx context.Context, plain []byte) (chunk.Ref, error) {
 	ref, err := n.w.PutNode(ctx, plain)
 	if err != nil {

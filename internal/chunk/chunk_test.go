@@ -17,29 +17,29 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-func testDomain(t testing.TB, project string) *Domain {
-	t.Helper()
+func testDomain(tb testing.TB, project string) *Domain {
+	tb.Helper()
 	d, err := NewDomain([32]byte{1, 2, 3}, [16]byte{4, 5, 6}, project)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return d
 }
 
-func testSealer(t testing.TB, d *Domain, p PackID) *Sealer {
-	t.Helper()
+func testSealer(tb testing.TB, d *Domain, p PackID) *Sealer {
+	tb.Helper()
 	s, err := d.Sealer(p)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
 
-func noise(t testing.TB, n int) []byte {
-	t.Helper()
+func noise(tb testing.TB, n int) []byte {
+	tb.Helper()
 	b := make([]byte, n)
 	if _, err := rand.Read(b); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }

@@ -85,7 +85,7 @@ func decode(dst, coded []byte, limit int) ([]byte, error) {
 		dst = slices.Grow(dst, limit)
 		out, err := d.DecodeAll(payload, dst[:start:start+limit])
 		if err != nil {
-			return dst, fmt.Errorf("decompress (%v): %w", err, ErrCorrupt)
+			return dst, fmt.Errorf("decompress: %w: %w", ErrCorrupt, err)
 		}
 		if len(out) == start || len(out)-start > limit {
 			return dst, fmt.Errorf("decompress to %d bytes: %w", len(out)-start, ErrCorrupt)

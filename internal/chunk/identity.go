@@ -7,6 +7,7 @@
 package chunk
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ type PackID [32]byte
 func NewPackID(session [16]byte, epoch uint16, random [14]byte) PackID {
 	var p PackID
 	copy(p[:16], session[:])
-	p[16], p[17] = byte(epoch>>8), byte(epoch)
+	binary.BigEndian.PutUint16(p[16:], epoch)
 	copy(p[18:], random[:])
 	return p
 }
@@ -108,7 +109,7 @@ func (p PackID) Session() [16]byte { return [16]byte(p[:16]) }
 
 // Epoch returns the placement epoch under which the pack's shards were given
 // to stores.
-func (p PackID) Epoch() uint16 { return uint16(p[16])<<8 | uint16(p[17]) }
+func (p PackID) Epoch() uint16 { return binary.BigEndian.Uint16(p[16:]) }
 
 // Random returns the part of the ID that tells a session's packs apart.
 func (p PackID) Random() [14]byte { return [14]byte(p[18:]) }

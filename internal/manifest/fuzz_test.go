@@ -14,14 +14,14 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // samples returns encoded nodes of a level.
-func samples(t testing.TB, level int) [][]byte {
-	t.Helper()
+func samples(tb testing.TB, level int) [][]byte {
+	tb.Helper()
 	n := width(level)
 	var out [][]byte
 	for _, step := range []int{1, 7, n - 1, n + 1} {
 		b, err := encodeNode(level, n, func(i int) bool { return step <= n && i%step == 0 }, func(i int) chunk.Ref { return block(uint64(i + 1)) })
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		out = append(out, b)
 	}
@@ -29,6 +29,7 @@ func samples(t testing.TB, level int) [][]byte {
 }
 
 func fuzzNode(f *testing.F, level int) {
+	f.Helper()
 	for _, b := range samples(f, level) {
 		f.Add(b)
 	}

@@ -71,8 +71,8 @@ func geometry(blocks int64) blockmap.Geometry {
 }
 
 // build makes a tree over a parent with the given blocks changed, 0 for a hole.
-func build(t testing.TB, s *nodeStore, parent *Tree, g blockmap.Geometry, changes map[int64]uint64) *Tree {
-	t.Helper()
+func build(tb testing.TB, s *nodeStore, parent *Tree, g blockmap.Geometry, changes map[int64]uint64) *Tree {
+	tb.Helper()
 	b := NewBuilder(parent, g)
 	leaves := map[int64]*Leaf{}
 	for n := range changes {
@@ -83,8 +83,8 @@ func build(t testing.TB, s *nodeStore, parent *Tree, g blockmap.Geometry, change
 		leaves[i] = new(Leaf)
 		if parent != nil && i < parent.Leaves() {
 			var err error
-			if leaves[i], err = parent.Leaf(t.Context(), i); err != nil {
-				t.Fatal(err)
+			if leaves[i], err = parent.Leaf(tb.Context(), i); err != nil {
+				tb.Fatal(err)
 			}
 		}
 	}
@@ -99,31 +99,31 @@ func build(t testing.TB, s *nodeStore, parent *Tree, g blockmap.Geometry, change
 	order := slices.Sorted(maps.Keys(leaves))
 	for k, i := range order {
 		wg.Go(func() {
-			if err := b.SetLeaf(t.Context(), s, i, leaves[i]); err != nil {
-				t.Error(err)
+			if err := b.SetLeaf(tb.Context(), s, i, leaves[i]); err != nil {
+				tb.Error(err)
 			}
 		})
 		if k%3 == 2 {
 			wg.Wait()
-			if err := b.Settle(t.Context(), s, i+1); err != nil {
-				t.Fatal(err)
+			if err := b.Settle(tb.Context(), s, i+1); err != nil {
+				tb.Fatal(err)
 			}
 		}
 	}
 	wg.Wait()
-	if err := b.Settle(t.Context(), s, (g.Blocks()+LeafBlocks-1)/LeafBlocks); err != nil {
-		t.Fatal(err)
+	if err := b.Settle(tb.Context(), s, (g.Blocks()+LeafBlocks-1)/LeafBlocks); err != nil {
+		tb.Fatal(err)
 	}
-	top, err := b.Finish(t.Context(), s)
+	top, err := b.Finish(tb.Context(), s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if len(top) > MaxNode {
-		t.Fatalf("top of %d bytes", len(top))
+		tb.Fatalf("top of %d bytes", len(top))
 	}
 	tree, err := Open(g, top, s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return tree
 }

@@ -42,7 +42,7 @@ func width(level int) int {
 
 // encodeNode returns the canonical form of a node: packs in the order in which
 // the entries first name them.
-func encodeNode(level int, n int, present func(int) bool, ref func(int) chunk.Ref) ([]byte, error) {
+func encodeNode(level, n int, present func(int) bool, ref func(int) chunk.Ref) ([]byte, error) {
 	bitmap := make([]byte, n/8)
 	packs := make(map[chunk.PackID]int)
 	var table, entries []byte
@@ -62,12 +62,12 @@ func encodeNode(level int, n int, present func(int) bool, ref func(int) chunk.Re
 			table = append(table, r.Pack[:]...)
 		}
 		entries = append(entries, r.ID[:]...)
-		entries = append(entries, byte(p))
+		entries = append(entries, byte(p)) //nolint:gosec // below Fanout
 		entries = binary.BigEndian.AppendUint32(entries, r.Offset)
-		entries = binary.BigEndian.AppendUint16(entries, uint16(r.Length-chunk.MinSealed)) //nolint:gosec // checked above
+		entries = binary.BigEndian.AppendUint16(entries, uint16(r.Length-chunk.MinSealed))
 	}
 	out := make([]byte, 0, nodeHeader+len(bitmap)+len(table)+len(entries))
-	out = append(out, nodeVersion, byte(level))
+	out = append(out, nodeVersion, byte(level))                  //nolint:gosec // at most maxLevel
 	out = binary.BigEndian.AppendUint16(out, uint16(len(packs))) //nolint:gosec // at most Fanout
 	out = append(out, bitmap...)
 	out = append(out, table...)

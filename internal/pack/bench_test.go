@@ -71,9 +71,9 @@ func BenchmarkPipeline(b *testing.B) {
 		stored = 0
 		var p *Builder
 		ship := func() {
-			container, err := p.Finish()
-			if err != nil {
-				b.Fatal(err)
+			container, ferr := p.Finish()
+			if ferr != nil {
+				b.Fatal(ferr)
 			}
 			if dst, err = c.Encode(p.ID(), container, dst); err != nil {
 				b.Fatal(err)
@@ -84,7 +84,7 @@ func BenchmarkPipeline(b *testing.B) {
 		for at := 0; at < len(data); at += chunk.MaxPlain {
 			plain := data[at : at+chunk.MaxPlain]
 			id := d.ID(chunk.Data, plain)
-			for p == nil || func() bool { _, err := p.Add(chunk.Data, id, plain); return err != nil }() {
+			for p == nil || func() bool { _, full := p.Add(chunk.Data, id, plain); return full != nil }() {
 				if p != nil {
 					ship()
 				}

@@ -37,15 +37,15 @@ func TestBuilder(t *testing.T) {
 		for range rapid.IntRange(0, 30).Draw(t, "chunks") {
 			k := rapid.SampledFrom([]chunk.Kind{chunk.Data, chunk.Node}).Draw(t, "kind")
 			plain := bytesOf(rapid.Uint64().Draw(t, "seed"), rapid.IntRange(1, chunk.MaxPlain).Draw(t, "bytes"))
-			ref, err := b.Add(k, d.ID(k, plain), plain)
-			if err != nil {
-				t.Fatal(err)
+			ref, aerr := b.Add(k, d.ID(k, plain), plain)
+			if aerr != nil {
+				t.Fatal(aerr)
 			}
 			items = append(items, item{k, ref, plain})
 		}
 		for _, x := range items {
-			if got, err := b.Read(nil, x.k, x.ref); err != nil || !bytes.Equal(got, x.plain) {
-				t.Fatalf("read back: %v", err)
+			if got, rerr := b.Read(nil, x.k, x.ref); rerr != nil || !bytes.Equal(got, x.plain) {
+				t.Fatalf("read back: %v", rerr)
 			}
 		}
 		container, err := b.Finish()
@@ -121,16 +121,16 @@ func TestContainerTampering(t *testing.T) {
 	}
 	for i := range container {
 		container[i] ^= 0x40
-		_, err := ParseTOC(d, testPack, int64(len(container)), readIn(container))
+		_, found := ParseTOC(d, testPack, int64(len(container)), readIn(container))
 		for _, r := range refs {
 			_, oerr := s.Open(nil, r.Offset, chunk.Data, r.ID, container[r.Offset:r.Offset+r.Length])
 			if in := uint32(i) >= r.Offset && uint32(i) < r.Offset+r.Length; in != (oerr != nil) {
 				t.Errorf("byte %d: chunk at %d: %v", i, r.Offset, oerr)
 			} else if in {
-				err = oerr
+				found = oerr
 			}
 		}
-		if err == nil {
+		if found == nil {
 			t.Errorf("byte %d goes unnoticed", i)
 		}
 		container[i] ^= 0x40
@@ -147,23 +147,24 @@ func TestContainerTampering(t *testing.T) {
 	}
 }
 
-func smallPack(t testing.TB, d *chunk.Domain) ([]byte, []chunk.Ref) {
-	t.Helper()
+func smallPack(tb testing.TB, d *chunk.Domain) ([]byte, []chunk.Ref) {
+	tb.Helper()
 	b, err := NewBuilder(d, testPack, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var refs []chunk.Ref
+	var r chunk.Ref
 	for _, plain := range []string{"one", "the second chunk", "3"} {
-		r, err := b.Add(chunk.Data, d.ID(chunk.Data, []byte(plain)), []byte(plain))
+		r, err = b.Add(chunk.Data, d.ID(chunk.Data, []byte(plain)), []byte(plain))
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		refs = append(refs, r)
 	}
 	container, err := b.Finish()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return container, refs
 }

@@ -90,7 +90,7 @@ func borrow(pool *sync.Pool) *tagger {
 // next call.
 func (t *tagger) tag(payload []byte, id chunk.PackID, shard int, cell int64) []byte {
 	copy(t.suffix[:], id[:])
-	t.suffix[32] = byte(shard)
+	t.suffix[32] = byte(shard)                              //nolint:gosec // below MaxShards
 	binary.BigEndian.PutUint32(t.suffix[36:], uint32(cell)) //nolint:gosec // bounded by MaxContainer
 	t.h.Reset()
 	_, _ = t.h.Write(payload) // documented never to fail
@@ -103,7 +103,7 @@ func (c *Coder) appendHeader(b []byte, id chunk.PackID, shard int, length int64)
 	start := len(b)
 	b = append(b, shardMagic...)
 	b = binary.BigEndian.AppendUint16(b, shardVersion)
-	b = append(b, byte(c.g.Data), byte(c.g.Parity), byte(shard), unitLog, cellLog, 0)
+	b = append(b, byte(c.g.Data), byte(c.g.Parity), byte(shard), unitLog, cellLog, 0) //nolint:gosec // at most MaxShards
 	b = append(b, c.repository[:]...)
 	b = append(b, id[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(length)) //nolint:gosec // not negative

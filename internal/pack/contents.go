@@ -40,7 +40,7 @@ func decodeTOC(toc []byte, size int) ([]Entry, error) {
 	entries := make([]Entry, 0, len(toc)/tocEntry)
 	var end int64
 	for ; len(toc) > 0; toc = toc[tocEntry:] {
-		e := Entry{Kind: chunk.Kind(toc[0]), ID: chunk.ID(toc[1:21]), Offset: uint32(end)} //nolint:gosec // end <= size
+		e := Entry{Kind: chunk.Kind(toc[0]), ID: chunk.ID(toc[1:21]), Offset: uint32(end)}
 		e.Length = binary.BigEndian.Uint32(toc[21:])
 		end += int64(e.Length)
 		if e.Kind != chunk.Data && e.Kind != chunk.Node ||

@@ -22,20 +22,20 @@ var (
 	testKey  = [32]byte{7, 8, 9}
 )
 
-func testDomain(t testing.TB) *chunk.Domain {
-	t.Helper()
+func testDomain(tb testing.TB) *chunk.Domain {
+	tb.Helper()
 	d, err := chunk.NewDomain([32]byte{1, 2, 3}, testRepo, "p")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return d
 }
 
-func testCoder(t testing.TB, g Geometry) *Coder {
-	t.Helper()
+func testCoder(tb testing.TB, g Geometry) *Coder {
+	tb.Helper()
 	c, err := NewCoder(g, testRepo, testKey)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
@@ -82,11 +82,11 @@ func (s *shards) Fetch(ctx context.Context, shard int, off, n int64) ([]byte, er
 	return b[off : off+n], nil
 }
 
-func encode(t testing.TB, c *Coder, container []byte) *shards {
-	t.Helper()
+func encode(tb testing.TB, c *Coder, container []byte) *shards {
+	tb.Helper()
 	objects, err := c.Encode(testPack, container, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &shards{objects: objects}
 }
@@ -328,7 +328,7 @@ func TestRange(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := c.ReadAt(ctx, f, testPack, make([]byte, 1), 0); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("stopped: %v", err)
 	}
 	if _, err := c.Encode(testPack, nil, nil); err == nil {
 		t.Error("an empty container is encoded")

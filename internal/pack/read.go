@@ -85,8 +85,10 @@ type stripes struct {
 
 func (c *Coder) newStripes(f Fetcher, id chunk.PackID, all cellRange) *stripes {
 	n := c.g.Total() * int(all.end-all.first)
-	return &stripes{c: c, f: f, id: id, all: all,
-		cells: make([][]byte, n), tried: make([]bool, n), bad: make([]error, c.g.Total())}
+	return &stripes{
+		c: c, f: f, id: id, all: all,
+		cells: make([][]byte, n), tried: make([]bool, n), bad: make([]error, c.g.Total()),
+	}
 }
 
 func (s *stripes) index(shard int, cell int64) int {

@@ -245,6 +245,7 @@ func (c *Coder) Verify(ctx context.Context, f Fetcher, id chunk.PackID, shard in
 // inMemory is the Fetcher of one shard that was read already.
 type inMemory []byte
 
+// Fetch returns a part of it.
 func (b inMemory) Fetch(_ context.Context, _ int, off, n int64) ([]byte, error) {
 	if off+n > int64(len(b)) {
 		return nil, errors.New("shard ends before")
