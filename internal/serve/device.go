@@ -3,7 +3,6 @@ package serve
 import (
 	"fmt"
 	"strings"
-	"sync"
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/volume"
@@ -22,7 +21,37 @@ var (
 // it reads.
 type liveDevice struct {
 	*volume.Volume
+	e     *entry
 	leave func()
+}
+
+// WriteAt writes.
+func (d *liveDevice) WriteAt(p []byte, off int64) (int, error) {
+	n, err := d.Volume.WriteAt(p, off)
+	d.e.dirty.changed()
+	return n, err
+}
+
+// Trim discards.
+func (d *liveDevice) Trim(off, n int64) error {
+	err := d.Volume.Trim(off, n)
+	d.e.dirty.changed()
+	return err
+}
+
+// Zero zeroes.
+func (d *liveDevice) Zero(off, n int64, punch bool) error {
+	err := d.Volume.Zero(off, n, punch)
+	d.e.dirty.changed()
+	return err
+}
+
+// BeginWrite comes before a write that the server does itself. The blocks are
+// marked when it returns.
+func (d *liveDevice) BeginWrite(off, n int64) error {
+	err := d.Volume.BeginWrite(off, n)
+	d.e.dirty.changed()
+	return err
 }
 
 // Map answers block status from the volume's state at this moment.
@@ -34,11 +63,28 @@ func (d *liveDevice) Map(context string, off, n int64) ([]blockmap.Extent, error
 	if err != nil {
 		return nil, err
 	}
-	dirty, _, err := d.Dirty(name, "")
+	dirty, err := d.e.dirty.get(name, d.steady(), func(from string) (*blockmap.Bitmap, string, error) {
+		return d.Dirty(from, "")
+	})
 	if err != nil {
 		return nil, err
 	}
 	return dirtyExtents(dirty, off, n), nil
+}
+
+// steady reports whether nothing changes the volume but its clients and the
+// control API. A volume that lost a snapshot catches up with trims that it
+// put off for it, and one that has failed distrusts its bits.
+func (d *liveDevice) steady() bool {
+	if d.Failed() != nil {
+		return false
+	}
+	for _, s := range d.Snapshots() {
+		if s.Info().Broken != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // Close ends the connection; the volume stays open.
@@ -83,7 +129,7 @@ func (d *snapshotDevice) Map(context string, off, n int64) ([]blockmap.Extent, e
 	if err != nil {
 		return nil, err
 	}
-	dirty, err := d.sn.dirty.get(name, d.sn.s.Dirty)
+	dirty, err := d.sn.dirty.get(name, true, d.sn.s.Dirty)
 	if err != nil {
 		return nil, err
 	}
@@ -106,12 +152,10 @@ func checkpointOf(context string) (string, error) {
 }
 
 // contexts are the metadata contexts of a volume and its snapshots.
-func contexts(v *volume.Volume) []string {
+func contexts(checkpoints []Checkpoint) []string {
 	cs := []string{nbd.ContextAllocation}
-	for _, c := range v.Checkpoints() {
-		if !strings.HasPrefix(c.Name, snapshotPosition) {
-			cs = append(cs, nbd.ContextDirtyBitmap+c.Name)
-		}
+	for _, c := range checkpoints {
+		cs = append(cs, nbd.ContextDirtyBitmap+c.Name)
 	}
 	return cs
 }
@@ -153,35 +197,4 @@ func dirtyExtents(b *blockmap.Bitmap, off, n int64) []blockmap.Extent {
 		off = next
 	}
 	return es
-}
-
-// dirtyMap keeps the bitmap that was asked for last, because a client walks
-// it in many requests, and it is 2 MiB per TiB.
-type dirtyMap struct {
-	mu   sync.Mutex
-	from string
-	b    *blockmap.Bitmap // nil = none
-}
-
-// get returns the bitmap since a checkpoint. Nobody changes it.
-func (m *dirtyMap) get(from string, compute func(from string) (*blockmap.Bitmap, string, error)) (*blockmap.Bitmap, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.b != nil && m.from == from {
-		return m.b, nil
-	}
-	m.b = nil // before the next one is made
-	b, _, err := compute(from)
-	if err != nil {
-		return nil, err
-	}
-	m.from, m.b = from, b
-	return b, nil
-}
-
-// drop frees the bitmap.
-func (m *dirtyMap) drop() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.b = nil
 }

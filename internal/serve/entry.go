@@ -30,6 +30,7 @@ type entry struct {
 	access   access
 	writes   nbd.Counters // of the read-write door
 	reads    nbd.Counters // of the read-only door
+	dirty    dirtyMap
 
 	mu    sync.RWMutex
 	spec  volume.Spec // what is known of it; Size is that at opening
@@ -38,6 +39,8 @@ type entry struct {
 	door  *door // nil when vol is
 	snaps map[uuid.UUID]*snap
 	gone  bool // deleted
+
+	offered []string // metadata contexts; asking the tracker for each handshake would be slow
 }
 
 func newEntry(id uuid.UUID, dir string) *entry {
@@ -135,6 +138,7 @@ func (p *plane) serve(ctx context.Context, e *entry, v *volume.Volume) error {
 	e.mu.Lock()
 	e.vol, e.err, e.door, e.snaps = v, nil, d, snaps
 	e.mu.Unlock()
+	e.refresh(v)
 	d.start(ctx, p.volumeExports(e)...)
 	for _, sn := range snaps {
 		if sn.door != nil {
@@ -142,6 +146,26 @@ func (p *plane) serve(ctx context.Context, e *entry, v *volume.Volume) error {
 		}
 	}
 	return nil
+}
+
+// refresh follows a change of the checkpoints, or of the content by the control
+// API.
+func (e *entry) refresh(v *volume.Volume) {
+	e.dirty.changed()
+	cs := contexts(checkpoints(v))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.offered = cs
+	for _, sn := range e.snaps {
+		sn.dirty.changed() // a name may denote another position now
+	}
+}
+
+// contexts are those that the volume and its snapshots offer.
+func (e *entry) contexts() []string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.offered
 }
 
 func (e *entry) isOpen() bool {

@@ -53,17 +53,11 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 		}
 		return 0
 	}
-	offered := func() []string {
-		if v, err := e.live(); err == nil {
-			return contexts(v)
-		}
-		return nil
-	}
 	return []*nbd.Export{
 		{
 			Name: name, Description: "volume " + name,
 			MultiConn: true, // the volume's flush covers every write there was
-			Size:      size, Contexts: offered, Counters: &e.writes,
+			Size:      size, Contexts: e.contexts, Counters: &e.writes,
 			Open: func(ctx context.Context, peer nbd.Peer) (nbd.Device, error) {
 				id, holder := p.peerID(peer, p.nth.Add(1))
 				if err := e.access.enterWrite(ctx, name, id, holder); err != nil {
@@ -75,7 +69,7 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 		{
 			Name: name + readOnlyDoor, Description: "volume " + name + ", only to read",
 			ReadOnly: true, MultiConn: true,
-			Size: size, Contexts: offered, Counters: &e.reads,
+			Size: size, Contexts: e.contexts, Counters: &e.reads,
 			Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
 				if err := e.access.enterRead(); err != nil {
 					return nil, err
@@ -93,7 +87,12 @@ func (e *entry) connect(leave func()) (nbd.Device, error) {
 		leave()
 		return nil, err
 	}
-	return &liveDevice{Volume: v, leave: sync.OnceFunc(leave)}, nil
+	return &liveDevice{Volume: v, e: e, leave: sync.OnceFunc(func() {
+		leave()
+		if u := e.access.use(); u.writers+u.readers == 0 {
+			e.dirty.drop()
+		}
+	})}, nil
 }
 
 // snapshotExport is the door of a snapshot.
@@ -103,13 +102,8 @@ func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
 		Name:        snapshotExportName(name, sn.label()),
 		Description: fmt.Sprintf("snapshot %s of volume %s", sn.label(), name),
 		ReadOnly:    true, MultiConn: true,
-		Size: func() int64 { return sn.s.Info().Size },
-		Contexts: func() []string {
-			if v, err := e.live(); err == nil {
-				return contexts(v)
-			}
-			return nil
-		},
+		Size:     func() int64 { return sn.s.Info().Size },
+		Contexts: e.contexts,
 		Counters: &sn.counts,
 		Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
 			if err := sn.access.enterRead(); err != nil {

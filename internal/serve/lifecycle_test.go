@@ -164,6 +164,77 @@ func TestDirtyMapOfSnapshot(t *testing.T) {
 	}
 }
 
+// A map is kept between requests, and must never be older than the last change
+// that was answered, whoever made it and however.
+func TestDirtyMapIsCurrent(t *testing.T) {
+	p := start(t, options(t))
+	v := p.create(t, "db", 4*mib)
+	p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "s", Checkpoints: []string{"b1"}})
+	c := dial(t, v.URI)
+	m := dial(t, nbd.URI(v.Socket, "db@ro"), nbd.ContextDirtyBitmap+"b1")
+	dirty := func() (blocks []int64) {
+		t.Helper()
+		es, err := m.Map(t.Context(), nbd.ContextDirtyBitmap+"b1", 0, m.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range es {
+			for off := e.Offset; e.State == blockmap.Dirty && off < e.End(); off += block {
+				blocks = append(blocks, off/block)
+			}
+		}
+		return blocks
+	}
+	for i, do := range []func(off int64) error{
+		func(off int64) error { return c.WriteAt(t.Context(), []byte{1}, off, false) },
+		func(off int64) error { return c.WriteAt(t.Context(), random(1, 4096), off, true) },
+		func(off int64) error { return c.Zero(t.Context(), off, 4096, true) },
+		func(off int64) error { return c.Zero(t.Context(), off, 4096, false) },
+		func(off int64) error { return c.WriteAt(t.Context(), random(1, mib), off, false) },
+	} {
+		if got := dirty(); len(got) != i {
+			t.Fatalf("before change %d: dirty %v", i, got)
+		}
+		if err := do(int64(i) * block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := dirty(); len(got) != 4+mib/block {
+		t.Errorf("in the end: dirty %v", got)
+	}
+	closeClient(t, c)
+
+	// The same name at another position.
+	s := p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}})[0]
+	if got := dirtyOf(t, s.URI, "b1"); len(got) != 4+mib/block {
+		t.Errorf("snapshot since b1: %v", got)
+	}
+	keep := dial(t, s.URI, nbd.ContextDirtyBitmap+"b1")
+	if _, err := keep.Map(t.Context(), nbd.ContextDirtyBitmap+"b1", 0, block); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.DropCheckpoint(t.Context(), "db", "b1"); err != nil {
+		t.Fatal(err)
+	}
+	c = dial(t, v.URI)
+	write(t, c, []byte{9}, 60*block)
+	closeClient(t, c)
+	p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Temporary: true, Checkpoints: []string{"b1"}})
+	if got := dirtyOf(t, s.URI, "b1"); !slices.Equal(got, []int64{60}) {
+		t.Errorf("snapshot against the new b1: %v, want [60]", got)
+	}
+	if got := dirty(); len(got) != 0 {
+		t.Errorf("volume since the new b1: %v", got)
+	}
+	// A revert is a change too.
+	if err := p.RevertVolume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if got := dirty(); !slices.Contains(got, 60) {
+		t.Errorf("after a revert: dirty %v", got)
+	}
+}
+
 func TestRestartKeepsAll(t *testing.T) {
 	p := start(t, options(t))
 	file := filepath.Join(t.TempDir(), "disk.img")

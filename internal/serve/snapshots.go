@@ -120,6 +120,9 @@ func (p *plane) createSnapshots(ctx context.Context, req CreateSnapshots) ([]Sna
 		g.doors = append(g.doors, d)
 	}
 	ss, err := volume.SnapshotGroup(ctx, g.vols, g.opts)
+	for i, e := range g.entries {
+		e.refresh(g.vols[i])
+	}
 	if err != nil {
 		return nil, errors.Join(err, g.stop())
 	}
@@ -273,10 +276,12 @@ func (p *plane) deleteSnapshot(ctx context.Context, ref string) error {
 	}
 	defer unlock()
 	what := fmt.Sprintf("snapshot %s of volume %s", sn.label(), e.title())
-	if err := sn.access.empty(ctx, what+" is being deleted", what); err != nil {
+	if err = sn.access.empty(ctx, what+" is being deleted", what); err != nil {
 		return err
 	}
-	if err := v.DeleteSnapshot(sn.id); err != nil {
+	err = v.DeleteSnapshot(sn.id)
+	e.refresh(v)
+	if err != nil {
 		if _, ok := v.Snapshot(sn.id); ok {
 			sn.access.reopen()
 			return err
@@ -318,5 +323,6 @@ func (p *plane) revertVolume(ctx context.Context, ref string) error {
 		return refuse(CodeBusy, "volume %s is in use by %s: stop that before reverting the volume", title, u.holder)
 	}
 	defer e.access.reopen()
+	defer e.refresh(v)
 	return v.Revert(ctx, sn.id)
 }

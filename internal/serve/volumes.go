@@ -209,10 +209,12 @@ func (p *plane) extendVolume(ctx context.Context, ref string, size int64) (Volum
 	if now := v.Size(); size <= now {
 		return Volume{}, refuse(CodeInvalid, "volume %s has %d bytes, and %d is not more: a volume can only grow", e.title(), now, size)
 	}
-	if err := checkSize(e.title(), size); err != nil {
+	if err = checkSize(e.title(), size); err != nil {
 		return Volume{}, err
 	}
-	if err := v.Extend(size); err != nil {
+	err = v.Extend(size)
+	e.refresh(v)
+	if err != nil {
 		return Volume{}, err
 	}
 	return e.describe(p.fs, p.nbdDir), nil
@@ -363,6 +365,7 @@ func (p *plane) dropCheckpoint(ctx context.Context, ref, name string) error {
 	}
 	for _, c := range v.Checkpoints() {
 		if c.Name == name {
+			defer e.refresh(v)
 			return v.DropCheckpoint(name)
 		}
 	}
