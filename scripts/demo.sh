@@ -109,9 +109,10 @@ row "start agent and data plane" - - "$(took)"
 start "2. a file system with $fill_mib MiB of this machine's files"
 mkdir "$work/tree"
 find /usr -xdev -type f -size -16M -readable -printf '%s %p\n' 2>/dev/null | sort -k 2 |
-	awk -v left=$((fill_mib << 20)) '{ size = $1; sub(/^[0-9]+ /, ""); if (size > left) exit; left -= size; print }' >"$work/files"
+	awk -v left=$((fill_mib << 20)) '{ size = $1; sub(/^[0-9]+ /, ""); if (full || size > left) { full = 1; next } left -= size; print }' >"$work/files"
 { tar -C / --no-recursion -cf - -T "$work/files" 2>/dev/null || true; } | tar -C "$work/tree" -xf - --no-same-owner
-mke2fs -q -F -t ext4 -d "$work/tree" "$work/v1.img" 1G
+truncate -s 1G "$work/v1.img"
+mke2fs -q -F -t ext4 -d "$work/tree" "$work/v1.img"
 echo "$(wc -l <"$work/files") files"
 
 start "3. a volume of $size, written through NBD"
@@ -166,7 +167,7 @@ compare "mount, the incremental" "$work/mnt/demo/latest/disk.raw" "$work/volume.
 row "read the mounted disk" "$(stat -c %s "$work/volume.img")" - "$(took)"
 first=$(find "$work/mnt/demo" -mindepth 1 -maxdepth 1 -name '2*' | sort | head -n 1)
 compare "mount, the full backup" "$first/disk.raw" "$work/v1.img"
-"$cairn" umount "$work/mnt"
+"$cairn" umount "$work/mnt" >/dev/null
 wait "$mount_pid" || die "the mount did not end well"
 mount_pid=''
 
@@ -175,7 +176,7 @@ out=$("$cairn" export incr -o json)
 take "$(field uri <<<"$out")" "$work/export.img"
 row "read the export by NBD" "$(stat -c %s "$work/export.img")" - "$(took)"
 compare "export" "$work/export.img" "$work/volume.img"
-"$cairn" unexport "$(field name <<<"$out")"
+"$cairn" unexport "$(field name <<<"$out")" >/dev/null
 rm "$work/export.img"
 
 start "10. a restore, to a new volume"

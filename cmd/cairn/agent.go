@@ -77,7 +77,7 @@ func runAgent(c *cli.Context) (err error) {
 		State: s.State, Socket: s.Socket, NBDDir: s.NBDDir, Control: s.Control,
 		Repository: r, Serve: plane, Logger: log, Version: version, KeepPriority: s.KeepPriority,
 		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit},
-	}, func() { ready(c.Context, log, "agent answers", slog.String("socket", s.Socket)) })
+	}, func() { ready(c.Context, log) })
 }
 
 // firstRun makes the embedded default repository on an empty machine. A state

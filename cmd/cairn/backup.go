@@ -106,7 +106,7 @@ func backupFields(t *table, b agent.Backup) {
 	}
 	t.field("took", took(b.Duration))
 	t.field("read", exact(b.BytesRead))
-	t.field("of it audit", exact(b.BytesAudited))
+	t.field("audited", exact(b.BytesAudited))
 	t.field("changed", exact(b.BytesChanged))
 	t.field("new", exact(b.BytesNew))
 	t.field("stored", exact(b.BytesStored))

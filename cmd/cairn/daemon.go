@@ -36,9 +36,8 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	return nil, usagef("log format %q: take text or json", format)
 }
 
-// ready says that a daemon answers: to people, and to systemd.
-func ready(ctx context.Context, log *slog.Logger, text string, attrs ...slog.Attr) {
-	log.LogAttrs(ctx, slog.LevelInfo, text, attrs...) //nolint:sloglint // one of two constants
+// ready tells systemd that a daemon answers.
+func ready(ctx context.Context, log *slog.Logger) {
 	if err := notify("READY=1"); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "systemd was not notified", slog.Any("error", err))
 	}

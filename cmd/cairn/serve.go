@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"runtime/debug"
 	"time"
@@ -43,7 +42,7 @@ func serveCommand() *cli.Command {
 		done := make(chan struct{})
 		defer func() { stop(); <-done }()
 		go func() { defer close(done); watchMemory(watch, o.Control) }()
-		return serve.Run(c.Context, o, func() { ready(c.Context, log, "data plane is ready", slog.String("control", o.Control)) })
+		return serve.Run(c.Context, o, func() { ready(c.Context, log) })
 	})
 }
 

@@ -51,6 +51,10 @@ func ensureServe(ctx context.Context, s *agentSettings, log *slog.Logger) error 
 	log.LogAttrs(ctx, slog.LevelInfo, "data plane started", slog.Int("pid", cmd.Process.Pid), slog.String("log", name))
 	go func() {
 		err := <-ended
+		if err == nil {
+			log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "data plane was stopped")
+			return
+		}
 		log.LogAttrs(context.WithoutCancel(ctx), slog.LevelError, "data plane ended: no volume is served until \"cairn serve\" or \"cairn agent\" is started again",
 			slog.String("log", name), slog.Any("error", err))
 	}()

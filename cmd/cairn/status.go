@@ -54,7 +54,7 @@ func statusFields(t *table, s agent.Status) {
 		if st.Owed > 0 {
 			state += fmt.Sprintf(" (%d shards owed)", st.Owed)
 		}
-		t.field("store "+dash(st.URL), state)
+		t.field("store", dash(st.URL)+" "+state)
 	}
 }
 
