@@ -44,7 +44,7 @@ type Limits struct {
 }
 
 // Run runs an agent until ctx ends, and calls ready once it answers on the
-// socket. Jobs that run when ctx ends are cancelled: they are settled before
+// socket. Jobs that run when ctx ends are canceled: they are settled before
 // Run returns, or by the next Run if the stores do not answer. Only one agent
 // can have a state folder.
 func Run(ctx context.Context, o Options, ready func()) error {

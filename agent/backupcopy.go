@@ -99,7 +99,7 @@ func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan
 	}
 	r.parent.doubt(vol)
 	if !ok && r.parent.checkpoint != "" {
-		r.parent.checkpoint, r.parent.reason = "", fmt.Sprintf("the data plane does not say what changed since backup %s", r.parent.backup.ID)
+		r.parent.checkpoint, r.parent.reason = "", "the data plane does not say what changed since backup "+r.parent.backup.ID
 	}
 	if r.parent.checkpoint != "" {
 		if dirty == nil {
@@ -166,7 +166,7 @@ func (r *backupRun) flagEarlier(ctx context.Context) error {
 // auditSeed makes each backup audit other blocks.
 func auditSeed(id string) uint64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(id)) //nolint:errcheck // a hash takes everything
+	_, _ = h.Write([]byte(id)) // a hash takes everything
 	return h.Sum64()
 }
 
@@ -182,6 +182,7 @@ func (s session) Worker() (backup.Worker, error) {
 // worker is a session's worker in the words of package backup.
 type worker struct{ *repository.Worker }
 
+// PutBlock stores a block.
 func (w worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, backup.Put, error) {
 	ref, put, err := w.Worker.PutBlock(ctx, plain)
 	return ref, backup.Put(put), err

@@ -128,8 +128,8 @@ func (r *backupRun) begin(ctx context.Context) error {
 		return err
 	}
 	if r.req.Snapshot == "" {
-		if err := mayBackUp(r.vol, r.req.Force); err != nil {
-			return err
+		if ierr := mayBackUp(r.vol, r.req.Force); ierr != nil {
+			return ierr
 		}
 	}
 	if r.parent, err = r.chooseParent(ctx, r.vol, r.req); err != nil {
@@ -256,6 +256,7 @@ type source struct {
 	limit *throttle
 }
 
+// ReadAt waits for its turn and reads.
 func (s source) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := s.limit.wait(ctx, len(p)); err != nil {
 		return err

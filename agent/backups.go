@@ -60,19 +60,19 @@ func (s *server) createBackup(ctx context.Context, r request) (any, error) {
 		Volume: vol.Name, VolumeID: vol.ID, Size: vol.Size, Created: time.Now().UTC(),
 	}
 	if req.Snapshot != "" {
-		snap, err := s.snapshotOf(ctx, vol, req.Snapshot)
-		if err != nil {
-			return nil, err
+		snap, serr := s.snapshotOf(ctx, vol, req.Snapshot)
+		if serr != nil {
+			return nil, serr
 		}
 		rec.SnapshotID, rec.Size = snap.ID, snap.Size
-	} else if err := mayBackUp(vol, req.Force); err != nil {
-		return nil, err
+	} else if ierr := mayBackUp(vol, req.Force); ierr != nil {
+		return nil, ierr
 	}
-	if _, err := s.chooseParent(ctx, vol, req); err != nil {
-		return nil, err
+	if _, ierr := s.chooseParent(ctx, vol, req); ierr != nil {
+		return nil, ierr
 	}
-	if err := s.cat.PutBackup(ctx, rec); err != nil {
-		return nil, err
+	if ierr := s.cat.PutBackup(ctx, rec); ierr != nil {
+		return nil, ierr
 	}
 	j, err := s.jobs.submit(ctx, Job{Kind: catalog.BackupJob, Volume: vol.Name, VolumeID: vol.ID, Backup: rec.ID, Progress: Progress{Phase: "waiting", Total: rec.Size}},
 		func(ctx context.Context, t *task) (any, error) { return s.runBackup(ctx, t, req, rec) })
@@ -89,15 +89,32 @@ func (r *CreateBackup) check() error {
 	case r.Incremental && r.Auto:
 		return refuse(CodeInvalid, "incremental and auto exclude each other: auto is incremental when it can be")
 	}
-	for what, text := range map[string]string{"name": r.Name, "description": r.Description} {
-		if len(text) > maxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-			return refuse(CodeInvalid, "the backup's %s must be at most %d bytes of printable text", what, maxText)
-		}
+	if err := checkText("backup's name", r.Name); err != nil {
+		return err
+	}
+	if err := checkText("backup's description", r.Description); err != nil {
+		return err
 	}
 	if uuid.Validate(r.Name) == nil {
 		return refuse(CodeInvalid, "%q cannot be the name of a backup, as it looks like an ID: choose another", r.Name)
 	}
 	return nil
+}
+
+// checkText refuses what cannot be shown on one line.
+func checkText(what, text string) error {
+	if len(text) > maxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		return refuse(CodeInvalid, "the %s must be at most %d bytes of printable text", what, maxText)
+	}
+	return nil
+}
+
+// mayRead refuses a backup of which there is nothing to read.
+func mayRead(b Backup, done string) error {
+	if b.Status == catalog.Available || b.Status == catalog.Restoring {
+		return nil
+	}
+	return refuse(CodeConflict, "backup %s cannot be %s, as it is not available but in the state %q%s", b.ID, done, b.Status, inBrackets(b.FailReason))
 }
 
 // mayBackUp refuses a volume that cannot be backed up as it is.
@@ -245,7 +262,7 @@ func (s *server) finishDelete(ctx context.Context, b Backup) error {
 // unused refuses a backup that somebody uses.
 func (s *server) unused(b Backup) error {
 	if how, ok := s.exports.of(b.ID); ok {
-		return refuse(CodeBusy, "backup %s is %s first", b.ID, how)
+		return refuse(CodeBusy, "backup %s is %s: end that first (\"cairn unexport\" or \"cairn umount\")", b.ID, how)
 	}
 	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
 		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)

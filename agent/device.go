@@ -45,8 +45,10 @@ func openDevice(ctx context.Context, img image, o *overlay) *imageDevice {
 	}
 }
 
+// Size is the backup's.
 func (d *imageDevice) Size() int64 { return d.size }
 
+// ReadAt reads the overlay, and the backup where that has nothing.
 func (d *imageDevice) ReadAt(p []byte, off int64) (int, error) {
 	if err := d.read(p, off); err != nil {
 		return 0, err
@@ -54,6 +56,7 @@ func (d *imageDevice) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// WriteAt writes to the overlay.
 func (d *imageDevice) WriteAt(p []byte, off int64) (int, error) {
 	if d.write == nil {
 		return 0, syscall.EPERM
@@ -64,6 +67,7 @@ func (d *imageDevice) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Flush makes the overlay durable.
 func (d *imageDevice) Flush() error {
 	if d.flush == nil {
 		return nil
@@ -74,6 +78,7 @@ func (d *imageDevice) Flush() error {
 // Trim frees what it can, which makes the range zero.
 func (d *imageDevice) Trim(off, n int64) error { return d.Zero(off, n, true) }
 
+// Zero makes a range of the overlay zero.
 func (d *imageDevice) Zero(off, n int64, _ bool) error {
 	if d.zero == nil {
 		return syscall.EPERM
@@ -81,6 +86,7 @@ func (d *imageDevice) Zero(off, n int64, _ bool) error {
 	return d.zero(off, n)
 }
 
+// Map tells data from holes.
 func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) {
 	if name != nbd.ContextAllocation {
 		return nil, fmt.Errorf("there is no context %q", name)
@@ -88,6 +94,7 @@ func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) 
 	return d.extents(off, n)
 }
 
+// Close ends the connection; backup and overlay stay open.
 func (d *imageDevice) Close() error { return nil }
 
 // diskFile is an overlay's file on a file system.
@@ -98,7 +105,7 @@ var _ overlayFile = diskFile{}
 // Zero punches a hole, or writes zeros where the file system has none.
 func (f diskFile) Zero(off, n int64, punch bool) error {
 	if punch {
-		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n) //nolint:gosec // a descriptor fits
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		if err == nil || !errors.Is(err, unix.EOPNOTSUPP) {
 			return err
 		}
@@ -115,4 +122,4 @@ func (f diskFile) Zero(off, n int64, punch bool) error {
 }
 
 // Sync makes data and size durable.
-func (f diskFile) Sync() error { return unix.Fdatasync(int(f.Fd())) } //nolint:gosec // a descriptor fits
+func (f diskFile) Sync() error { return unix.Fdatasync(int(f.Fd())) }

@@ -19,7 +19,7 @@ import (
 
 // Causes for which a job's context ends.
 var (
-	errCancelled = errors.New("it was cancelled on request")
+	errCancelled = errors.New("it was canceled on request")
 	errStopping  = errors.New("the agent was stopped: start it again when the agent is back")
 )
 
@@ -63,7 +63,7 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int) *engine {
 }
 
 // submit records a job and queues it. work is called exactly once, also when
-// the job is cancelled before its turn: its context has ended then.
+// the job is canceled before its turn: its context has ended then.
 func (e *engine) submit(ctx context.Context, j Job, work func(ctx context.Context, t *task) (any, error)) (Job, error) {
 	j.ID, j.State, j.Owner, j.Created = uuid.NewString(), catalog.Queued, e.owner, time.Now().UTC()
 	t := &task{e: e, job: j, work: work, done: make(chan struct{})}
@@ -144,7 +144,7 @@ func (t *task) commit() error {
 }
 
 // next takes the first job that may run from the queue: nil if none may. A
-// job that was cancelled while queued always may, to clean up behind itself.
+// job that was canceled while queued always may, to clean up behind itself.
 func (e *engine) next() *task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -202,7 +202,7 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 	case err == nil:
 		j.State = catalog.Succeeded
 	case errors.Is(t.cause, errCancelled):
-		j.State, j.Error = catalog.Cancelled, err.Error()
+		j.State, j.Error = JobCancelled, err.Error()
 	default:
 		j.State, j.Error = catalog.JobFailed, err.Error()
 	}

@@ -110,7 +110,7 @@ func TestEngineCancel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// One that waits is cancelled without its turn coming.
+	// One that waits is canceled without its turn coming.
 	if _, err := e.cancelJob(t.Context(), second.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestEngineCancel(t *testing.T) {
 	}
 }
 
-// Work that has reached its commit is not cancelled any more.
+// Work that has reached its commit is not canceled any more.
 func TestEngineCommit(t *testing.T) {
 	e, _, stop := startEngine(t, 1)
 	committing, goOn := make(chan struct{}), make(chan struct{})
@@ -158,7 +158,7 @@ func TestEngineCommit(t *testing.T) {
 	}
 	stop()
 	close(goOn)
-	if j := e.wait(t, j.ID); j.State != JobSucceeded {
+	if j = e.wait(t, j.ID); j.State != JobSucceeded {
 		t.Errorf("%+v", j)
 	}
 }

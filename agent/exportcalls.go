@@ -66,7 +66,10 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 	if err != nil {
 		return nil, err
 	}
-	if err := mayRead(b, "exported"); err != nil {
+	if err = mayRead(b, "exported"); err != nil {
+		return nil, err
+	}
+	if err = checkText("purpose", req.Purpose); err != nil {
 		return nil, err
 	}
 	name := b.ID
@@ -79,7 +82,7 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 		}
 		name = req.Name
 	}
-	return s.exports.add(ctx, catalog.Export{Name: name, Backup: b.ID, Overlay: req.Overlay, Created: time.Now().UTC()}, "")
+	return s.exports.add(ctx, catalog.Export{Name: name, Backup: b.ID, Overlay: req.Overlay, Purpose: req.Purpose, Created: time.Now().UTC()})
 }
 
 // unexport ends the export of this name, or the only one of this backup.

@@ -39,7 +39,6 @@ type served struct {
 	stop    func() error // ends it and returns when it has ended
 	clients func() int
 	err     error
-	held    string // by whom, if it lasts only as long as they do; it is not in the catalog then
 }
 
 func newExports(cat *catalog.Catalog, repo *repository.Repository, log *slog.Logger, dir, state string) *exports {
@@ -115,8 +114,8 @@ func (x *exports) retry(ctx context.Context) {
 	}
 }
 
-// add exports a backup: durably, unless it is held by somebody.
-func (x *exports) add(ctx context.Context, e catalog.Export, held string) (ExportInfo, error) {
+// add exports a backup, durably.
+func (x *exports) add(ctx context.Context, e catalog.Export) (ExportInfo, error) {
 	x.changing.Lock()
 	defer x.changing.Unlock()
 	if s, ok := x.get(e.Name); ok {
@@ -132,11 +131,8 @@ func (x *exports) add(ctx context.Context, e catalog.Export, held string) (Expor
 	if err != nil {
 		return ExportInfo{}, err
 	}
-	s.held = held
-	if held == "" {
-		if err := x.cat.PutExport(ctx, e); err != nil {
-			return ExportInfo{}, errors.Join(err, s.stop(), os.RemoveAll(x.overlayDir(e.Name)))
-		}
+	if err := x.cat.PutExport(ctx, e); err != nil {
+		return ExportInfo{}, errors.Join(err, s.stop(), os.RemoveAll(x.overlayDir(e.Name)))
 	}
 	x.put(s)
 	return x.info(s), nil
@@ -170,11 +166,11 @@ func (x *exports) remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// of says how a backup is in use, and what to do about it.
+// of says how a backup is in use, if it is.
 func (x *exports) of(backup string) (string, bool) {
 	for _, s := range x.all() {
 		if s.rec.Backup == backup {
-			return orElse(s.held, "exported as "+s.rec.Name+": unexport it"), true
+			return orElse(s.rec.Purpose, "exported as "+s.rec.Name), true
 		}
 	}
 	return "", false
@@ -216,7 +212,7 @@ func (x *exports) put(s *served) {
 func (x *exports) info(s *served) ExportInfo {
 	i := ExportInfo{
 		Name: s.rec.Name, Socket: x.socket(s.rec.Name), Kind: "backup", Backup: s.rec.Backup,
-		Overlay: s.rec.Overlay, Held: s.held, Size: s.size, Created: s.rec.Created,
+		Overlay: s.rec.Overlay, Purpose: s.rec.Purpose, Size: s.size, Created: s.rec.Created,
 	}
 	i.URI = nbd.URI(i.Socket, i.Name)
 	if s.err != nil {

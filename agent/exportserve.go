@@ -83,8 +83,8 @@ func (x *exports) openOverlay(img *repository.Image, e catalog.Export, fresh boo
 	dir, flag := x.overlayDir(e.Name), os.O_RDWR
 	if fresh {
 		flag |= os.O_CREATE | os.O_EXCL
-		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
-			return nil, fmt.Errorf("make overlay: %w", err)
+		if ierr := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); ierr != nil {
+			return nil, fmt.Errorf("make overlay: %w", ierr)
 		}
 	}
 	data, err := os.OpenFile(filepath.Join(dir, "data"), flag, 0o600)

@@ -52,7 +52,7 @@ func (e *Error) Error() string { return e.Text }
 
 // Is reports whether target is an *Error with the same code.
 func (e *Error) Is(target error) bool {
-	t, ok := target.(*Error) //nolint:errorlint // Is is asked about one link of the chain.
+	t, ok := target.(*Error) // Is is asked about one link of the chain
 	return ok && t.Code == e.Code
 }
 

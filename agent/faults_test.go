@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,7 +86,7 @@ func TestRefusals(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// A cancelled backup leaves nothing, and the next one starts where it did.
+// A canceled backup leaves nothing, and the next one starts where it did.
 func TestCancelBackup(t *testing.T) {
 	r := testRig(t)
 	ctx := t.Context()
@@ -104,30 +105,30 @@ func TestCancelBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if x, err := r.agent.Job(ctx, queued.ID); err != nil || x.State != JobQueued {
-		t.Errorf("second job of the volume: %+v, %v", x, err)
+	if x, ierr := r.agent.Job(ctx, queued.ID); ierr != nil || x.State != JobQueued {
+		t.Errorf("second job of the volume: %+v, %v", x, ierr)
 	}
-	if err := r.agent.DeleteVolume(ctx, "disk"); !errors.Is(err, ErrBusy) {
-		t.Errorf("delete during a backup: %v", err)
+	if ierr := r.agent.DeleteVolume(ctx, "disk"); !errors.Is(ierr, ErrBusy) {
+		t.Errorf("delete during a backup: %v", ierr)
 	}
-	if err := r.agent.DeleteBackup(ctx, j.Backup); !errors.Is(err, ErrBusy) {
-		t.Errorf("delete of a backup that is being made: %v", err)
+	if ierr := r.agent.DeleteBackup(ctx, j.Backup); !errors.Is(ierr, ErrBusy) {
+		t.Errorf("delete of a backup that is being made: %v", ierr)
 	}
 	// Writes after the snapshot belong to the next backup.
 	r.put(v, shadow, noise(100_000), 30<<20)
 	for _, id := range []string{j.ID, queued.ID} {
-		if _, err := r.agent.CancelJob(ctx, id); err != nil {
-			t.Error(err)
+		if _, ierr := r.agent.CancelJob(ctx, id); ierr != nil {
+			t.Error(ierr)
 		}
 	}
 	for _, id := range []string{j.ID, queued.ID} {
-		if x, err := r.agent.WaitJob(ctx, id, nil); err != nil || x.State != JobCancelled || !strings.Contains(x.Error, "cancelled") {
-			t.Errorf("%+v, %v", x, err)
+		if x, ierr := r.agent.WaitJob(ctx, id, nil); ierr != nil || x.State != JobCancelled || !strings.Contains(x.Error, "canceled") {
+			t.Errorf("%+v, %v", x, ierr)
 		}
 	}
 	release()
 	b, err := r.agent.Backup(ctx, j.Backup)
-	if err != nil || b.Status != BackupError || b.Undecided || !strings.Contains(b.FailReason, "cancelled") {
+	if err != nil || b.Status != BackupError || b.Undecided || !strings.Contains(b.FailReason, "canceled") {
 		t.Errorf("%+v, %v", b, err)
 	}
 	r.settled("disk", full)
@@ -323,20 +324,20 @@ func TestKilled(t *testing.T) {
 	}
 	r.startAgent()
 	for id, want := range map[string]JobState{"job1": JobSucceeded, "job2": JobFailed, "job3": JobFailed, "job4": JobFailed} {
-		if j, err := r.agent.Job(ctx, id); err != nil || j.State != want || (want == JobFailed) != strings.Contains(j.Error, "stopped or killed") {
-			t.Errorf("%s: %+v, %v", id, j, err)
+		if j, ierr := r.agent.Job(ctx, id); ierr != nil || j.State != want || (want == JobFailed) != strings.Contains(j.Error, "stopped or killed") {
+			t.Errorf("%s: %+v, %v", id, j, ierr)
 		}
 	}
 	for id, want := range map[string]BackupStatus{committed.ID: BackupAvailable, lost.ID: BackupError, early.ID: BackupError, done.ID: BackupAvailable} {
-		if b, err := r.agent.Backup(ctx, id); err != nil || b.Status != want || b.Undecided {
-			t.Errorf("%+v, %v", b, err)
+		if b, ierr := r.agent.Backup(ctx, id); ierr != nil || b.Status != want || b.Undecided {
+			t.Errorf("%+v, %v", b, ierr)
 		}
 	}
-	if b, err := r.agent.Backup(ctx, committed.ID); err != nil || b.BytesRead != second.BytesRead {
-		t.Errorf("figures lost: %+v, %v; want %+v", b, err, second)
+	if b, ierr := r.agent.Backup(ctx, committed.ID); ierr != nil || b.BytesRead != second.BytesRead {
+		t.Errorf("figures lost: %+v, %v; want %+v", b, ierr, second)
 	}
 	r.settled("disk", done, second)
-	if _, err := r.serve.Snapshot(ctx, snaps[0].ID); err == nil {
+	if _, ierr := r.serve.Snapshot(ctx, snaps[0].ID); ierr == nil {
 		t.Error("the snapshot is still there")
 	}
 	for range 1000 {
@@ -557,10 +558,10 @@ func TestCancelRestore(t *testing.T) {
 	}
 	close(gate)
 	if _, err := r.agent.Volume(ctx, "new"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("the cancelled restore left its volume: %v", err)
+		t.Errorf("the canceled restore left its volume: %v", err)
 	}
 	if l, err := filepath.Glob(filepath.Join(r.dir, "*file*")); err != nil || len(l) != 0 {
-		t.Errorf("the cancelled restore left %v, %v", l, err)
+		t.Errorf("the canceled restore left %v, %v", l, err)
 	}
 	if x, err := r.agent.Backup(ctx, b.ID); err != nil || x.Status != BackupAvailable {
 		t.Errorf("after it: %+v, %v", x, err)
@@ -616,7 +617,7 @@ func TestGrow(t *testing.T) {
 	if _, err := r.agent.ExtendVolume(ctx, "disk", 5<<20); err != nil {
 		t.Fatal(err)
 	}
-	shadow = append(shadow, make([]byte, 5<<20-len(shadow))...)
+	shadow = slices.Concat(shadow, make([]byte, 5<<20-len(shadow)))
 	r.write(v.URI, func(c *nbd.Client) error {
 		p := noise(70_000)
 		copy(shadow[3<<20:], p)

@@ -33,16 +33,16 @@ func listen(ctx context.Context, path string, mode uint32) (net.Listener, error)
 	case answers(ctx, path):
 		return nil, fmt.Errorf("another program answers on the socket %s: stop it or name another path", path)
 	default:
-		if err := gone(os.Remove(path)); err != nil {
-			return nil, fmt.Errorf("remove the socket that a dead process left: %w", err)
+		if ierr := gone(os.Remove(path)); ierr != nil {
+			return nil, fmt.Errorf("remove the socket that a dead process left: %w", ierr)
 		}
 	}
 	// The mode of the descriptor becomes that of the name when it is bound:
 	// the socket is never open to others, not even for a moment.
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var merr error
-		err := c.Control(func(fd uintptr) { merr = unix.Fchmod(int(fd), mode) }) //nolint:gosec // a descriptor fits
-		return errors.Join(err, merr)
+		cerr := c.Control(func(fd uintptr) { merr = unix.Fchmod(int(fd), mode) })
+		return errors.Join(cerr, merr)
 	}}
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
@@ -58,7 +58,7 @@ func answers(ctx context.Context, path string) bool {
 	if err != nil {
 		return !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist)
 	}
-	_ = c.Close() //nolint:errcheck // nothing was sent
+	_ = c.Close() // nothing was sent
 	return true
 }
 
@@ -72,7 +72,7 @@ func lockState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("another agent uses the state folder %s: stop it, or give this one a folder of its own", dir)
 		}

@@ -64,8 +64,21 @@ func (m *model) step() {
 		weight int
 		do     func()
 	}{
-		{30, m.change}, {25, m.backUp}, {6, m.failBackup}, {6, m.cancelBackup}, {5, m.deleteBackup}, {5, m.snapshot}, {4, m.snapshotBackup},
-		{3, m.revert}, {3, m.deleteSnapshot}, {4, m.restore}, {2, m.extend}, {2, m.restartAgent}, {2, m.restartServe}, {2, m.dropCheckpoint}, {3, m.checkBackup},
+		{30, m.change},
+		{25, m.backUp},
+		{6, m.failBackup},
+		{6, m.cancelBackup},
+		{5, m.deleteBackup},
+		{5, m.snapshot},
+		{4, m.snapshotBackup},
+		{3, m.revert},
+		{3, m.deleteSnapshot},
+		{4, m.restore},
+		{2, m.extend},
+		{2, m.restartAgent},
+		{2, m.restartServe},
+		{2, m.dropCheckpoint},
+		{3, m.checkBackup},
 	} {
 		if m.rand.IntN(100) < s.weight {
 			s.do()

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -104,15 +104,13 @@ func (o *overlay) load(backup uuid.UUID) error {
 		if _, err := o.mapf.ReadAt(p, slotOffset(n, 0)); err != nil {
 			return fmt.Errorf("read the overlay's map: %w: %w", err, errOverlay)
 		}
-		g, err := latestPage(p[:mapPage], p[mapPage:], uint32(n)) //nolint:gosec // sizes are capped
+		g, err := latestPage(p[:mapPage], p[mapPage:], uint32(n))
 		if err != nil {
 			return err
 		}
 		o.generations[n] = g.Generation
-		for i, b := range g.Bits {
-			if b != 0 {
-				o.bits[n*pageWords+int64(i/8)].Or(uint64(b) << (8 * (i % 8)))
-			}
+		for w := range int64(pageWords) {
+			o.bits[n*pageWords+w].Store(binary.LittleEndian.Uint64(g.Bits[w*8:]))
 		}
 	}
 	return nil
@@ -241,10 +239,7 @@ func (o *overlay) flush() error {
 func (o *overlay) page(n int) *overlayPage {
 	g := &overlayPage{Number: uint32(n), Generation: o.generations[n] + 1} //nolint:gosec // sizes are capped
 	for w := range pageWords {
-		v := o.bits[n*pageWords+w].Load()
-		for i := range 8 {
-			g.Bits[w*8+i] = byte(v >> (8 * i))
-		}
+		binary.LittleEndian.PutUint64(g.Bits[w*8:], o.bits[n*pageWords+w].Load())
 	}
 	return g
 }
@@ -274,15 +269,6 @@ func (o *overlay) extents(ctx context.Context, off, n int64) ([]blockmap.Extent,
 		return []blockmap.Extent{{Offset: off, Length: l, State: blockmap.Data}}, nil
 	}
 	return o.img.Extents(ctx, off, l)
-}
-
-// written is how many bytes of the backup the overlay has taken the place of.
-func (o *overlay) written() int64 {
-	var blocks int
-	for i := range o.bits {
-		blocks += bits.OnesCount64(o.bits[i].Load())
-	}
-	return int64(blocks) * overlayBlock
 }
 
 // close flushes and closes the files. The image stays open.

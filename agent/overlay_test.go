@@ -100,23 +100,23 @@ func TestOverlay(t *testing.T) {
 					p[i] = byte(r.Uint32())
 				}
 				change(off, n, func() { copy(shadow[off:], p) })
-				if err := o.writeAt(t.Context(), p, off); err != nil {
-					t.Fatal(err)
+				if ierr := o.writeAt(t.Context(), p, off); ierr != nil {
+					t.Fatal(ierr)
 				}
 			case 4:
 				off, n := span()
 				change(off, n, func() { clear(shadow[off : off+n]) })
-				if err := o.zero(t.Context(), off, n); err != nil {
-					t.Fatal(err)
+				if ierr := o.zero(t.Context(), off, n); ierr != nil {
+					t.Fatal(ierr)
 				}
 			case 5, 6:
-				if err := o.flush(); err != nil {
-					t.Fatal(err)
+				if ierr := o.flush(); ierr != nil {
+					t.Fatal(ierr)
 				}
 				clear(since)
 			case 7:
-				if err := o.close(); err != nil {
-					t.Fatal(err)
+				if ierr := o.close(); ierr != nil {
+					t.Fatal(ierr)
 				}
 				clear(since)
 				if o, err = memOverlay(mem, img, false); err != nil {

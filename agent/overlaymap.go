@@ -111,14 +111,12 @@ func latestPage(a, b []byte, number uint32) (*overlayPage, error) {
 	x, xerr := decodeOverlayPage(a, number)
 	y, yerr := decodeOverlayPage(b, number)
 	switch {
-	case xerr != nil && yerr != nil:
-		return nil, xerr
 	case xerr != nil:
-		return y, nil
+		return y, yerr
 	case yerr != nil || x.Generation >= y.Generation:
-		return x, nil
+		return x, xerr
 	default:
-		return y, nil
+		return y, yerr
 	}
 }
 

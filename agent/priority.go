@@ -37,7 +37,7 @@ func lowerPriority(ctx context.Context, log *slog.Logger) {
 			if err := unix.Setpriority(unix.PRIO_PROCESS, id, niceLevel); err != nil && !errors.Is(err, unix.ESRCH) {
 				failure = err
 			}
-			if _, _, e := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWho, uintptr(id), ioprioLowest); e != 0 && e != unix.ESRCH { //nolint:gosec // a thread's number
+			if _, _, e := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWho, uintptr(id), ioprioLowest); e != 0 && e != unix.ESRCH {
 				failure = e
 			}
 		}

@@ -42,7 +42,7 @@ const (
 	JobRunning   = catalog.Running
 	JobSucceeded = catalog.Succeeded
 	JobFailed    = catalog.JobFailed
-	JobCancelled = catalog.Cancelled
+	JobCancelled = catalog.Cancelled //nolint:misspell // a word of the HTTP interface
 )
 
 // CreateBackup asks for a backup of a volume. Volume and Snapshot are names
@@ -84,6 +84,7 @@ type Export struct {
 	Ref     string `json:"ref"`               // name or ID
 	Name    string `json:"name,omitempty"`    // of a backup's export; its ID otherwise
 	Overlay bool   `json:"overlay,omitempty"` // a backup: writable; what is written is discarded by Unexport
+	Purpose string `json:"purpose,omitempty"` // shown to whoever wants to delete the backup, such as "mounted on /mnt by process 12"
 }
 
 // ExportInfo is where something is served.
@@ -95,8 +96,8 @@ type ExportInfo struct {
 	Backup  string    `json:"backup,omitempty"` // ID
 	Overlay bool      `json:"overlay"`
 	Size    int64     `json:"size"`
-	Clients int       `json:"clients"`         // connections now
-	Held    string    `json:"held,omitempty"`  // it ends with whoever this names
+	Clients int       `json:"clients"` // connections now
+	Purpose string    `json:"purpose,omitempty"`
 	Error   string    `json:"error,omitempty"` // why it is not served at present
 	Created time.Time `json:"created_at,omitzero"`
 }

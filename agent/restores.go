@@ -27,16 +27,16 @@ func (s *server) createRestore(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := mayRead(b, "restored"); err != nil {
-		return nil, err
+	if ierr := mayRead(b, "restored"); ierr != nil {
+		return nil, ierr
 	}
 	j, err := s.restoreTarget(ctx, &req, b)
 	if err != nil {
 		return nil, err
 	}
 	if b.Status == catalog.Available {
-		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Restoring); err != nil {
-			return nil, err
+		if ierr := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Restoring); ierr != nil {
+			return nil, ierr
 		}
 	}
 	queued, err := s.jobs.submit(ctx, j, func(ctx context.Context, t *task) (any, error) { return s.runRestore(ctx, t, req, b) })
@@ -238,14 +238,17 @@ type volumeTarget struct{ *nbd.Client }
 
 var _ restore.Target = volumeTarget{}
 
+// WriteAt writes; Flush makes it durable.
 func (t volumeTarget) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return t.Client.WriteAt(ctx, p, off, false)
 }
 
+// Zero makes a range zero and frees its space.
 func (t volumeTarget) Zero(ctx context.Context, off, n int64) error {
 	return t.Client.Zero(ctx, off, n, true)
 }
 
+// Extents asks the server.
 func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
 	return t.Map(ctx, nbd.ContextAllocation, off, n)
 }

@@ -120,8 +120,7 @@ func (r *rig) close() {
 
 func testRig(t *testing.T) *rig {
 	t.Helper()
-	// Socket paths are short; the names of tests are not.
-	dir, err := os.MkdirTemp("", "cairn")
+	dir, err := os.MkdirTemp("", "cairn") //nolint:usetesting // paths of sockets are short
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,6 @@ func (s *server) routes() http.Handler {
 	handle(m, "GET /v1/exports", func(context.Context, request) (any, error) { return s.exports.list(), nil })
 	handle(m, "POST /v1/exports", s.export)
 	handle(m, "DELETE /v1/exports/{ref}", s.unexport)
-	m.HandleFunc("POST /v1/holds", s.holdExport)
 	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, refuse(CodeNotFound, "the agent has no %s %s: is the client of another version?", r.Method, r.URL.Path))
 	})
@@ -104,7 +103,7 @@ func answer(w http.ResponseWriter, v any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(data, '\n')) //nolint:errcheck // the client has left, which is its right
+	_, _ = w.Write(append(data, '\n')) // the client may have left, which is its right
 }
 
 // list makes an empty list of none, for JSON.
@@ -143,7 +142,7 @@ func (s *server) waitJob(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return // a job is always JSON
 		}
-		if _, err := w.Write(append(data, '\n')); err != nil || out.Flush() != nil || j.State.Final() {
+		if _, ierr := w.Write(append(data, '\n')); ierr != nil || out.Flush() != nil || j.State.Final() {
 			return
 		}
 		if t, _, ok := s.jobs.live(j.ID); ok {

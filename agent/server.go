@@ -37,7 +37,6 @@ type server struct {
 	exports *exports
 	started time.Time
 	tidy    chan struct{} // something is to be cleaned up
-	ending  chan struct{} // closed when the agent ends
 
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex
@@ -59,8 +58,8 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 	closers = append(closers, lock.Close)
 	overlays := filepath.Join(o.State, "overlays")
 	for _, dir := range []string{overlays, o.NBDDir} {
-		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return fmt.Errorf("make folder: %w", err)
+		if ierr := os.MkdirAll(dir, 0o750); ierr != nil {
+			return fmt.Errorf("make folder: %w", ierr)
 		}
 	}
 	cat, err := catalog.Open(ctx, filepath.Join(o.State, "catalog.db"))
@@ -69,7 +68,7 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 	}
 	closers = append(closers, cat.Close)
 	s := &server{
-		o: o, log: o.Logger, cat: cat, repo: o.Repository, serve: o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1), ending: make(chan struct{}),
+		o: o, log: o.Logger, cat: cat, repo: o.Repository, serve: o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
 		jobs: newEngine(cat, o.Logger, o.Limits.ConcurrentJobs), exports: newExports(cat, o.Repository, o.Logger, o.NBDDir, overlays),
 	}
 	l, err := listen(ctx, o.Socket, 0o600)
@@ -115,7 +114,6 @@ func (s *server) run(ctx context.Context, l net.Listener, ready func()) error {
 	}
 	stopWork()
 	work.Wait()
-	close(s.ending)
 	closing, cancel := context.WithTimeout(base, stopTimeout)
 	defer cancel()
 	if serr := web.Shutdown(closing); serr != nil {

@@ -22,7 +22,7 @@ const (
 )
 
 // Backup is the record of one backup. Sizes are in bytes.
-type Backup struct {
+type Backup struct { //nolint:recvcheck // JSON wants a value to write and a pointer to read
 	ID          string `json:"id"`
 	Name        string `json:"name"`
 	Description string `json:"description"`

@@ -179,9 +179,10 @@ func TestBackupJSON(t *testing.T) {
 
 func TestJobs(t *testing.T) {
 	c, name := openTest(t)
+	states := []JobState{Queued, Running, Succeeded, JobFailed, Cancelled} //nolint:misspell // a word of the HTTP interface
 	for i := range 20 {
 		j := Job{
-			ID: fmt.Sprintf("job%02d", i), Kind: BackupJob, State: []JobState{Queued, Running, Succeeded, JobFailed, Cancelled}[i%5], Volume: "v", VolumeID: "id",
+			ID: fmt.Sprintf("job%02d", i), Kind: BackupJob, State: states[i%5], Volume: "v", VolumeID: "id",
 			Backup: "b", Target: "t", Owner: "o", Error: "e", Progress: Progress{Phase: "reading", Total: 7, Done: 3}, Result: json.RawMessage(`{"a":1}`),
 			Created: time.Unix(int64(i), 5).UTC(), Started: time.Unix(int64(i), 6).UTC(),
 		}
@@ -200,8 +201,8 @@ func TestJobs(t *testing.T) {
 	if l, err = c.UnfinishedJobs(t.Context()); err != nil || len(l) != 8 {
 		t.Errorf("%d unfinished, %v", len(l), err)
 	}
-	if err := c.TrimJobs(t.Context(), 5); err != nil {
-		t.Fatal(err)
+	if ierr := c.TrimJobs(t.Context(), 5); ierr != nil {
+		t.Fatal(ierr)
 	}
 	// 15 to 19, and the unfinished ones before them.
 	if l, err = c.Jobs(t.Context(), 100); err != nil || len(l) != 5+6 {
@@ -215,7 +216,7 @@ func TestJobs(t *testing.T) {
 func TestSmallRecords(t *testing.T) {
 	c, name := openTest(t)
 	ctx := t.Context()
-	e := Export{Name: "x", Backup: "b", Overlay: true, Created: time.Unix(3, 4).UTC()}
+	e := Export{Name: "x", Backup: "b", Overlay: true, Purpose: "p", Created: time.Unix(3, 4).UTC()}
 	for _, err := range []error{
 		c.PutExport(ctx, e), c.PutExport(ctx, Export{Name: "y"}), c.RemoveExport(ctx, "y"), c.RemoveExport(ctx, "z"),
 		c.PutCheckpoint(ctx, Checkpoint{"c", "v", "b"}), c.PutCheckpoint(ctx, Checkpoint{"c", "w", "b"}), c.RemoveCheckpoint(ctx, "v", "c"),
@@ -246,12 +247,12 @@ func TestSmallRecords(t *testing.T) {
 
 func TestVersions(t *testing.T) {
 	c, name := openTest(t)
-	var mode, sync string
+	var mode, level string
 	if err := c.db.QueryRowContext(t.Context(), `PRAGMA journal_mode`).Scan(&mode); err != nil || mode != "wal" {
 		t.Errorf("journal mode %q, %v", mode, err)
 	}
-	if err := c.db.QueryRowContext(t.Context(), `PRAGMA synchronous`).Scan(&sync); err != nil || sync != "2" {
-		t.Errorf("synchronous %q, %v", sync, err)
+	if err := c.db.QueryRowContext(t.Context(), `PRAGMA synchronous`).Scan(&level); err != nil || level != "2" {
+		t.Errorf("synchronous %q, %v", level, err)
 	}
 	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the file: %v, %v", fi.Mode(), err)

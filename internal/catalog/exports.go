@@ -11,13 +11,14 @@ type Export struct {
 	Name    string
 	Backup  string // ID
 	Overlay bool   // writable over a local overlay
+	Purpose string // in the words of whoever asked for it; may be empty
 	Created time.Time
 }
 
 // PutExport records an export.
 func (c *Catalog) PutExport(ctx context.Context, e Export) error {
 	return c.exec(ctx, "record export "+e.Name,
-		`INSERT OR REPLACE INTO exports (name, backup_id, overlay, created) VALUES (?, ?, ?, ?)`, e.Name, e.Backup, e.Overlay, stamp(e.Created))
+		`INSERT OR REPLACE INTO exports (name, backup_id, overlay, purpose, created) VALUES (?, ?, ?, ?, ?)`, e.Name, e.Backup, e.Overlay, e.Purpose, stamp(e.Created))
 }
 
 // RemoveExport forgets an export; one that is not there is forgotten already.
@@ -31,11 +32,11 @@ func (c *Catalog) Exports(ctx context.Context) ([]Export, error) {
 	err := c.rows(ctx, "list exports", func(r *sql.Rows) error {
 		var e Export
 		var created int64
-		err := r.Scan(&e.Name, &e.Backup, &e.Overlay, &created)
+		err := r.Scan(&e.Name, &e.Backup, &e.Overlay, &e.Purpose, &created)
 		e.Created = moment(created)
 		l = append(l, e)
 		return err
-	}, `SELECT name, backup_id, overlay, created FROM exports ORDER BY name`)
+	}, `SELECT name, backup_id, overlay, purpose, created FROM exports ORDER BY name`)
 	return l, err
 }
 

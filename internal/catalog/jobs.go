@@ -18,11 +18,13 @@ const (
 	Running   JobState = "running"
 	Succeeded JobState = "succeeded"
 	JobFailed JobState = "failed"
-	Cancelled JobState = "cancelled"
+	Cancelled JobState = "cancelled" //nolint:misspell // a word of the HTTP interface
 )
 
 // Final says whether a job in this state has ended.
-func (s JobState) Final() bool { return s == Succeeded || s == JobFailed || s == Cancelled }
+func (s JobState) Final() bool {
+	return s != "" && s != Queued && s != Running
+}
 
 // The kinds of jobs.
 const (

@@ -64,6 +64,7 @@ var migrations = []string{
 		name      TEXT PRIMARY KEY,
 		backup_id TEXT NOT NULL,
 		overlay   INTEGER NOT NULL,
+		purpose   TEXT NOT NULL,
 		created   INTEGER NOT NULL
 	) STRICT;
 	CREATE TABLE checkpoints (

@@ -27,7 +27,7 @@ func Device(ctx context.Context, img Image, name string, o Options) (p Progress,
 			err = fmt.Errorf("restore to %s: %w", name, cerr)
 		}
 	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return Progress{}, fmt.Errorf("restore to %s: another program holds it: stop that program: %w", name, err)
 	}
 	// The size of a device is not in its file information.

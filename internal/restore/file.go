@@ -33,11 +33,11 @@ type FileOptions struct {
 // content is complete, verified and on stable storage; until then, and after a
 // failure or when ctx ends, there is nothing under it, or what was there.
 func File(ctx context.Context, img Image, name string, o FileOptions) (p Progress, err error) {
-	if err := CheckFile(name, o.Overwrite); err != nil {
-		return Progress{}, err
+	if ierr := CheckFile(name, o.Overwrite); ierr != nil {
+		return Progress{}, ierr
 	}
-	if err := checkSpace(ctx, img, filepath.Dir(name)); err != nil {
-		return Progress{}, err
+	if ierr := checkSpace(ctx, img, filepath.Dir(name)); ierr != nil {
+		return Progress{}, ierr
 	}
 	f, temp, err := create(name)
 	if err != nil {
@@ -51,8 +51,8 @@ func File(ctx context.Context, img Image, name string, o FileOptions) (p Progres
 			err = errors.Join(err, gone(os.Remove(temp)))
 		}
 	}()
-	if err := f.Truncate(img.Size()); err != nil {
-		return Progress{}, fmt.Errorf("restore to %s: %w", name, err)
+	if ierr := f.Truncate(img.Size()); ierr != nil {
+		return Progress{}, fmt.Errorf("restore to %s: %w", name, ierr)
 	}
 	o.Fresh = true
 	if p, err = Copy(ctx, img, &fileTarget{f: f, size: img.Size()}, o.Options); err != nil {
@@ -121,11 +121,11 @@ func create(name string) (f *os.File, temp string, err error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		// Without /proc such a file cannot be given a name afterwards.
-		if _, err := os.Stat(procName(fd)); err == nil {
+		if _, ierr := os.Stat(procName(fd)); ierr == nil {
 			return os.NewFile(uintptr(fd), name), "", nil
 		}
-		if err := unix.Close(fd); err != nil {
-			return nil, "", err
+		if ierr := unix.Close(fd); ierr != nil {
+			return nil, "", ierr
 		}
 	}
 	temp = tempName(name)
@@ -172,7 +172,7 @@ func publish(f *os.File, temp, name string, overwrite bool) (left string, err er
 
 // linkOpen gives an open file without a name this one.
 func linkOpen(f *os.File, name string) error {
-	err := unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW) //nolint:gosec // a descriptor fits
+	err := unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("the name %w", ErrExists)
 	}
@@ -224,23 +224,27 @@ type fileTarget struct {
 
 var _ Target = (*fileTarget)(nil)
 
+// Size is fixed.
 func (t *fileTarget) Size() int64 { return t.size }
 
+// ReadAt reads the file.
 func (t *fileTarget) ReadAt(_ context.Context, p []byte, off int64) error {
 	_, err := t.f.ReadAt(p, off)
 	return err
 }
 
+// WriteAt writes the file; Flush makes it durable.
 func (t *fileTarget) WriteAt(_ context.Context, p []byte, off int64) error {
 	_, err := t.f.WriteAt(p, off)
 	return err
 }
 
+// Flush makes data and size durable.
 func (t *fileTarget) Flush(context.Context) error { return t.f.Sync() }
 
 // Zero frees the range where that is possible and writes zeros otherwise.
 func (t *fileTarget) Zero(_ context.Context, off, n int64) error {
-	err := unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n) //nolint:gosec // a descriptor fits
+	err := unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if err == nil {
 		return nil
 	}
