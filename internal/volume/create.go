@@ -35,20 +35,20 @@ func Create(o Options, dir string, s Spec) (*Volume, error) {
 }
 
 func create(o Options, dir string, s Spec) (err error) {
-	if err := s.check(dir); err != nil {
+	if err = s.check(dir); err != nil {
 		return err
 	}
-	if _, err := o.FS.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+	if _, err = o.FS.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
 			err = ErrExist
 		}
 		return fmt.Errorf("state folder %s: %w", dir, err)
 	}
 	making := dir + makingSuffix
-	if err := removeAll(o.FS, making); err != nil {
+	if err = removeAll(o.FS, making); err != nil {
 		return fmt.Errorf("remove what an interrupted try left: %w", err)
 	}
-	if err := vfs.MkdirAll(o.FS, making, 0o700); err != nil {
+	if err = vfs.MkdirAll(o.FS, making, 0o700); err != nil {
 		return err
 	}
 	defer func() {
@@ -130,12 +130,14 @@ func makeState(o Options, dir string, s *Spec) (err error) {
 		return err
 	}
 	if !s.Managed && !s.AllowFormat {
-		if err := checkRaw(d, s.Path, d.size); err != nil {
+		if err = checkRaw(d, s.Path, d.size); err != nil {
 			return err
 		}
 	}
-	if err := vfs.MkdirAll(o.FS, filepath.Join(dir, preimagesDir), 0o700); err != nil {
-		return err
+	for _, sub := range []string{preimagesDir, trackerDir} {
+		if err = vfs.MkdirAll(o.FS, filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
 	}
 	t, err := blockmap.CreateTracker(o.FS, filepath.Join(dir, trackerDir), trackerOptions(&r, ""))
 	if err != nil {
@@ -161,7 +163,7 @@ func makeBeat(o Options, dir string, r *record, d *dataFile) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(h.stop(d), h.f.Close())
+	return errors.Join(h.stop(d), h.close())
 }
 
 // usableSize returns the size of the volume on a data file.

@@ -178,7 +178,7 @@ func (v *Volume) removeLogs(logs []*preLog) error {
 	return err
 }
 
-// mergeable returns the oldest epoch without a sound snapshot of its own that has an older neighbour.
+// mergeable returns the oldest epoch without a sound snapshot of its own that has an older neighbor.
 func (s *snapSet) mergeable() (dst, src *epoch) {
 	if s == nil {
 		return nil, nil

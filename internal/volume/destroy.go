@@ -43,7 +43,7 @@ func (v *Volume) closeData() error {
 	if err == nil && v.failed.Load() == nil {
 		err = v.beat.stop(v.data)
 	}
-	return errors.Join(err, v.beat.f.Close(), v.data.Close())
+	return errors.Join(err, v.beat.close(), v.data.Close())
 }
 
 // stop records that the data file is left as it is now.

@@ -153,7 +153,7 @@ func TestPreimageLimit(t *testing.T) {
 	must(t, err)
 	s := snap(t, v, SnapshotOptions{})
 	for b := range int64(3) {
-		_, err := v.WriteAt([]byte("new"), b*bs)
+		_, err = v.WriteAt([]byte("new"), b*bs)
 		must(t, err)
 	}
 	same(t, "snapshot", content(t, s, 8*bs), old)
@@ -245,33 +245,33 @@ func TestFailedFsyncIsSticky(t *testing.T) {
 	_, err := v.WriteAt([]byte("data"), 0)
 	must(t, err)
 	failOn(m, "sync", managedFile, syscall.EIO)
-	if err := v.Flush(); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
+	if err = v.Flush(); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
 		t.Fatalf("flush: %v", err)
 	}
 	m.FailOn(nil)
-	if err := v.Flush(); !errors.Is(err, ErrFailed) {
+	if err = v.Flush(); !errors.Is(err, ErrFailed) {
 		t.Fatalf("a later flush: %v", err)
 	}
-	if _, err := v.WriteAt([]byte("x"), 0); !errors.Is(err, ErrFailed) {
+	if _, err = v.WriteAt([]byte("x"), 0); !errors.Is(err, ErrFailed) {
 		t.Fatalf("a later write: %v", err)
 	}
-	if err := v.Trim(0, bs); !errors.Is(err, ErrFailed) {
+	if err = v.Trim(0, bs); !errors.Is(err, ErrFailed) {
 		t.Fatalf("a later trim: %v", err)
 	}
-	if err := v.Extend(8 * bs); !errors.Is(err, ErrFailed) {
+	if err = v.Extend(8 * bs); !errors.Is(err, ErrFailed) {
 		t.Fatalf("a later extend: %v", err)
 	}
-	if _, err := SnapshotGroup(t.Context(), []*Volume{v}, make([]SnapshotOptions, 1)); !errors.Is(err, ErrFailed) {
+	if _, err = SnapshotGroup(t.Context(), []*Volume{v}, make([]SnapshotOptions, 1)); !errors.Is(err, ErrFailed) {
 		t.Fatalf("a later snapshot: %v", err)
 	}
-	if _, err := v.ReadAt(make([]byte, 4), 0); err != nil {
+	if _, err = v.ReadAt(make([]byte, 4), 0); err != nil {
 		t.Fatalf("a later read: %v", err)
 	}
 	must(t, v.Close())
 	v, err = Open(o, "/state/vol")
 	must(t, err)
-	if _, doubt, err := v.Dirty("c", ""); err != nil || doubt == "" {
-		t.Fatalf("after a reopen: doubt %q, %v", doubt, err)
+	if _, doubt, derr := v.Dirty("c", ""); derr != nil || doubt == "" {
+		t.Fatalf("after a reopen: doubt %q, %v", doubt, derr)
 	}
 	_, err = v.WriteAt([]byte("x"), 0)
 	must(t, err)

@@ -40,7 +40,7 @@ func (g *gate) init() { g.left = make(chan struct{}, 1) }
 func (g *gate) shard() *gateShard {
 	var here byte
 	// Goroutine stacks are powers of two of at least 2 KiB; the address is only hashed, never followed.
-	a := uint64(uintptr(unsafe.Pointer(&here))) >> 11 //nolint:gosec // the address serves as a hash only
+	a := uint64(uintptr(unsafe.Pointer(&here))) >> 11
 	return &g.shards[(a*0x9E3779B97F4A7C15)>>(64-5)]
 }
 

@@ -57,13 +57,13 @@ func (b *beatRecord) encode() []byte {
 	binary.BigEndian.PutUint32(p[12:], flags)
 	copy(p[16:32], b.Volume[:])
 	binary.BigEndian.PutUint64(p[32:], b.Generation)
-	binary.BigEndian.PutUint64(p[40:], uint64(b.Lease.UnixNano())) //nolint:gosec // two's complement on disk
-	binary.BigEndian.PutUint64(p[48:], uint64(b.Mtime.UnixNano())) //nolint:gosec // two's complement on disk
-	binary.BigEndian.PutUint64(p[56:], uint64(b.Size))             //nolint:gosec // sizes are not negative
+	binary.BigEndian.PutUint64(p[40:], encodeTime(b.Lease))
+	binary.BigEndian.PutUint64(p[48:], encodeTime(b.Mtime))
+	binary.BigEndian.PutUint64(p[56:], uint64(b.Size)) //nolint:gosec // sizes are not negative
 	binary.BigEndian.PutUint64(p[64:], b.Inode)
 	binary.BigEndian.PutUint64(p[72:], b.Counter)
 	n := min(len(b.Boot), beatBootLen)
-	p[80] = byte(n) //nolint:gosec // at most beatBootLen
+	p[80] = byte(n)
 	copy(p[81:81+beatBootLen], b.Boot[:n])
 	binary.BigEndian.PutUint32(p[beatSize-4:], crc32.Checksum(p[:beatSize-4], castagnoli))
 	return p
@@ -83,15 +83,30 @@ func decodeBeat(p []byte) (beatRecord, error) {
 	return beatRecord{
 		Volume:     uuid.UUID(p[16:32]),
 		Generation: binary.BigEndian.Uint64(p[32:]),
-		Lease:      time.Unix(0, int64(binary.BigEndian.Uint64(p[40:]))), //nolint:gosec // two's complement on disk
-		Mtime:      time.Unix(0, int64(binary.BigEndian.Uint64(p[48:]))), //nolint:gosec // two's complement on disk
-		Size:       int64(binary.BigEndian.Uint64(p[56:])),               //nolint:gosec // only compared
+		Lease:      decodeTime(binary.BigEndian.Uint64(p[40:])),
+		Mtime:      decodeTime(binary.BigEndian.Uint64(p[48:])),
+		Size:       int64(binary.BigEndian.Uint64(p[56:])), //nolint:gosec // only compared
 		Inode:      binary.BigEndian.Uint64(p[64:]),
 		Counter:    binary.BigEndian.Uint64(p[72:]),
 		Boot:       string(p[81 : 81+min(int(p[80]), beatBootLen)]),
 		Clean:      flags&beatClean != 0,
 		Failed:     flags&beatFailed != 0,
 	}, nil
+}
+
+// encodeTime gives nanoseconds since 1970, 0 for no time.
+func encodeTime(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(t.UnixNano())
+}
+
+func decodeTime(n uint64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(n)) //nolint:gosec // two's complement on disk
 }
 
 // The lease is the heartbeat: before the first write of every second the record
@@ -107,33 +122,49 @@ const (
 
 // heartbeat keeps the record of an open volume.
 type heartbeat struct {
-	host    Host
-	renewAt atomic.Int64 // wall clock, ns
+	host  Host
+	fresh atomic.Bool // the lease was moved within the last second
 
-	mu  sync.Mutex
-	f   vfs.File
-	rec beatRecord
+	mu    sync.Mutex
+	f     vfs.File
+	rec   beatRecord
+	timer *time.Timer // ends fresh
 }
 
-// pulse is called before every change of the data file.
+// pulse is called before every change of the data file. It costs one load, for
+// a clock would cost more than the rest of the write path.
 func (h *heartbeat) pulse() {
-	if now := h.host.Now(); now.UnixNano() >= h.renewAt.Load() {
-		h.renew(now)
+	if !h.fresh.Load() {
+		h.renew()
 	}
 }
 
 // renew moves the lease. A failure costs a false doubt at the worst, so the
 // guest's write goes on.
-func (h *heartbeat) renew(now time.Time) {
+func (h *heartbeat) renew() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if now.UnixNano() < h.renewAt.Load() {
+	if h.fresh.Load() {
 		return
 	}
-	h.rec.Lease = now.Add(leaseLength)
+	h.rec.Lease = h.host.Now().Add(leaseLength)
 	if _, err := h.f.WriteAt(h.rec.encode(), 0); err == nil {
-		h.renewAt.Store(now.Add(leaseLength - leaseMargin).UnixNano())
+		h.fresh.Store(true)
+		h.timer = time.AfterFunc(leaseLength-leaseMargin, func() { h.fresh.Store(false) })
 	}
+}
+
+// close gives the file back; the record stays as it is.
+func (h *heartbeat) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	if err := h.f.Close(); err != nil {
+		return fmt.Errorf("close the heartbeat record: %w", err)
+	}
+	return nil
 }
 
 // save changes the record and makes it durable.

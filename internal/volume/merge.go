@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// merge moves what older snapshots need of epoch src into its older neighbour
+// merge moves what older snapshots need of epoch src into its older neighbor
 // dst, and drops src. src may be the epoch that writers are saving into: most is
 // copied beside them, and only the rest while they wait. Both copies of a
 // preimage are equal, so readers may find either.

@@ -61,14 +61,17 @@ func Open(o Options, dir string) (_ *Volume, err error) {
 		return nil, fmt.Errorf("%w: %s has %d bytes, the volume has %d; find out what cut it off, and truncate -s %[3]d gives it its size back (with zeros)",
 			ErrDamaged, r.dataPath(dir), v.data.size, r.Size)
 	}
-	reason, foreign, err := v.takeOver()
+	reason, err := v.takeOver()
 	if err != nil {
 		return nil, err
+	}
+	if f, ok := vfs.OSFile(v.beat.f); ok { // it lies where the preimages do
+		v.space.free = func() (int64, error) { return v.host.Free(f) }
 	}
 	if err := v.openTracker(reason); err != nil {
 		return nil, err
 	}
-	if err := v.openSnapshots(reason, foreign); err != nil {
+	if err := v.openSnapshots(); err != nil {
 		return nil, err
 	}
 	return v, v.finish()
@@ -87,7 +90,7 @@ func (v *Volume) closeParts() error {
 		err = errors.Join(err, v.tracker.Close())
 	}
 	if v.beat != nil {
-		err = errors.Join(err, v.beat.f.Close())
+		err = errors.Join(err, v.beat.close())
 	}
 	if v.data != nil {
 		err = errors.Join(err, v.data.Close())
@@ -97,21 +100,28 @@ func (v *Volume) closeParts() error {
 
 // takeOver reads the last owner's heartbeat, says what is to be doubted, and
 // puts our own heartbeat in its place.
-func (v *Volume) takeOver() (reason string, foreign bool, err error) {
+func (v *Volume) takeOver() (reason string, err error) {
 	name := filepath.Join(v.dir, beatFile)
 	last, err := readBeat(v.fs, name)
 	f := facts{volume: v.id, device: v.rec.Kind == kindDevice, size: v.data.size, resizing: v.rec.Extending != 0, mtime: v.data.info.ModTime(), inode: v.data.inode}
 	var berr error
 	if f.boot, f.since, berr = v.host.Boot(); berr != nil {
-		return "", false, berr
+		return "", berr
 	}
 	if f.device {
 		f.counter, f.noCounter = v.host.DeviceWrites(v.data.os)
 	}
+	foreign := false
 	if err != nil {
 		reason = err.Error()
 	} else {
 		reason, foreign = last.doubt(&f)
+	}
+	if foreign {
+		// Before the evidence is overwritten.
+		if err = v.breakRecorded(reason); err != nil {
+			return "", err
+		}
 	}
 	if reason != "" {
 		v.log.Warn("volume in doubt", attrVolume(v), attrReason(reason))
@@ -120,7 +130,19 @@ func (v *Volume) takeOver() (reason string, foreign bool, err error) {
 	// The doubt has to survive a crash between here and the tracker's record of it.
 	next.Failed = reason != ""
 	v.beat, err = openBeat(v.fs, v.host, name, &next)
-	return reason, foreign, err
+	return reason, err
+}
+
+// breakRecorded marks all snapshots in volume.json as broken.
+func (v *Volume) breakRecorded(reason string) error {
+	r := v.rec
+	r.Snapshots = slices.Clone(r.Snapshots)
+	for i := range r.Snapshots {
+		if r.Snapshots[i].Broken == "" {
+			r.Snapshots[i].Broken = reason
+		}
+	}
+	return v.saveRecord(&r)
 }
 
 func (v *Volume) openTracker(doubt string) (err error) {
@@ -129,6 +151,9 @@ func (v *Volume) openTracker(doubt string) (err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		// Without checkpoints nothing can be read as unchanged, so a new history is safe.
 		v.log.Warn("volume lost its change history", attrVolume(v))
+		if err = vfs.MkdirAll(v.fs, dir, 0o700); err != nil {
+			return err
+		}
 		v.tracker, err = blockmap.CreateTracker(v.fs, dir, trackerOptions(&v.rec, ""))
 	}
 	if err != nil {
@@ -142,7 +167,7 @@ func (v *Volume) openTracker(doubt string) (err error) {
 
 // openSnapshots reads the preimage logs, drops what no snapshot needs, and the
 // tracker's positions of snapshots that are gone.
-func (v *Volume) openSnapshots(reason string, foreign bool) error {
+func (v *Volume) openSnapshots() error {
 	dir := filepath.Join(v.dir, preimagesDir)
 	if err := vfs.MkdirAll(v.fs, dir, 0o700); err != nil {
 		return err
@@ -161,11 +186,6 @@ func (v *Volume) openSnapshots(reason string, foreign bool) error {
 	}
 	if err := v.openLogs(set, dir); err != nil {
 		return err
-	}
-	if foreign {
-		for _, s := range set.snaps {
-			s.breakFound(reason)
-		}
 	}
 	v.snaps.set.Store(set)
 	for _, c := range v.tracker.Checkpoints() {
@@ -208,7 +228,7 @@ func (v *Volume) openLogs(set *snapSet, dir string) error {
 	}
 	for _, n := range numbers {
 		v.nextEpoch = max(v.nextEpoch, n+1)
-		l, x, broken, err := openLog(v.fs, v.logName(n, logSuffix), v.id, n, &v.space)
+		l, x, broken, err := openLog(v.fs, v.logName(n, logSuffix), v.id, n, v.rec.Size, &v.space)
 		if err != nil {
 			if !errors.Is(err, ErrDamaged) {
 				return err

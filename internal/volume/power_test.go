@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -31,23 +34,24 @@ type powered struct {
 	marks map[string][]uint32
 	ids   []uuid.UUID // of snaps, in order
 
-	coming  uuid.UUID // a snapshot being taken, its content is now
-	leaving uuid.UUID // a snapshot being deleted
-	growing int       // sectors after an Extend that is running
+	coming  uuid.UUID  // a snapshot being taken, its content is now
+	before  [][]uint32 // while a Revert runs: what maybe was
+	leaving uuid.UUID  // a snapshot being deleted
+	growing int        // sectors after an Extend that is running
 }
 
 // TestPowerLoss turns the power off at every operation of a workload. What was
 // flushed is there, no snapshot changed, and no change is missed.
 func TestPowerLoss(t *testing.T) {
-	for seed := range uint64(*powerSeeds) { //nolint:gosec // a small number
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+	for seed := range uint64(*powerSeeds) {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()
 			ops := powerRun(t, seed, 0)
-			step := 1
+			step := 2
 			if testing.Short() {
-				step = 7
+				step = 11
 			}
-			for at := 1; at <= ops; at += step {
+			for at := 1 + int(seed)%step; at <= ops; at += step {
 				powerRun(t, seed, at)
 				if t.Failed() {
 					t.Fatalf("seed %d, power lost at operation %d of %d", seed, at, ops)
@@ -72,7 +76,7 @@ func powerRun(t *testing.T, seed uint64, at int) int {
 	var mu sync.Mutex
 	var after *vfs.Mem
 	ops := 0
-	m.OnOp(func(op, name string) {
+	m.OnOp(func(string, string) {
 		mu.Lock()
 		defer mu.Unlock()
 		ops++
@@ -230,12 +234,14 @@ func (p *powered) revert() error {
 	}
 	id := p.ids[p.r.IntN(len(p.ids))]
 	was := append(slices.Clone(p.snaps[id]), make([]uint32, len(p.now)-len(p.snaps[id]))...)
+	p.before = slices.Clone(p.maybe)
 	for s := range p.now {
-		p.maybe[s] = append(p.maybe[s], p.now[s], was[s])
+		p.maybe[s] = []uint32{was[s]}
 	}
 	if err := p.v.Revert(testContext, id); err != nil {
 		return err
 	}
+	p.before = nil
 	copy(p.now, was)
 	clear(p.trims)
 	for s := range p.maybe {
@@ -287,8 +293,9 @@ func (p *powered) recover(t *testing.T) {
 		p.resize(sectors)
 	}
 	live := readStamps(t, v, v.Size())
+	p.checkReverted(live)
 	for s, got := range live {
-		if got != p.now[s] && !slices.Contains(p.maybe[s], got) && !(p.trims[s] && got == 0) {
+		if got != p.now[s] && !slices.Contains(p.maybe[s], got) && (!p.trims[s] || got != 0) {
 			t.Fatalf("sector %d (block %d) holds write %d, may hold %d or %v", s, s*512/bs, got, p.now[s], p.maybe[s])
 		}
 	}
@@ -323,6 +330,11 @@ func (p *powered) checkSnapshots(t *testing.T) {
 			}
 		}
 	}
+	for _, c := range p.v.Checkpoints() {
+		if id, ok := strings.CutPrefix(c.Name, checkpointPrefix); ok && !found[uuid.MustParse(id)] {
+			t.Fatalf("there is a position %s without a snapshot", c.Name)
+		}
+	}
 	for _, id := range p.ids {
 		if !found[id] && id != p.leaving {
 			t.Fatalf("snapshot %s is gone", id)
@@ -330,12 +342,35 @@ func (p *powered) checkSnapshots(t *testing.T) {
 	}
 }
 
+// checkReverted decides whether a Revert under way has happened: in full or not at all.
+func (p *powered) checkReverted(live []uint32) {
+	if p.before == nil {
+		return
+	}
+	done := true
+	for s, got := range live {
+		done = done && got == p.maybe[s][0]
+	}
+	if done {
+		for s := range p.now {
+			p.now[s] = p.maybe[s][0]
+		}
+		clear(p.trims)
+	} else {
+		p.maybe = p.before
+	}
+}
+
 // checkDirty checks that whatever differs from a checkpoint is called dirty.
 func (p *powered) checkDirty(t *testing.T, live []uint32) {
 	t.Helper()
 	for name, was := range p.marks {
-		bits, _, err := p.v.Dirty(name, "")
+		bits, doubt, err := p.v.Dirty(name, "")
 		must(t, err)
+		// A tracker that is one Extend ahead of volume.json, or behind it, is not believed.
+		if doubt != "" && p.growing == 0 {
+			t.Fatalf("checkpoint %s is in doubt: %s", name, doubt)
+		}
 		for s := range was {
 			if b := int64(s) * 512 / bs; live[s] != was[s] && !bits.Test(b) {
 				t.Fatalf("sector %d changed since checkpoint %s (write %d, now %d), and block %d is not dirty", s, name, was[s], live[s], b)
@@ -353,9 +388,7 @@ func stamps(l []uint32) []byte {
 }
 
 // readStamps reads sectors and checks that each comes from one write.
-func readStamps(t *testing.T, r interface {
-	ReadAt([]byte, int64) (int, error)
-}, size int64) []uint32 {
+func readStamps(t *testing.T, r io.ReaderAt, size int64) []uint32 {
 	t.Helper()
 	p := content(t, r, size)
 	l := make([]uint32, size/512)

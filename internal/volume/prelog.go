@@ -216,7 +216,7 @@ func (l *preLog) load(sector uint32, block int64) (p preimage, err error) {
 	if n < sectorSize {
 		return p, fmt.Errorf("%w: the preimage of block %d lies beyond the end of its log", ErrDamaged, block)
 	}
-	if _, err := l.f.ReadAt(p.buf[:n], off); err != nil {
+	if _, err = l.f.ReadAt(p.buf[:n], off); err != nil {
 		return p, fmt.Errorf("read the preimage of block %d: %w", block, err)
 	}
 	h, err := decodeRecordHeader(p.buf[:sectorSize], l.volume, l.epoch, off)

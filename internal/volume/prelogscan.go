@@ -55,7 +55,7 @@ func decodeLogHeader(p []byte) (logHeader, error) {
 	if binary.BigEndian.Uint32(p[12:]) != blockmap.DefaultBlockSize || size == 0 || size > uint64(maxSize) {
 		return logHeader{}, fmt.Errorf("%w: a preimage log has another geometry", ErrDamaged)
 	}
-	h.size = int64(size) //nolint:gosec // at most maxSize
+	h.size = int64(size)
 	return h, nil
 }
 
@@ -96,7 +96,7 @@ func decodeRecordHeader(p []byte, volume uuid.UUID, epoch uint64, off int64) (re
 		return h, fmt.Errorf("%w: a preimage at %d of its log is of another place", ErrDamaged, off)
 	}
 	return recordHeader{
-		block: int64(block), length: int(length), zeros: flags&recordZeros != 0, //nolint:gosec // checked above
+		block: int64(block), length: int(length), zeros: flags&recordZeros != 0,
 		durable: int64(durable), crc: binary.BigEndian.Uint32(p[44:]), //nolint:gosec // at most off
 	}, nil
 }
@@ -108,7 +108,8 @@ func decodeRecordHeader(p []byte, volume uuid.UUID, epoch uint64, off int64) (re
 // But a sound record further on that was written when the file was durable
 // beyond this place tells that a durable record has rotted: an error.
 // Records that a later one calls durable are believed without reading their content.
-func openLog(fsys vfs.FS, name string, volume uuid.UUID, epoch uint64, space *spaceGuard) (_ *preLog, _ *index, broken string, err error) {
+// limit is the volume's size, which no epoch's exceeds.
+func openLog(fsys vfs.FS, name string, volume uuid.UUID, epoch uint64, limit int64, space *spaceGuard) (_ *preLog, _ *index, broken string, err error) {
 	f, err := fsys.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, "", fmt.Errorf("open a preimage log: %w", err)
@@ -119,15 +120,15 @@ func openLog(fsys vfs.FS, name string, volume uuid.UUID, epoch uint64, space *sp
 		}
 	}()
 	head := make([]byte, logHeaderSize)
-	if _, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+	if _, err = f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, "", fmt.Errorf("read %s: %w", name, err)
 	}
 	h, err := decodeLogHeader(head)
 	if err != nil {
 		return nil, nil, "", fmt.Errorf("%s: %w", name, err)
 	}
-	if h.volume != volume || h.epoch != epoch {
-		return nil, nil, "", fmt.Errorf("%w: %s belongs to epoch %d of volume %s", ErrDamaged, name, h.epoch, h.volume)
+	if h.volume != volume || h.epoch != epoch || h.size > limit {
+		return nil, nil, "", fmt.Errorf("%w: %s belongs to epoch %d of volume %s of %d bytes", ErrDamaged, name, h.epoch, h.volume, h.size)
 	}
 	l := &preLog{fs: fsys, name: name, volume: volume, epoch: epoch, f: f, space: space}
 	x := newIndex((h.size + blockmap.DefaultBlockSize - 1) / blockmap.DefaultBlockSize)
@@ -158,11 +159,11 @@ func (l *preLog) scan(x *index) error {
 	var tail []unproved
 	off := int64(logHeaderSize)
 	for off+sectorSize <= size {
-		if _, err := l.f.ReadAt(sector, off); err != nil {
+		if _, err = l.f.ReadAt(sector, off); err != nil {
 			return fmt.Errorf("read the preimage at %d: %w", off, err)
 		}
-		h, err := decodeRecordHeader(sector, l.volume, l.epoch, off)
-		if err != nil || h.block >= x.blocks {
+		h, bad := decodeRecordHeader(sector, l.volume, l.epoch, off)
+		if bad != nil || h.block >= x.blocks {
 			break
 		}
 		p := preimage{length: h.length, zeros: h.zeros}
@@ -173,7 +174,7 @@ func (l *preLog) scan(x *index) error {
 			tail = tail[1:]
 		}
 		tail = append(tail, unproved{h.block, off})
-		x.cell(h.block).Store(uint32(off / sectorSize)) //nolint:gosec // off is below logMaxSize
+		x.cell(h.block).Store(uint32(off / sectorSize))
 		off += int64(p.stored())
 	}
 	if off, err = l.prove(x, tail, off); err != nil {

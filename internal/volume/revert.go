@@ -38,7 +38,7 @@ func (v *Volume) Revert(ctx context.Context, id uuid.UUID) error {
 func (v *Volume) finishRevert(id uuid.UUID) error {
 	s, err := v.snapshotRecorded(id)
 	if err == nil {
-		err = v.revert(context.Background(), s) //nolint:contextcheck // nobody waits who could cancel
+		err = v.revert(context.Background(), s)
 	}
 	if err != nil {
 		v.halfReverted(id, err)
@@ -53,7 +53,7 @@ func (v *Volume) revert(ctx context.Context, s *Snapshot) error {
 	}
 	r := v.rec
 	r.Reverting = &s.id
-	if err := v.saveRecord(&r); err != nil {
+	if err = v.saveRecord(&r); err != nil {
 		return err
 	}
 	// Blocks whose trim was put off become content again.

@@ -39,6 +39,7 @@ type stressed struct {
 }
 
 func stress(t *testing.T, o Options, dir string) {
+	t.Helper()
 	v, err := Create(o, dir, Spec{Name: "vol", Size: stressBlocks * bs, Managed: true})
 	must(t, err)
 	s := &stressed{v: v, shadow: make([]atomic.Uint64, stressBlocks*bs/512)}
@@ -62,6 +63,7 @@ func stress(t *testing.T, o Options, dir string) {
 
 // writer writes sectors w, w+n, … alone or in runs of a whole block.
 func (s *stressed) writer(t *testing.T, w, n int) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(uint64(w), 1))
 	for k := uint64(1); !s.stop.Load(); k++ {
 		val := k<<8 | uint64(w)
@@ -84,6 +86,7 @@ func (s *stressed) writer(t *testing.T, w, n int) {
 }
 
 func (s *stressed) snapper(t *testing.T, temporary bool) {
+	t.Helper()
 	for range 15 {
 		s.turn.Lock()
 		ss, err := SnapshotGroup(t.Context(), []*Volume{s.v}, []SnapshotOptions{{Temporary: temporary}})
