@@ -62,6 +62,7 @@ type vault struct {
 	mu       sync.Mutex
 	chunks   map[chunk.ID][]byte
 	nodes    map[chunk.ID][]byte
+	places   map[chunk.ID]uint32
 	blocks   int // stored anew
 	fail     func() error
 	open     atomic.Int64
@@ -75,7 +76,7 @@ func newVault(tb testing.TB) *vault {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &vault{d: d, chunks: map[chunk.ID][]byte{}, nodes: map[chunk.ID][]byte{}}
+	return &vault{d: d, chunks: map[chunk.ID][]byte{}, nodes: map[chunk.ID][]byte{}, places: map[chunk.ID]uint32{}}
 }
 
 func (v *vault) Parent() *manifest.Tree { return v.parent }
@@ -128,12 +129,15 @@ func (w *vaultWorker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Pu
 			return chunk.Ref{}, Put{}, err
 		}
 	}
-	if _, ok := w.v.chunks[id]; ok {
-		return w.ref(id), Put{Stored: 100}, nil
+	_, old := w.v.chunks[id]
+	if !old {
+		w.v.chunks[id] = bytes.Clone(plain)
+		w.v.blocks++
+		w.v.places[id] = uint32(w.v.blocks)
 	}
-	w.v.chunks[id] = bytes.Clone(plain)
-	w.v.blocks++
-	return w.ref(id), Put{New: true, Stored: 100}, nil
+	r := w.ref(id)
+	r.Offset = w.v.places[id]
+	return r, Put{New: !old, Stored: 100}, nil
 }
 
 func (w *vaultWorker) BlockID(plain []byte) chunk.ID {

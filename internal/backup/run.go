@@ -93,7 +93,8 @@ type Plan struct {
 	AuditSeed uint64
 
 	// Bad reports whether a chunk is known to be damaged. Blocks that name such
-	// a chunk count as dirty and are stored anew. Nil: none is. Not nil costs
+	// a chunk count as dirty and are put again; the session must not answer
+	// with the damaged chunk. Nil: none is. Not nil costs
 	// a walk through the parent's whole manifest. It is called concurrently.
 	Bad func(chunk.ID) bool
 
@@ -126,7 +127,7 @@ type Result struct {
 	AuditMismatch []int64
 	Mismatches    int64
 
-	Healed int64 // blocks stored again because their chunk is damaged
+	Healed int64 // blocks that named a damaged chunk and name a sound one now
 	Reread int64 // leaves of the parent that could not be loaded and were read from the source
 }
 

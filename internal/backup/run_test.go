@@ -375,6 +375,32 @@ func TestSparse(t *testing.T) {
 	}
 }
 
+// TestHeal: clean blocks that name a damaged chunk are read and stored again.
+func TestHeal(t *testing.T) {
+	v, vol := newVault(t), noiseVolume(1000)
+	fullBackup(t, v, vol)
+	bad := map[chunk.ID]bool{}
+	for _, b := range []int{3, 500, 999} {
+		id := v.d.ID(chunk.Data, vol.data[b*testBlock:(b+1)*testBlock])
+		bad[id] = true
+		delete(v.chunks, id)
+	}
+	p := Plan{Geometry: vol.g, Dirty: []blockmap.Extent{}, Bad: func(id chunk.ID) bool { return bad[id] }}
+	res, err := Run(t.Context(), vol, v, p, nil)
+	if err != nil || res.Healed != 3 || res.BytesRead != 3*testBlock || res.BytesNew != 3*testBlock || res.BytesChanged != 0 || res.Mismatches != 0 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	got, tree, err := v.restore(vol.g, res.Top)
+	if err != nil || !bytes.Equal(got, vol.data) {
+		t.Errorf("restored differs: %v", err)
+	}
+	v.parent = tree
+	// A session that answers with the damaged chunk heals nothing, and Run says so.
+	if res, err = Run(t.Context(), vol, v, p, nil); err != nil || res.Healed != 0 || res.BytesRead != 3*testBlock {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	v, vol := newVault(t), noiseVolume(10)
 	fullBackup(t, v, vol)

@@ -128,10 +128,11 @@ func (r *run) block(ctx context.Context, w Worker, l *leaf, i int, plain []byte)
 	if err != nil {
 		return fmt.Errorf("store block %d: %w", l.block(i), err)
 	}
-	if heal {
-		r.count.healed.Add(1)
-	} else {
+	switch {
+	case !heal:
 		r.change(l, i)
+	case ref.Location != old.Location: // else the session holds on to the damaged one
+		r.count.healed.Add(1)
 	}
 	if put.New {
 		r.count.fresh.Add(n)
