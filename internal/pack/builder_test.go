@@ -136,7 +136,7 @@ func TestContainerTampering(t *testing.T) {
 		container[i] ^= 0x40
 	}
 	for n := range container {
-		if _, err := ParseTOC(d, testPack, int64(n), readIn(container[:n])); err == nil {
+		if _, err = ParseTOC(d, testPack, int64(n), readIn(container[:n])); err == nil {
 			t.Errorf("cut to %d: parsed", n)
 		}
 	}

@@ -96,8 +96,10 @@ var geometries = []Geometry{{1, 0}, {1, 1}, {1, 2}, {2, 0}, {2, 1}, {3, 2}, {4, 
 // lengths of containers around every edge of the layout.
 func lengths(g Geometry) []int {
 	row := g.Data * unit
-	return []int{1, cellSize - 1, cellSize, cellSize + 1, unit - 1, unit, unit + 1, row - 1, row, row + 1,
-		row + unit + cellSize + 5, 3*row + row/2}
+	return []int{
+		1, cellSize - 1, cellSize, cellSize + 1, unit - 1, unit, unit + 1, row - 1, row, row + 1,
+		row + unit + cellSize + 5, 3*row + row/2,
+	}
 }
 
 func TestEncodeSizes(t *testing.T) {
