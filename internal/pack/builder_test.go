@@ -91,7 +91,7 @@ func TestFull(t *testing.T) {
 		if !errors.Is(err, ErrFull) || n == 1 && chunks != maxChunks || n > 1 && size < TargetSize*98/100 {
 			t.Errorf("%d chunks, %d bytes: %v", chunks, size, err)
 		}
-		if _, err := b.Add(chunk.Contents, id, plain); err == nil {
+		if _, err = b.Add(chunk.Contents, id, plain); err == nil {
 			t.Error("a pack takes a table of contents")
 		}
 		container, err := b.Finish()
