@@ -3,6 +3,7 @@ package repository
 import (
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/manifest"
@@ -113,7 +114,7 @@ func BenchmarkSessionPut(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		v.benchBackup(b, r, fmt.Sprint(n))
+		v.benchBackup(b, r, strconv.Itoa(n))
 	}
 }
 
@@ -124,7 +125,7 @@ func BenchmarkSessionEmpty(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		if o, err := v.backup(b.Context(), r, fmt.Sprint(n), "", nil); o != OutcomeCommitted {
+		if o, err := v.backup(b.Context(), r, strconv.Itoa(n), "", nil); o != OutcomeCommitted {
 			b.Fatal(o, err)
 		}
 	}

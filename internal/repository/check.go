@@ -192,7 +192,7 @@ func (c *checker) walk(ctx context.Context, n int, img *Image) error {
 	if err != nil {
 		c.report.Backups[n].Restorable = false
 		addProblem(&c.report.Backups[n].Problems, "its manifest cannot be read completely: "+err.Error())
-		return nil
+		return nil //nolint:nilerr // it is in the report
 	}
 	for p := range packs {
 		if c.packs[p] == nil {
@@ -233,11 +233,10 @@ func (c *checker) stores(ctx context.Context) error {
 		if err != nil {
 			addProblem(&rep.Problems, "its packs cannot be listed: "+err.Error())
 		}
-		if err := ctx.Err(); err != nil {
-			return err //nolint:wrapcheck // canceled
+		if ctx.Err() != nil {
+			return ctx.Err() //nolint:wrapcheck // canceled
 		}
-		o := CheckProgress{"packs", int64(n + 1), int64(len(c.report.Stores))}
-		c.o.Progress(o)
+		c.o.Progress(CheckProgress{"packs", int64(n + 1), int64(len(c.report.Stores))})
 	}
 	return c.measure(ctx)
 }
@@ -253,8 +252,8 @@ func (c *checker) measure(ctx context.Context) error {
 	for _, id := range c.sorted() {
 		p := c.packs[id]
 		length, err := c.length(ctx, id)
-		if err := ctx.Err(); err != nil {
-			return err //nolint:wrapcheck // canceled
+		if ctx.Err() != nil {
+			return ctx.Err() //nolint:wrapcheck // canceled
 		}
 		g := c.r.coder.Geometry()
 		for slot, holder := range c.r.holders(id) {
@@ -320,7 +319,7 @@ func (c *checker) shards(ctx context.Context) error {
 		holders := c.r.holders(id)
 		p := c.packs[id]
 		group, groupCtx := errgroup.WithContext(ctx)
-		for slot, holder := range holders {
+		for slot := range holders {
 			if p.sizes[slot] < 0 || p.bad[slot] {
 				continue
 			}
@@ -334,7 +333,6 @@ func (c *checker) shards(ctx context.Context) error {
 				p.bad[slot] = true // this goroutine's alone
 				return nil
 			})
-			_ = holder
 		}
 		if err := group.Wait(); err != nil {
 			return fmt.Errorf("verify pack %s: %w", id, err)
@@ -456,8 +454,7 @@ func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, wher
 
 // sentence is an error without the reasons that each store gave.
 func sentence(err error) string {
-	var lost *pack.LostError
-	if errors.As(err, &lost) {
+	if lost, ok := errors.AsType[*pack.LostError](err); ok {
 		return fmt.Sprintf("pack %s can be read from too few stores", lost.Pack)
 	}
 	return strings.SplitN(err.Error(), "\n", 2)[0]

@@ -85,7 +85,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.recordOwed(ctx, owed); err != nil {
+	if err = s.recordOwed(ctx, owed); err != nil {
 		return nil, err
 	}
 	stats := rt.Stats
@@ -252,7 +252,7 @@ func (s *Session) verdictShort(ballots map[*member]ballot, root string, errs err
 // It does nothing to a session that has ended.
 func (s *Session) Abort(ctx context.Context) error {
 	if s.finish() != nil {
-		return nil //nolint:nilerr // ended already: nothing to do
+		return nil
 	}
 	defer s.release()
 	s.abandon(ctx)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/subtle"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func (k *keyring) token(purpose string, parts ...string) (string, error) {
 		_, _ = h.Write(n[:])
 		_, _ = h.WriteString(p)
 	}
-	return fmt.Sprintf("%x", h.Sum(nil)[:16]), nil
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
 // decodeJSON decodes exactly one value with no unknown field: what a newer

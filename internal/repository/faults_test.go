@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"strconv"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -59,7 +60,7 @@ func TestSeededFaults(t *testing.T) {
 	}
 	committed := 0
 	for seed := range uint64(n) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { committed += faultRun(t, seed) })
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { committed += faultRun(t, seed) })
 	}
 	if committed == 0 {
 		t.Error("no session was ever committed: the faults are too many to test anything")
@@ -67,6 +68,7 @@ func TestSeededFaults(t *testing.T) {
 }
 
 func faultRun(t *testing.T, seed uint64) int {
+	t.Helper()
 	c := newCluster(6)
 	c.init(t, 4, 2)
 	dir := t.TempDir()
@@ -187,7 +189,7 @@ func TestCrashAtEveryCall(t *testing.T) {
 					}
 					return nil
 				},
-				Decide: func(call memstore.Call) memstore.Fault {
+				Decide: func(memstore.Call) memstore.Fault {
 					n := <-calls
 					calls <- n
 					if n == at+1 && at%2 == 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -48,7 +49,7 @@ func goldenStores(t *testing.T, open func(string, dirstore.Options) (*dirstore.S
 	t.Helper()
 	var out []objstore.Store
 	for i := range 3 {
-		s, err := open(filepath.Join(goldenDir, fmt.Sprint(i)), dirstore.Options{})
+		s, err := open(filepath.Join(goldenDir, strconv.Itoa(i)), dirstore.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,6 +61,7 @@ func goldenStores(t *testing.T, open func(string, dirstore.Options) (*dirstore.S
 // writeGolden makes a 2+1 repository with a full backup, an incremental one
 // that store 2 missed (its shards are owed), and a deleted one.
 func writeGolden(t *testing.T) {
+	t.Helper()
 	if err := os.RemoveAll(goldenDir); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +90,7 @@ func writeGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		if err := os.RemoveAll(filepath.Join(goldenDir, fmt.Sprint(i), "TMP")); err != nil {
+		if err := os.RemoveAll(filepath.Join(goldenDir, strconv.Itoa(i), "TMP")); err != nil {
 			t.Fatal(err)
 		}
 	}

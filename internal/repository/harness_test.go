@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 	"time"
 
@@ -32,7 +34,7 @@ type cluster struct {
 func newCluster(n int) *cluster {
 	c := &cluster{}
 	for i := range n {
-		m := memstore.New(fmt.Sprint(i))
+		m := memstore.New(strconv.Itoa(i))
 		c.mem = append(c.mem, m)
 		c.faulty = append(c.faulty, memstore.WithFaults(m, memstore.Faults{}))
 	}
@@ -143,9 +145,7 @@ func (c *content) change(r *rand.Rand, n int) []int64 {
 
 func (c *content) clone() *content {
 	out := &content{size: c.size, blocks: make(map[int64][]byte)}
-	for b, p := range c.blocks {
-		out.blocks[b] = p // never changed in place
-	}
+	maps.Copy(out.blocks, c.blocks) // blocks are never changed in place
 	return out
 }
 

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// strikesAside is how many reads in a row have to go wrong, other than by the
-// store being down, before it is not read from for a while: a single damaged
-// shard says nothing about the rest.
+// strikesAside is how many reads have to bring wrong bytes within a while before
+// the store is not read from for as long: a single damaged shard says nothing
+// about the rest.
 const strikesAside = 3
 
 // health remembers whether a store is worth reading from. A reader with other
@@ -16,19 +16,13 @@ type health struct {
 	mu      sync.Mutex
 	until   time.Time // aside until then
 	strikes int
+	struck  time.Time // when it last lied
 }
 
 func (h *health) aside(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return now.Before(h.until)
-}
-
-// worked notes a read that was right.
-func (h *health) worked() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.strikes = 0
 }
 
 // failed notes that the store did not answer.
@@ -43,6 +37,10 @@ func (h *health) failed(now time.Time, d time.Duration) {
 func (h *health) lied(now time.Time, d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if now.Sub(h.struck) > d {
+		h.strikes = 0 // long ago
+	}
+	h.struck = now
 	if h.strikes++; h.strikes >= strikesAside {
 		h.until = now.Add(d)
 		h.strikes = 0

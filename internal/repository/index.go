@@ -76,7 +76,7 @@ func (x *index) open(size int64) error {
 	if err != nil {
 		return fmt.Errorf("open the lock of the dedup index: %w", err)
 	}
-	if err := vfs.Lock(lock); err != nil {
+	if err = vfs.Lock(lock); err != nil {
 		return errors.Join(fmt.Errorf("another process uses the dedup index: %w", err), lock.Close())
 	}
 	x.lock = lock

@@ -63,6 +63,17 @@ func TestIndexSavesASecondFullBackup(t *testing.T) {
 	newBytes(t, second, v, "b3")
 }
 
+func TestIndexIsRebuilt(t *testing.T) {
+	c, r := fresh(t) // without an index
+	v := randomContent(seeded(64), 200, 60)
+	first := newBytes(t, r, v, "b1")
+	other := c.open(t, withIndex(t.TempDir(), nil))
+	if again := newBytes(t, other, v, "b2"); again > first/10 {
+		t.Errorf("%d bytes were stored, then, by a host without an index, %d", first, again)
+	}
+	mustVerify(t, v, other, "b2")
+}
+
 func TestAbortedSessionsDoNotReachTheIndex(t *testing.T) {
 	c, _ := fresh(t)
 	r := c.open(t, withIndex(t.TempDir(), nil))
@@ -101,7 +112,20 @@ func TestStaleIndexIsDropped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	list, err := r.Backups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := parseIdent(list[0].Session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	purged, err := r.keys.sealEnvelope(kindPurged, purgedName(gone), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, m := range c.mem {
+		m.Replace(purgedName(gone), purged)
 		for _, name := range m.Names() {
 			if _, ok := parsePackName(name); ok {
 				if err := m.Delete(t.Context(), name); err != nil {

@@ -36,7 +36,7 @@ func Init(ctx context.Context, o InitOptions) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	if err := checkEmpty(ctx, o.Stores); err != nil {
+	if err = checkEmpty(ctx, o.Stores); err != nil {
 		return Info{}, err
 	}
 	plan, err := initObjects(o, m)
@@ -147,7 +147,7 @@ func initObjects(o InitOptions, m *membership) ([]initStep, error) {
 	if o.KDF != nil {
 		kdf = kdfParams{Time: o.KDF.Time, Memory: o.KDF.MemoryKiB, Threads: o.KDF.Threads}
 	}
-	if err := kdf.check(); err != nil {
+	if err = kdf.check(); err != nil {
 		return nil, fmt.Errorf("init: %w: %w", err, ErrInvalid)
 	}
 	wrapped, err := master.wrap(o.Password, m.Repository, kdf)

@@ -26,16 +26,15 @@ const (
 	packsPerFolder = 1024
 )
 
-func keyName(id ident) string         { return keyPrefix + id.String() }
-func membersName(v uint64) string     { return membersPrefix + strconv.FormatUint(v, 10) }
-func openName(s ident) string         { return sessionPrefix + s.String() + "/open" }
-func verdictName(s ident) string      { return sessionPrefix + s.String() + "/verdict" }
-func certificateName(s ident) string  { return sessionPrefix + s.String() + "/certificate" }
-func deletedName(s ident) string      { return deletedPrefix + s.String() }
-func purgedName(s ident) string       { return purgedPrefix + s.String() }
-func condemnedName(p ident) string    { return prunePrefix + p.String() + "/" + condemnedLeaf }
-func owedName(s ident, n int) string  { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
-func parseMembers(name string) uint64 { v, _ := tailNumber(name, membersPrefix); return v }
+func keyName(id ident) string        { return keyPrefix + id.String() }
+func membersName(v uint64) string    { return membersPrefix + strconv.FormatUint(v, 10) }
+func openName(s ident) string        { return sessionPrefix + s.String() + "/open" }
+func verdictName(s ident) string     { return sessionPrefix + s.String() + "/verdict" }
+func certificateName(s ident) string { return sessionPrefix + s.String() + "/certificate" }
+func deletedName(s ident) string     { return deletedPrefix + s.String() }
+func purgedName(s ident) string      { return purgedPrefix + s.String() }
+func condemnedName(p ident) string   { return prunePrefix + p.String() + "/" + condemnedLeaf }
+func owedName(s ident, n int) string { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
 
 // tailNumber returns the number that a name has behind a prefix.
 func tailNumber(name, prefix string) (uint64, bool) {

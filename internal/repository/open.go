@@ -51,7 +51,7 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 	if r.keys, err = master.ring(repo); err != nil {
 		return nil, err
 	}
-	if err := r.join(ctx, given); err != nil {
+	if err = r.join(ctx, given); err != nil {
 		return nil, err
 	}
 	m := r.members

@@ -50,9 +50,9 @@ func (s *Session) useParent(ctx context.Context) error {
 		return err
 	}
 	for _, mark := range []string{purgedName(session), deletedName(session)} {
-		marked, err := s.r.isMarked(ctx, mark)
-		if err != nil {
-			return err
+		marked, markErr := s.r.isMarked(ctx, mark)
+		if markErr != nil {
+			return markErr
 		}
 		if marked {
 			return fmt.Errorf("parent backup %s was deleted", id)

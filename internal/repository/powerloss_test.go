@@ -16,11 +16,11 @@ import (
 const powerStores = 3
 
 // dirStores returns stores in folders of one file system.
-func dirStores(t *testing.T, fsys vfs.FS, make func(string, dirstore.Options) (*dirstore.Store, error)) []objstore.Store {
+func dirStores(t *testing.T, fsys vfs.FS, open func(string, dirstore.Options) (*dirstore.Store, error)) []objstore.Store {
 	t.Helper()
 	var out []objstore.Store
 	for i := range powerStores {
-		s, err := make(fmt.Sprintf("/stores/%d", i), dirstore.Options{FS: fsys})
+		s, err := open(fmt.Sprintf("/stores/%d", i), dirstore.Options{FS: fsys})
 		if err != nil {
 			t.Fatal(err)
 		}

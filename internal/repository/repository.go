@@ -10,7 +10,6 @@ package repository
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -197,8 +196,6 @@ func getObject(ctx context.Context, s objstore.Store, name string) ([]byte, erro
 
 func (r *Repository) warn(ctx context.Context, text string, attrs ...slog.Attr) {
 	if r.o.Logger != nil {
-		r.o.Logger.LogAttrs(ctx, slog.LevelWarn, text, attrs...)
+		r.o.Logger.LogAttrs(ctx, slog.LevelWarn, text, attrs...) //nolint:sloglint // the callers give constants
 	}
 }
-
-func shortHex(b []byte) string { return hex.EncodeToString(b) }

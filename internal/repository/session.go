@@ -100,6 +100,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 	s.findParent(ctx)
 	if r.index != nil {
 		s.merge = r.index.begin(ctx, s)
+		s.rebuild(ctx)
 	}
 	epoch := m.Placements[len(m.Placements)-1]
 	slots := make([]*member, len(epoch.Slots))
@@ -211,7 +212,7 @@ func (s *Session) newPackID() (chunk.PackID, error) {
 	s.packNo++
 	s.mu.Unlock()
 	tail := [14]byte(random[:14])
-	tail[0], tail[1], tail[2] = byte(batch>>16), byte(batch>>8), byte(batch)
+	tail[0], tail[1], tail[2] = byte(batch>>16), byte(batch>>8), byte(batch) //nolint:gosec // its digits
 	epoch := s.keys.Placements[len(s.keys.Placements)-1].Epoch
 	return chunk.NewPackID(s.id, epoch, tail), nil
 }

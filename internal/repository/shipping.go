@@ -119,21 +119,14 @@ func (s *shipper) ship(ctx context.Context, id chunk.PackID, container []byte) e
 	if err := s.waitForRoom(ctx); err != nil {
 		return err
 	}
-	bufs := make([][]byte, len(s.slots))
-	for i := range bufs {
-		var err error
-		if bufs[i], err = s.r.parts.take(); err != nil {
-			return err
-		}
-	}
-	shards, err := s.r.coder.Encode(id, container, bufs)
+	shards, err := s.cut(id, container)
 	if err != nil {
-		return fmt.Errorf("encode pack %s: %w", id, err)
+		return errors.Join(err, s.giveBack(shards))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		return ErrEnded
+		return errors.Join(ErrEnded, s.giveBack(shards))
 	}
 	sh := &shipment{id: id, acked: make([]bool, len(s.slots))}
 	s.packs++
@@ -152,6 +145,31 @@ func (s *shipper) ship(ctx context.Context, id chunk.PackID, container []byte) e
 	}
 	s.judgeLocked(sh)
 	return s.failed
+}
+
+// cut returns the shards of a container in buffers of the pool, also those that
+// it has when it fails.
+func (s *shipper) cut(id chunk.PackID, container []byte) ([][]byte, error) {
+	bufs := make([][]byte, len(s.slots))
+	for i := range bufs {
+		var err error
+		if bufs[i], err = s.r.parts.take(); err != nil {
+			return bufs[:i], err
+		}
+	}
+	shards, err := s.r.coder.Encode(id, container, bufs)
+	if err != nil {
+		return bufs, fmt.Errorf("encode pack %s: %w", id, err)
+	}
+	return shards, nil
+}
+
+func (s *shipper) giveBack(shards [][]byte) error {
+	var errs []error
+	for _, shard := range shards {
+		errs = append(errs, s.r.parts.put(shard))
+	}
+	return errors.Join(errs...)
 }
 
 // waitForRoom returns when enough queues have room for another shard.

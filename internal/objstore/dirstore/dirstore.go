@@ -86,7 +86,7 @@ func Create(dir string, o Options) (*Store, error) {
 	if s.present() == nil {
 		return s, nil
 	}
-	if err := vfs.MkdirAll(s.fsys, s.dir, 0o700); err != nil {
+	if err = vfs.MkdirAll(s.fsys, s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the store folder %s: %w", s.dir, err)
 	}
 	entries, err := s.fsys.ReadDir(s.dir)

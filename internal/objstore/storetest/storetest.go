@@ -52,7 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) objstore.Store) {
 func pattern(n, seed int) []byte {
 	p := make([]byte, n)
 	for i := range p {
-		p[i] = byte(i*7 + i>>8 + seed)
+		p[i] = byte(i*7 + i>>8 + seed) //nolint:gosec // any byte will do
 	}
 	return p
 }
@@ -65,6 +65,7 @@ func put(t *testing.T, s objstore.Store, name string, body []byte) {
 }
 
 func putGet(t *testing.T, s objstore.Store) {
+	t.Helper()
 	body := pattern(5000, 1)
 	sent := slices.Clone(body)
 	put(t, s, "a/b/c", sent)
@@ -88,6 +89,7 @@ func putGet(t *testing.T, s objstore.Store) {
 }
 
 func createOnly(t *testing.T, s objstore.Store) {
+	t.Helper()
 	put(t, s, "x", []byte("first"))
 	for _, body := range []string{"second", "first", ""} {
 		if err := s.Put(t.Context(), "x", []byte(body)); !errors.Is(err, objstore.ErrExist) {
@@ -101,6 +103,7 @@ func createOnly(t *testing.T, s objstore.Store) {
 }
 
 func oneWinner(t *testing.T, s objstore.Store) {
+	t.Helper()
 	const racers = 16
 	errs := make([]error, racers)
 	var wg sync.WaitGroup
@@ -129,6 +132,7 @@ func oneWinner(t *testing.T, s objstore.Store) {
 }
 
 func ranges(t *testing.T, s objstore.Store) {
+	t.Helper()
 	body := pattern(10000, 3)
 	put(t, s, "r", body)
 	tests := []struct {
@@ -167,6 +171,7 @@ func ranges(t *testing.T, s objstore.Store) {
 }
 
 func appends(t *testing.T, s objstore.Store) {
+	t.Helper()
 	put(t, s, "x", []byte("world"))
 	dst := append(make([]byte, 0, 64), "hello "...)
 	got, err := s.Get(t.Context(), "x", 0, -1, dst)
@@ -183,6 +188,7 @@ func appends(t *testing.T, s objstore.Store) {
 }
 
 func sizes(t *testing.T, s objstore.Store) {
+	t.Helper()
 	// Around what file systems and O_DIRECT care about.
 	for i, n := range []int{0, 1, 511, 512, 4095, 4096, 4097, 256 << 10, 256<<10 + 1, 1 << 20, 3<<20 + 777} {
 		name := fmt.Sprintf("sizes/%d", n)
@@ -202,6 +208,7 @@ func sizes(t *testing.T, s objstore.Store) {
 }
 
 func notThere(t *testing.T, s objstore.Store) {
+	t.Helper()
 	put(t, s, "there/a", []byte("x"))
 	for _, name := range []string{"missing", "there", "there/b", "there/a/b", "no/such/folder"} {
 		if _, err := s.Get(t.Context(), name, 0, -1, nil); !errors.Is(err, objstore.ErrNotExist) {
@@ -236,6 +243,7 @@ func listed(t *testing.T, s objstore.Store, prefix string) map[string]int64 {
 }
 
 func list(t *testing.T, s objstore.Store) {
+	t.Helper()
 	all := map[string]int64{
 		"top": 1, "packs/aa/1": 2, "packs/aa/2": 3, "packs/ab/1": 4, "packs/ab/0/1": 5,
 		"prune/x/condemned": 6, "prune/x/done": 0, "prunes": 7, "a.b-c_d/0": 8,
@@ -253,6 +261,7 @@ func list(t *testing.T, s objstore.Store) {
 }
 
 func listStops(t *testing.T, s objstore.Store) {
+	t.Helper()
 	for i := range 5 {
 		put(t, s, fmt.Sprintf("l/%d", i), nil)
 	}
@@ -275,6 +284,7 @@ func listStops(t *testing.T, s objstore.Store) {
 }
 
 func deletes(t *testing.T, s objstore.Store) {
+	t.Helper()
 	put(t, s, "d/e/1", []byte("x"))
 	put(t, s, "d/e/2", []byte("y"))
 	for range 2 {
@@ -295,6 +305,7 @@ func deletes(t *testing.T, s objstore.Store) {
 }
 
 func names(t *testing.T, s objstore.Store) {
+	t.Helper()
 	for _, name := range []string{
 		"", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "A", "a b", "a\x00b", "ä", "a\\b", "a:b",
 		strings.Repeat("a", 201), strings.Repeat("abcdefg/", 80),
@@ -320,6 +331,7 @@ func names(t *testing.T, s objstore.Store) {
 }
 
 func canceled(t *testing.T, s objstore.Store) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Put(ctx, "x", []byte("x")); !errors.Is(err, context.Canceled) {
@@ -331,6 +343,7 @@ func canceled(t *testing.T, s objstore.Store) {
 }
 
 func concurrent(t *testing.T, s objstore.Store) {
+	t.Helper()
 	var wg sync.WaitGroup
 	for w := range 8 {
 		wg.Go(func() {
