@@ -52,10 +52,10 @@ type bitsFile struct {
 	data []byte
 }
 
-func newBitsFile(volume [16]byte, id uint64) *bitsFile {
+func newBitsFile(volume [16]byte, id uint64, blocks int64) *bitsFile {
 	return &bitsFile{
 		seal: pageSeal{volume: volume, kind: kindBits, owner: id},
-		buf:  make([]byte, pagesPerWrite*pageSize),
+		buf:  make([]byte, min(pagesOf(blocks), pagesPerWrite)*pageSize),
 		data: make([]byte, pageData),
 	}
 }
@@ -63,7 +63,7 @@ func newBitsFile(volume [16]byte, id uint64) *bitsFile {
 // createBits makes a durable file of the bits in words, which may be short. Its
 // directory is synced, too. On an error nothing is left but perhaps the file.
 func createBits(fsys vfs.FS, dir string, volume [16]byte, id uint64, words []uint64, blocks int64) (*bitsFile, error) {
-	b := newBitsFile(volume, id)
+	b := newBitsFile(volume, id, blocks)
 	f, err := fsys.OpenFile(bitsName(dir, id), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("create a segment of the change tracker: %w", err)
@@ -122,6 +122,7 @@ func (b *bitsFile) grow(blocks int64) error {
 		return nil
 	}
 	b.sums = append(b.sums, make([]uint32, end-first)...)
+	b.buf = make([]byte, min(end, pagesPerWrite)*pageSize)
 	err := b.write(nil, first, end)
 	if err == nil {
 		err = b.file.Sync()
@@ -236,7 +237,7 @@ func readBits(fsys vfs.FS, dir string, volume [16]byte, s segment, dst *Bitmap) 
 	if err != nil {
 		return all(fmt.Sprintf("the record of changes %s cannot be read: %v", filepath.Base(name), err))
 	}
-	b := newBitsFile(volume, s.id)
+	b := newBitsFile(volume, s.id, s.blocks)
 	b.file = f
 	d := b.load(dst, s.blocks)
 	_ = f.Close() // It was only read.

@@ -109,15 +109,19 @@ func recoverTracker(fsys vfs.FS, dir string, o TrackerOptions, l *list, raw []by
 // restart makes l a list of the same names, all distrusted, for the volume of o,
 // with a new file for the newest segment.
 func (l *list) restart(o TrackerOptions, doubt string) {
+	// What the volume had and has no more counts as changed, too.
+	most, old := l.mostBlocks(), l.geometry
 	l.volume = o.VolumeID
 	l.geometry = Geometry{Size: o.Size, BlockSize: o.BlockSize}
+	most = max(l.geometry.Blocks(), min(most<<old.shift()>>l.geometry.shift(), maxTrackedBlocks))
 	if checkRegions(l.geometry, l.regionSize) != nil {
 		l.regionSize = o.RegionSize
 	}
 	for i := range l.segments {
-		l.segments[i].blocks = l.geometry.Blocks()
+		l.segments[i].blocks = most
 	}
 	if l.idle() {
+		l.segments[0].blocks = l.geometry.Blocks()
 		return
 	}
 	l.doubtAll(doubt)
@@ -148,7 +152,7 @@ func (t *Tracker) loadNewest() (found opened, doubt string) {
 	if err != nil {
 		return found, fmt.Sprintf("the newest record of changes could not be read: %v", err)
 	}
-	t.bits = newBitsFile(t.list.volume, s.id)
+	t.bits = newBitsFile(t.list.volume, s.id, s.blocks)
 	t.bits.file = f
 	b := NewBitmap(s.blocks)
 	damage := t.bits.load(b, s.blocks)

@@ -68,11 +68,13 @@ func (r *regions) setAll(hot bool) {
 	}
 }
 
-// resize changes the number of regions. Nobody else uses r meanwhile.
+// resize changes the number of regions. Those that go keep their states, because
+// the log may still name them. Nobody else uses r meanwhile.
 func (r *regions) resize(n int64) {
-	states := make([]uint64, (max(n, r.n)+31)/32)
-	copy(states, r.states)
-	r.states, r.n = states, n
+	if more := (n+31)/32 - int64(len(r.states)); more > 0 {
+		r.states = append(r.states, make([]uint64, more)...)
+	}
+	r.n = n
 }
 
 // with returns what a record that adds regions names.

@@ -1,63 +1,14 @@
 package blockmap
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/cairnbackup/cairn/internal/vfs"
-)
-
-// TrackerOptions describe the volume of a tracker.
-type TrackerOptions struct {
-	VolumeID  [16]byte // whose changes they are; files of another volume are distrusted
-	Size      int64    // bytes
-	BlockSize int      // bytes; 0 = DefaultBlockSize, or what the files say
-
-	RegionSize int64 // bytes that an activity entry covers, a power of two; 0 = 4 MiB. For Create only: Open takes what the files say
-	HotRegions int   // the most regions hot at a time; 0 = 1024
-
-	// Doubt is for Open only: the reason of a caller that distrusts the
-	// files. Everything counts as changed since every checkpoint.
-	Doubt string
-}
-
-// Checkpoint is a position in a volume's history of changes, under one of its names.
-type Checkpoint struct {
-	Name        string
-	Created     time.Time
-	Doubt       string // why all blocks count as changed since then; "" = exact
-	DirtyBlocks int64  // blocks that may have changed since then
-}
-
-// TrackerStats are figures of a tracker since it was opened.
-type TrackerStats struct {
-	Segments    int   // pieces of history, one per position and one before the first
-	HotRegions  int   // regions that may be written without any I/O
-	DirtyBlocks int64 // in the newest segment
-	LogWrites   int64 // records written to the activity log
-	PageWrites  int64 // pages of exact bits written
-	ColdMarks   int64 // marks that had to wait for a record
-	Unclean     bool  // the last stop was not clean, so that whole regions were marked
-}
-
-var (
-	// ErrCheckpoint says that there is no checkpoint of a name.
-	ErrCheckpoint = errors.New("no such checkpoint")
-	// ErrCheckpointExists says that a name is taken.
-	ErrCheckpointExists = errors.New("a checkpoint of that name exists")
-	// ErrClosed says that the tracker was closed.
-	ErrClosed = errors.New("the change tracker is closed")
-
-	errTooMany = errors.New("there are too many checkpoints: drop some")
 )
 
 // Tracker remembers, across crashes and power failures, which blocks of a volume
@@ -93,6 +44,7 @@ type Tracker struct {
 	// io guards the files of the newest segment and the regions.
 	io     sync.Mutex
 	bits   *bitsFile // nil while idle
+	spare  *bitsFile // for the next segment, or nil
 	log    *activityLog
 	exact  bool    // the newest record says (or may say) that the bits on disk are exact
 	unsure []int64 // pages of which a write has failed
@@ -109,34 +61,6 @@ type trackerCounters struct {
 	logWrites, pageWrites, coldMarks atomic.Int64
 
 	unclean bool
-}
-
-const (
-	defaultRegionSize = 4 << 20
-	defaultHotRegions = 1024
-	listName          = "checkpoints"
-	listCopyName      = "checkpoints.copy"
-)
-
-// complete fills in the defaults and checks what is there.
-func (o *TrackerOptions) complete() error {
-	if o.BlockSize == 0 {
-		o.BlockSize = DefaultBlockSize
-	}
-	if o.RegionSize == 0 {
-		o.RegionSize = max(defaultRegionSize, int64(o.BlockSize))
-	}
-	if o.HotRegions == 0 {
-		o.HotRegions = defaultHotRegions
-	}
-	g := Geometry{Size: o.Size, BlockSize: o.BlockSize}
-	if err := g.Validate(); err != nil {
-		return err
-	}
-	if o.HotRegions < 1 || o.HotRegions > maxHotRegions {
-		return fmt.Errorf("%d hot regions: between 1 and %d are possible", o.HotRegions, maxHotRegions)
-	}
-	return checkRegions(g, o.RegionSize)
 }
 
 // CreateTracker makes the files of a new tracker in dir, which exists, and
@@ -200,80 +124,6 @@ func (t *Tracker) start() error {
 	return nil
 }
 
-// save makes l the durable list and the one in use. When that fails the old one
-// remains in use, provided that it is the durable one without a doubt;
-// otherwise the tracker takes no more marks, because nobody knows in which
-// segment they would be looked for.
-func (t *Tracker) save(l *list) error {
-	if t.failed != nil {
-		return t.failed
-	}
-	l.generation = t.list.generation + 1
-	data := l.encode()
-	if err := l.validate(); err != nil {
-		return fmt.Errorf("save the list of checkpoints: %w", err)
-	}
-	if len(data) > maxListSize || len(l.segments) > maxSegments {
-		return fmt.Errorf("save the list of checkpoints: %w", errTooMany)
-	}
-	name := filepath.Join(t.dir, listName)
-	if err := vfs.WriteFile(t.fsys, name, data, 0o600); err != nil {
-		err = fmt.Errorf("save the list of checkpoints: %w", err)
-		if t.saved == nil {
-			return err
-		}
-		seen, rerr := vfs.ReadFile(t.fsys, name, maxListSize)
-		if rerr == nil && bytes.Equal(seen, t.saved) {
-			return err
-		}
-		if werr := vfs.WriteFile(t.fsys, name, t.saved, 0o600); werr != nil {
-			t.fail(fmt.Errorf("%w: reopen the volume", errors.Join(err, werr)))
-		}
-		return err
-	}
-	t.list, t.saved = l, data
-	t.saveCopy(data)
-	return nil
-}
-
-// saveCopy keeps a copy of the list's names, for the day that the list is
-// damaged. Everything is distrusted then, so the copy need not be durable, nor
-// even new.
-func (t *Tracker) saveCopy(data []byte) {
-	f, err := t.fsys.OpenFile(filepath.Join(t.dir, listCopyName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return
-	}
-	_, _ = f.WriteAt(data, 0) // See above.
-	_ = f.Close()
-}
-
-// fail makes every further mark an error. The io mutex is held.
-func (t *Tracker) fail(err error) {
-	t.failed = err
-	t.regions.setAll(false)
-}
-
-// sweep removes files of segments that are not in the list. What it cannot
-// remove it leaves for the next time.
-func (t *Tracker) sweep() {
-	entries, err := t.fsys.ReadDir(t.dir)
-	if err != nil {
-		return
-	}
-	keep := map[string]bool{}
-	for _, s := range t.list.segments {
-		if s.id != 0 {
-			keep[filepath.Base(bitsName(t.dir, s.id))] = true
-		}
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), bitsPrefix) && !keep[e.Name()] {
-			_ = t.fsys.Remove(filepath.Join(t.dir, e.Name()))
-		}
-	}
-}
-
 // Flush makes the bits on disk exact, so that a crash after it costs nothing
 // until the next mark. Marks go on meanwhile, as if into cold regions.
 func (t *Tracker) Flush() error {
@@ -316,8 +166,10 @@ func (t *Tracker) Close() error {
 	}
 	err := t.flush()
 	t.fail(ErrClosed)
-	if t.bits != nil {
-		err = errors.Join(err, t.bits.close())
+	for _, b := range []*bitsFile{t.bits, t.spare} {
+		if b != nil {
+			err = errors.Join(err, b.close())
+		}
 	}
 	return errors.Join(err, t.log.close())
 }
