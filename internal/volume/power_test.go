@@ -292,6 +292,9 @@ func (p *powered) recover(t *testing.T) {
 		}
 		p.resize(sectors)
 	}
+	if v.data.size != v.Size() {
+		t.Fatalf("the data file has %d bytes, the volume %d", v.data.size, v.Size())
+	}
 	live := readStamps(t, v, v.Size())
 	p.checkReverted(live)
 	for s, got := range live {

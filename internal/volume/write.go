@@ -49,7 +49,9 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 // BeginWrite does all that has to precede a write of n bytes at off to DataFile:
 // the range is marked as changed and the preimages that snapshots need are saved.
 // After a nil answer the caller writes and then calls EndWrite, exactly once. The
-// data must be at hand: snapshots and resizes wait for the EndWrite.
+// data must be at hand: snapshots and resizes wait for the EndWrite. A goroutine
+// ends one write before it begins, trims or zeroes another, or it may wait for
+// itself; EndWrite may come from another goroutine.
 func (v *Volume) BeginWrite(off, n int64) error {
 	if err := v.checkWrite(off, n); err != nil {
 		return err
