@@ -3,7 +3,6 @@ package nbd_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,16 +14,17 @@ import (
 
 // A server with one export, and a client of it.
 func Example() {
-	dir, err := os.MkdirTemp("", "nbd")
-	if err != nil {
-		log.Fatal(err)
+	must := func(err error) {
+		if err != nil {
+			panic(err)
+		}
 	}
+	dir, err := os.MkdirTemp("", "nbd")
+	must(err)
 	defer os.RemoveAll(dir)
 
 	device, err := nbd.FromBackend(backend.NewMemoryBackend(make([]byte, 1<<20)))
-	if err != nil {
-		log.Fatal(err)
-	}
+	must(err)
 	export := &nbd.Export{
 		Name: "disk",
 		Size: device.Size,
@@ -36,31 +36,19 @@ func Example() {
 	})
 	socket := filepath.Join(dir, "disk.sock")
 	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		log.Fatal(err)
-	}
+	must(err)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- server.Serve(ctx, listener) }()
 
 	client, err := nbd.Dial(ctx, nbd.URI(socket, "disk"), nbd.ClientOptions{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := client.WriteAt(ctx, []byte("cairn"), 4096, true); err != nil {
-		log.Fatal(err)
-	}
+	must(err)
+	must(client.WriteAt(ctx, []byte("cairn"), 4096, true))
 	p := make([]byte, 5)
-	if err := client.ReadAt(ctx, p, 4096); err != nil {
-		log.Fatal(err)
-	}
+	must(client.ReadAt(ctx, p, 4096))
 	fmt.Printf("%s of %d bytes\n", p, client.Size())
-	if err := client.Close(); err != nil {
-		log.Fatal(err)
-	}
+	must(client.Close())
 	stop()
-	if err := <-done; err != nil {
-		log.Fatal(err)
-	}
+	must(<-done)
 	// Output: cairn of 1048576 bytes
 }

@@ -27,7 +27,12 @@ var _ FileBacked = (*fileDisk)(nil)
 
 func newFileDisk(tb testing.TB, size int, splice bool) *fileDisk {
 	tb.Helper()
-	f, err := os.Create(filepath.Join(tb.TempDir(), "disk"))
+	return newFileDiskIn(tb, tb.TempDir(), size, splice)
+}
+
+func newFileDiskIn(tb testing.TB, dir string, size int, splice bool) *fileDisk {
+	tb.Helper()
+	f, err := os.Create(filepath.Join(dir, "disk"))
 	if err != nil {
 		tb.Fatal(err)
 	}

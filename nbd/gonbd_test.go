@@ -34,7 +34,11 @@ func serveGoNBD(t *testing.T, b backend.Backend, o *server.Options) (uri string)
 			}
 			wg.Go(func() {
 				defer closeQuietly(nc)
-				_ = server.Handle(nc, []*server.Export{{Name: "disk", Description: "of go-nbd", Backend: b}}, o)
+				own := o // Handle writes to its options
+				if o != nil {
+					own = new(*o)
+				}
+				_ = server.Handle(nc, []*server.Export{{Name: "disk", Description: "of go-nbd", Backend: b}}, own)
 			})
 		}
 	})

@@ -117,6 +117,7 @@ func TestInteropLibnbd(t *testing.T) {
 	nbdinfo, nbdcopy := tool(t, "nbdinfo", "libnbd-bin"), tool(t, "nbdcopy", "libnbd-bin")
 	const size = 32<<20 + 512
 	interop(t, size, func(t *testing.T, uri, ro string, d Device) {
+		t.Helper()
 		contains(t, run(t, nbdinfo, uri), "newstyle-fixed", "structured packets", "export-size: 33554944", "base:allocation", dirtyName,
 			"is_read_only: false", "can_flush: true", "can_fua: true", "can_trim: true", "can_zero: true", "can_df: true", "can_cache: true",
 			"can_multi_conn: true", "block_size_minimum: 1", "block_size_preferred: 4096", "block_size_maximum: 33554432")
@@ -149,6 +150,7 @@ func TestInteropQemu(t *testing.T) {
 	img, io := tool(t, "qemu-img", "qemu-utils"), tool(t, "qemu-io", "qemu-utils")
 	const size = 32 << 20
 	interop(t, size, func(t *testing.T, uri, ro string, d Device) {
+		t.Helper()
 		ref, want := image(t, size)
 		run(t, img, "convert", "-n", "-f", "raw", "-O", "raw", ref, uri)
 		if !bytes.Equal(content(t, d), want) {
@@ -175,6 +177,7 @@ func TestInteropQemu(t *testing.T) {
 func TestInteropFio(t *testing.T) {
 	fio := tool(t, "fio", "fio")
 	interop(t, 32<<20, func(t *testing.T, uri, _ string, _ Device) {
+		t.Helper()
 		run(t, fio, "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=512-256k", "--blockalign=512", "--size=32m",
 			"--iodepth=16", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0")
 		run(t, fio, "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=write", "--bs=2m", "--size=32m",
@@ -189,6 +192,7 @@ func TestInteropNbdsh(t *testing.T) {
 		tool(t, "nbdsh", "python3-libnbd")
 	}
 	interop(t, 1<<20, func(t *testing.T, uri, ro string, _ Device) {
+		t.Helper()
 		contains(t, run(t, sh, "-u", uri, "-c", `
 h.set_strict_mode(0)
 def errno(f):

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -25,6 +26,24 @@ var kinds = []struct {
 	{"file spliced tcp", "tcp", splicedDevice},
 	{"file copied", "unix", copiedDevice},
 	{"file as any device", "unix", plainDevice},
+	{"file in memory", "unix", tmpfsDevice},
+}
+
+// tmpfsDevice is a file where RWF_NOWAIT is not to be had, if this machine has
+// such a place.
+func tmpfsDevice(tb testing.TB, size int) (Device, *memory) {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "nbd-test") //nolint:usetesting // it must be in that place
+	if err != nil {
+		dir = tb.TempDir()
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	d := newFileDiskIn(tb, dir, size, true)
+	return d, d.memory
 }
 
 func memoryDevice(_ testing.TB, size int) (Device, *memory) {

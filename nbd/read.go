@@ -5,8 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
 )
@@ -16,25 +15,45 @@ import (
 // deferred path that looks for holes, and the fast one need not ask.
 func (t *transmission) read(r request) error {
 	n := int(r.length)
-	var fd int
-	var splice bool
-	if t.file != nil && t.nowait {
-		f, ok := t.file.DataFile()
-		fd, splice = int(f.Fd()), ok && t.raw != nil
-	}
-	switch {
-	case t.file == nil || !t.nowait:
-	case n <= largeRead:
-		if done, err := t.readCached(r, fd); done || err != nil {
-			return err
+	if t.readsInline() {
+		f, splice := t.file.DataFile()
+		done, err := false, error(nil)
+		start := t.stopwatch()
+		switch {
+		case n <= largeRead:
+			done, err = t.readCached(r, int(f.Fd()))
+		case splice && t.raw != nil && t.cached(r, int(f.Fd())):
+			done, err = t.readSpliced(r, int(f.Fd()))
 		}
-	case !splice || !t.cached(fd, int64(r.offset)) || !t.cached(fd, int64(r.offset)+int64(n)-1): //nolint:gosec // within the device's size
-	default:
-		if done, err := t.readSpliced(r, fd); done || err != nil {
+		if !start.IsZero() && time.Since(start) > slowRequest+time.Duration(n) {
+			t.readPatience = slowSpell
+		}
+		if done || err != nil {
 			return err
 		}
 	}
 	return t.deferred(bufferMemory(min(n, maxPiece)), func() { t.readDeferred(r) })
+}
+
+// readsInline reports whether the loop may try to read. Where the file system
+// cannot tell whether that would wait, it may until it has waited.
+func (t *transmission) readsInline() bool {
+	if t.file == nil {
+		return false
+	}
+	if !t.nowait && t.readPatience > 0 {
+		t.readPatience--
+		return false
+	}
+	return true
+}
+
+// stopwatch returns the time, if reading may have to wait.
+func (t *transmission) stopwatch() time.Time {
+	if t.nowait {
+		return time.Time{}
+	}
+	return time.Now()
 }
 
 // single reports whether the reply must be in one piece.
@@ -51,10 +70,8 @@ func (t *transmission) readCached(r request, fd int) (done bool, err error) {
 	o.buf = slices.Grow(o.buf, headRoom+n)
 	b := t.appendHead(o.buf, r, true, r.offset, n)
 	b = b[:len(b)+n]
-	m, err := preadNowait(fd, b[len(b)-n:], int64(r.offset)) //nolint:gosec // within the device's size
-	if m != n {
+	if t.peek(fd, b[len(b)-n:], int64(r.offset)) != n { //nolint:gosec // within the device's size
 		o.buf = o.buf[:base]
-		t.nowait = !errors.Is(err, unix.EOPNOTSUPP)
 		return false, nil
 	}
 	o.buf = b
@@ -63,14 +80,12 @@ func (t *transmission) readCached(r request, fd int) (done bool, err error) {
 	return true, o.settle(false)
 }
 
-// cached guesses from one byte whether reading there would wait for a disk.
-func (t *transmission) cached(fd int, off int64) bool {
+// cached guesses from the ends of a range whether reading it would wait for a
+// disk.
+func (t *transmission) cached(r request, fd int) bool {
 	var b [1]byte
-	n, err := preadNowait(fd, b[:], off)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		t.nowait = false
-	}
-	return n == 1
+	off := int64(r.offset) //nolint:gosec // within the device's size
+	return t.peek(fd, b[:], off) == 1 && t.peek(fd, b[:], off+int64(r.length)-1) == 1
 }
 
 // readSpliced sends a range of the file without copying it. What is sent has

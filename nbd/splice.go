@@ -178,7 +178,19 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 	return o.written(err)
 }
 
-// preadNowait reads what the page cache holds, and no more.
-func preadNowait(fd int, p []byte, off int64) (int, error) {
-	return unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+// peek reads what the page cache holds, and no more. On a file system that cannot
+// tell it reads like any other.
+func (t *transmission) peek(fd int, p []byte, off int64) int {
+	if t.nowait {
+		n, err := unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+		if !errors.Is(err, unix.EOPNOTSUPP) {
+			return max(n, 0)
+		}
+		t.nowait = false
+	}
+	n, err := unix.Pread(fd, p, off)
+	if err != nil {
+		return 0 // whoever reads it properly will meet it again
+	}
+	return n
 }

@@ -57,7 +57,7 @@ type transmission struct {
 	structured bool
 	contexts   []string
 	mapHoles   bool // Map knows holes
-	nowait     bool // the file takes RWF_NOWAIT
+	nowait     bool // the file takes RWF_NOWAIT, as far as is known
 	pipe       *pipe
 
 	// exact makes the next read from the connection stop after one header, so
@@ -65,6 +65,9 @@ type transmission struct {
 	exact bool
 	// patience counts the writes that will be deferred because one was slow.
 	patience atomic.Int32
+	// readPatience is the same for reads, where nowait is not to be had. Only the
+	// loop uses it.
+	readPatience int
 }
 
 // request is the header of a request.

@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// A write that takes longer than this, and a nanosecond for each byte, has
+	// A request that takes longer than this, and a nanosecond for each byte, has
 	// waited for something: a preimage, a log, a disk that cannot keep up.
-	slowWrite = 500 * time.Microsecond
-	// patienceWrites is how many of the following writes are then deferred.
-	patienceWrites = 64
+	slowRequest = 500 * time.Microsecond
+	// slowSpell is how many of the following ones are then deferred.
+	slowSpell = 64
 )
 
 // write answers WRITE. Its payload has not been read yet.
@@ -55,8 +55,8 @@ func (t *transmission) writeFile(f *os.File, p []byte, off int64) error {
 
 // took notes how long a write of n bytes has kept its goroutine.
 func (t *transmission) took(d time.Duration, n int) {
-	if d > slowWrite+time.Duration(n) {
-		t.patience.Store(patienceWrites)
+	if d > slowRequest+time.Duration(n) {
+		t.patience.Store(slowSpell)
 	}
 }
 

@@ -162,6 +162,9 @@ func open(file, track string) (*disk, error) {
 	if track == "" {
 		return d, nil
 	}
+	if err := vfs.MkdirAll(vfs.OS(), track, 0o700); err != nil {
+		return nil, err
+	}
 	d.tracker, err = blockmap.CreateTracker(vfs.OS(), track, blockmap.TrackerOptions{
 		VolumeID: [16]byte{1}, Size: d.size, BlockSize: blockmap.DefaultBlockSize,
 	})
