@@ -35,7 +35,7 @@ func benchRepository(b *testing.B) *Repository {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := r.Close(); err != nil {
+		if err = r.Close(); err != nil {
 			b.Error(err)
 		}
 	})
@@ -77,7 +77,7 @@ func (c *content) writeInOrder(b *testing.B, s *Session) []byte {
 		}
 		leaf.Set(int(i%manifest.LeafBlocks), ref)
 		if (i+1)%manifest.LeafBlocks == 0 {
-			if err := tree.SetLeaf(b.Context(), w, i/manifest.LeafBlocks, leaf); err != nil {
+			if err = tree.SetLeaf(b.Context(), w, i/manifest.LeafBlocks, leaf); err != nil {
 				b.Fatal(err)
 			}
 			leaf = &manifest.Leaf{}
@@ -87,7 +87,7 @@ func (c *content) writeInOrder(b *testing.B, s *Session) []byte {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := w.Close(b.Context()); err != nil {
+	if err = w.Close(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	return top
@@ -141,7 +141,7 @@ func benchImage(b *testing.B) *Image {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := img.Close(); err != nil {
+		if err = img.Close(); err != nil {
 			b.Error(err)
 		}
 	})

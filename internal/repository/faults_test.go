@@ -45,7 +45,7 @@ func (o *outcomes) audit(t *testing.T, c *cluster, lost ...int) {
 		}
 	}
 	for id := range available {
-		if err := o.contents[id].verify(t.Context(), r, id); err != nil {
+		if err = o.contents[id].verify(t.Context(), r, id); err != nil {
 			t.Errorf("lost %v: %s (told %v): %v", lost, id, o.told[id], err)
 		}
 	}
@@ -374,20 +374,20 @@ func TestCheckNamesDamage(t *testing.T) {
 	}
 	for b := range v.geometry().Blocks() {
 		p := make([]byte, v.geometry().BlockLen(b))
-		if err := img.ReadAt(t.Context(), p, b*testBlock); (err != nil) != bad[b] {
+		if err = img.ReadAt(t.Context(), p, b*testBlock); (err != nil) != bad[b] {
 			t.Errorf("block %d: named %v, read %v", b, bad[b], err)
 		}
 	}
-	if err := img.Close(); err != nil {
+	if err = img.Close(); err != nil {
 		t.Error(err)
 	}
 	// Two thirds of a pack's shards missing.
 	for _, i := range []int{3, 4} {
-		if err := c.mem[i].Delete(t.Context(), shards[0]); err != nil {
+		if err = c.mem[i].Delete(t.Context(), shards[0]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := c.mem[0].Delete(t.Context(), shards[0]); err != nil {
+	if err = c.mem[0].Delete(t.Context(), shards[0]); err != nil {
 		t.Fatal(err)
 	}
 	rep, err = c.open(t).Check(t.Context(), CheckOptions{})

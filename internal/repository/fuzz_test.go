@@ -89,7 +89,7 @@ func identity[T any](t *testing.T, payload []byte, v *T) {
 		return // a time or number that JSON cannot say
 	}
 	var again T
-	if err := decodeJSON(first, &again); err != nil {
+	if err = decodeJSON(first, &again); err != nil {
 		t.Fatalf("%T: what was encoded does not decode: %v", v, err)
 	}
 	second, err := json.Marshal(&again)

@@ -76,21 +76,21 @@ func writeGolden(t *testing.T) {
 	}
 	goldenContent(1).mustBackup(t, r, "b1", "", nil)
 	goldenContent(1).mustBackup(t, r, "b3", "b1", nil)
-	if err := r.Delete(t.Context(), "b3"); err != nil {
+	if err = r.Delete(t.Context(), "b3"); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if r, err = Open(t.Context(), Options{Stores: stores[:2], Password: password, Timing: eager}); err != nil {
 		t.Fatal(err)
 	}
 	goldenContent(2).mustBackup(t, r, "b2", "b1", []int64{2, 50})
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		if err := os.RemoveAll(filepath.Join(goldenDir, strconv.Itoa(i), "TMP")); err != nil {
+		if err = os.RemoveAll(filepath.Join(goldenDir, strconv.Itoa(i), "TMP")); err != nil {
 			t.Fatal(err)
 		}
 	}

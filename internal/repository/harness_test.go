@@ -87,7 +87,7 @@ func (c *cluster) open(tb testing.TB, change ...func(*Options)) *Repository {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if err := r.Close(); err != nil {
+		if err = r.Close(); err != nil {
 			tb.Error(err)
 		}
 	})
@@ -194,13 +194,13 @@ func (c *content) write(ctx context.Context, s *Session, changed []int64) (top [
 		}
 	}
 	for _, b := range changed {
-		if err := put(b); err != nil {
+		if err = put(b); err != nil {
 			return nil, err
 		}
 	}
 	b := manifest.NewBuilder(s.Parent(), g)
 	for n, l := range leaves {
-		if err := b.SetLeaf(ctx, w, n, l); err != nil {
+		if err = b.SetLeaf(ctx, w, n, l); err != nil {
 			return nil, err
 		}
 	}
@@ -239,7 +239,7 @@ func (c *content) verify(ctx context.Context, r *Repository, id string) error {
 		return fmt.Errorf("size %d, want %d", img.Size(), c.size)
 	}
 	got := make([]byte, c.size)
-	if err := img.ReadAt(ctx, got, 0); err != nil {
+	if err = img.ReadAt(ctx, got, 0); err != nil {
 		return err
 	}
 	if !bytes.Equal(got, want) {

@@ -47,7 +47,7 @@ func TestIndexSavesASecondFullBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := newBytes(t, r, v, "b1")
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	r = c.open(t, withIndex(dir, nil))
@@ -85,14 +85,14 @@ func TestAbortedSessionsDoNotReachTheIndex(t *testing.T) {
 	if _, err := v.write(t.Context(), s, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Abort(t.Context()); err != nil {
+	if err = s.Abort(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	// What it wrote may be swept now.
 	for _, m := range c.mem {
 		for _, name := range m.Names() {
 			if _, ok := parsePackName(name); ok {
-				if err := m.Delete(t.Context(), name); err != nil {
+				if err = m.Delete(t.Context(), name); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -128,7 +128,7 @@ func TestStaleIndexIsDropped(t *testing.T) {
 		m.Replace(purgedName(gone), purged)
 		for _, name := range m.Names() {
 			if _, ok := parsePackName(name); ok {
-				if err := m.Delete(t.Context(), name); err != nil {
+				if err = m.Delete(t.Context(), name); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -280,7 +280,7 @@ func scribble(t *testing.T, dir, name string) {
 	if _, err := f.WriteAt([]byte("nonsense"), 10); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Close(); err != nil {
+	if err = f.Close(); err != nil {
 		t.Fatal(err)
 	}
 }

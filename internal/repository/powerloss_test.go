@@ -91,7 +91,7 @@ func powerRun(t *testing.T, at int, seed uint64) int {
 			out.told["b2"], _ = v2.backup(t.Context(), r, "b2", "b1", changed)
 		}
 		// With the power off nothing can be closed properly.
-		if err := r.Close(); err != nil && at < 0 {
+		if err = r.Close(); err != nil && at < 0 {
 			t.Error(err)
 		}
 	} else if at < 0 {
@@ -117,7 +117,7 @@ func powerRun(t *testing.T, at int, seed uint64) int {
 		}
 	}
 	for id := range available {
-		if err := out.contents[id].verify(t.Context(), r, id); err != nil {
+		if err = out.contents[id].verify(t.Context(), r, id); err != nil {
 			t.Error(err)
 		}
 	}
@@ -126,7 +126,7 @@ func powerRun(t *testing.T, at int, seed uint64) int {
 	v3.change(rnd, 3)
 	v3.mustBackup(t, r, "b3", "", nil)
 	mustVerify(t, v3, r, "b3")
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Error(err)
 	}
 	return n
@@ -161,7 +161,7 @@ func TestDirectories(t *testing.T) {
 	v := randomContent(seeded(70), 600, 400)
 	v.mustBackup(t, r, "b1", "", nil)
 	mustVerify(t, v, r, "b1")
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Error(err)
 	}
 	var left []objstore.Store
@@ -184,7 +184,7 @@ func TestDirectories(t *testing.T) {
 	if _, err := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "v"}); !errors.Is(err, ErrTooFewStores) {
 		t.Errorf("Begin with two folders gone = %v", err)
 	}
-	if err := r.Close(); err != nil {
+	if err = r.Close(); err != nil {
 		t.Error(err)
 	}
 }

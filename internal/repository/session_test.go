@@ -81,7 +81,7 @@ func TestIncrementalStoresOnlyWhatChanged(t *testing.T) {
 	if limit := int64(3*testBlock + 64<<10); st.BytesStored > limit {
 		t.Errorf("%d bytes were stored for 3 changed blocks", st.BytesStored)
 	}
-	if err := s.Abort(t.Context()); err != nil {
+	if err = s.Abort(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -189,7 +189,7 @@ func TestCondemnedPacksAreNotUsedAgain(t *testing.T) {
 	// The prune goes on.
 	for _, m := range c.mem {
 		for p := range list.packs {
-			if err := m.Delete(t.Context(), packName(p)); err != nil {
+			if err = m.Delete(t.Context(), packName(p)); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -29,7 +29,7 @@ func fillPacks(ctx context.Context, t *testing.T, s *Session, n int) {
 			t.Fatalf("block %d: %+v, %v", i, p, err)
 		}
 	}
-	if err := w.Close(ctx); err != nil {
+	if err = w.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -122,10 +122,10 @@ func TestBackpressureEndsWithTheContext(t *testing.T) {
 			t.Fatal("no backpressure")
 		}
 	}
-	if err := w.Close(ctx); err == nil {
+	if err = w.Close(ctx); err == nil {
 		t.Error("Close of a worker that was canceled says nothing")
 	}
-	if err := s.Abort(t.Context()); err != nil {
+	if err = s.Abort(t.Context()); err != nil {
 		t.Error(err)
 	}
 	c.heal()
