@@ -14,7 +14,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
-var crashSeeds = flag.Int("crash.seeds", 12, "random histories in the power-loss tests")
+var crashSeeds = flag.Int("crash.seeds", 6, "random histories in the power-loss tests")
 
 // history is a random sequence of operations on a tracker, applied to a model
 // when they were acknowledged. What was under way when the power failed is in
@@ -226,7 +226,7 @@ func TestPowerLossAtEveryOperation(t *testing.T) {
 
 // Files fail now and then, and after all of it the power does.
 func TestFaultsThenPowerLoss(t *testing.T) {
-	for seed := range uint64(*crashSeeds * 10) {
+	for seed := range uint64(*crashSeeds * 20) {
 		h := newHistory(seed, historySize)
 		m, tr := newMemTracker(t, testOptions(historySize))
 		h.tracker = tr
@@ -275,7 +275,7 @@ func TestFaultsThenPowerLoss(t *testing.T) {
 
 // Many writers at once, and the power fails under them.
 func TestConcurrentPowerLoss(t *testing.T) {
-	for seed := range uint64(*crashSeeds * 5) {
+	for seed := range uint64(*crashSeeds * 20) {
 		m, tr := newMemTracker(t, testOptions(historySize))
 		check(t, tr.AddCheckpoint("c0"))
 		rng := source(seed)

@@ -71,7 +71,7 @@ func TestDamagedFiles(t *testing.T) {
 					check(t, err)
 					r := source(seed)
 					for _, e := range entries {
-						for range 8 {
+						for range 4 {
 							m := base.Crash(r) // A copy: all is durable.
 							name := filepath.Join("/t", e.Name())
 							data, err := vfs.ReadFile(m, name, 1<<30)
