@@ -50,7 +50,7 @@ type readAhead struct {
 func newReadAhead(i *Image) *readAhead {
 	a := &readAhead{i: i, slots: make(chan struct{}, aheadWorkers), flying: make(map[chunk.Location]chan struct{})}
 	// The work outlives the read that started it, and ends with the image.
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:contextcheck // as said
+	ctx, cancel := context.WithCancel(context.Background())
 	a.cancel = cancel
 	a.spawn = func(fn func(context.Context)) { a.wg.Go(func() { fn(ctx) }) }
 	return a

@@ -71,14 +71,14 @@ func (c *content) writeInOrder(b *testing.B, s *Session) []byte {
 	tree := manifest.NewBuilder(nil, c.geometry())
 	leaf := &manifest.Leaf{}
 	for i := range c.geometry().Blocks() {
-		ref, _, err := w.PutBlock(b.Context(), c.blocks[i])
-		if err != nil {
-			b.Fatal(err)
+		ref, _, failed := w.PutBlock(b.Context(), c.blocks[i])
+		if failed != nil {
+			b.Fatal(failed)
 		}
 		leaf.Set(int(i%manifest.LeafBlocks), ref)
 		if (i+1)%manifest.LeafBlocks == 0 {
-			if err = tree.SetLeaf(b.Context(), w, i/manifest.LeafBlocks, leaf); err != nil {
-				b.Fatal(err)
+			if failed = tree.SetLeaf(b.Context(), w, i/manifest.LeafBlocks, leaf); failed != nil {
+				b.Fatal(failed)
 			}
 			leaf = &manifest.Leaf{}
 		}

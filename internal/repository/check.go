@@ -155,7 +155,7 @@ func (c *checker) roots(ctx context.Context) error {
 		rt, err := c.r.readRoot(ctx, names[s.root.name], s.root.name)
 		var img *Image
 		if err == nil {
-			img, err = c.r.image(rt, s.state)
+			img, err = c.r.image(rt, s.state) //nolint:contextcheck // its read-ahead ends with Close
 		}
 		if err != nil {
 			b.Restorable = false

@@ -293,9 +293,9 @@ func TestAnyTwoStores(t *testing.T) {
 				hurt := c.clone()
 				harm(hurt, a)
 				harm(hurt, b)
-				r := hurt.open(t)
+				reader := hurt.open(t)
 				for id, v := range map[string]*content{"b1": v1, "b2": v2} {
-					if err := v.verify(t.Context(), r, id); err != nil {
+					if err := v.verify(t.Context(), reader, id); err != nil {
 						t.Errorf("%s %d and %d: %s: %v", mode, a, b, id, err)
 					}
 				}

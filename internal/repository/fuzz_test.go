@@ -51,8 +51,13 @@ func FuzzEnvelope(f *testing.F) {
 // a newer version, could write them.
 func FuzzRecords(f *testing.F) {
 	for _, rec := range []any{
-		storeRecord{State: stateMember}, membership{Version: 1, Data: 4, Parity: 2}, openRecord{}, voteRecord{Vote: voteAbort},
-		certificateRecord{}, wrappedKey{KDF: defaultKDF()}, rootRecord{BackupID: "b", Size: 1 << 30, BlockSize: blockSize},
+		storeRecord{State: stateMember},
+		membership{Version: 1, Data: 4, Parity: 2},
+		openRecord{},
+		voteRecord{Vote: voteAbort},
+		certificateRecord{},
+		wrappedKey{KDF: defaultKDF()},
+		rootRecord{BackupID: "b", Size: 1 << 30, BlockSize: blockSize},
 	} {
 		b, err := json.Marshal(rec)
 		if err != nil {

@@ -183,9 +183,9 @@ func (c *content) write(ctx context.Context, s *Session, changed []int64) (top [
 			}
 			leaves[n] = l
 		}
-		ref, _, err := w.PutBlock(ctx, c.blocks[b])
+		ref, _, failed := w.PutBlock(ctx, c.blocks[b])
 		l.Set(int(b%manifest.LeafBlocks), ref)
-		return err
+		return failed
 	}
 	if s.Parent() == nil {
 		changed = nil

@@ -47,7 +47,7 @@ func (r *Repository) Image(ctx context.Context, id string) (*Image, error) {
 			return nil, err
 		}
 	}
-	return r.image(rt, st.state)
+	return r.image(rt, st.state) //nolint:contextcheck // its read-ahead ends with Close
 }
 
 // image opens a root record that was read with its tree.

@@ -82,8 +82,8 @@ func TestAbortedSessionsDoNotReachTheIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.write(t.Context(), s, nil); err != nil {
-		t.Fatal(err)
+	if _, failed := v.write(t.Context(), s, nil); failed != nil {
+		t.Fatal(failed)
 	}
 	if err = s.Abort(t.Context()); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestStaleIndexIsDropped(t *testing.T) {
 // inserted.
 func TestDamagedIndexIsNeverWrong(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
+		dir, err := os.MkdirTemp(t.TempDir(), "") //nolint:usetesting // one for each run
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -223,13 +223,15 @@ func TestIndexSurvivesItsFolder(t *testing.T) {
 		harm func(t *testing.T, dir string)
 	}{
 		{"deleted", func(t *testing.T, dir string) {
+			t.Helper()
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"state damaged", func(t *testing.T, dir string) { scribble(t, dir, "state") }},
-		{"table damaged", func(t *testing.T, dir string) { scribble(t, dir, "table") }},
+		{"state damaged", func(t *testing.T, dir string) { t.Helper(); scribble(t, dir, "state") }},
+		{"table damaged", func(t *testing.T, dir string) { t.Helper(); scribble(t, dir, "table") }},
 		{"old journal", func(t *testing.T, dir string) {
+			t.Helper()
 			if err := os.Rename(filepath.Join(dir, "lock"), filepath.Join(dir, journalPrefix+"x")); err != nil {
 				t.Fatal(err)
 			}
@@ -248,8 +250,8 @@ func TestIndexSurvivesItsFolder(t *testing.T) {
 			}
 			v.mustBackup(t, r, "b1", "", nil)
 			inner := filepath.Join(dir, "index-"+r.id.String())
-			if err := r.Close(); err != nil {
-				t.Fatal(err)
+			if failed := r.Close(); failed != nil {
+				t.Fatal(failed)
 			}
 			tt.harm(t, inner)
 			r = c.open(t, withIndex(dir, nil))
@@ -277,8 +279,8 @@ func scribble(t *testing.T, dir, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte("nonsense"), 10); err != nil {
-		t.Fatal(err)
+	if _, failed := f.WriteAt([]byte("nonsense"), 10); failed != nil {
+		t.Fatal(failed)
 	}
 	if err = f.Close(); err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ func TestOpenRefusals(t *testing.T) {
 		{"wrong password", func(_ *testing.T, _ *cluster, o *Options) { o.Password = []byte("guess") }, ErrPassword, "password"},
 		{"no store", func(_ *testing.T, _ *cluster, o *Options) { o.Stores = nil }, ErrInvalid, "no store"},
 		{"store of another repository", func(t *testing.T, _ *cluster, o *Options) {
+			t.Helper()
 			other := newCluster(1)
 			other.init(t, 1, 0)
 			o.Stores[2] = other.faulty[0]
@@ -38,6 +39,7 @@ func TestOpenRefusals(t *testing.T) {
 		}, ErrForeign, "store is down"},
 		{"duplicate store", func(_ *testing.T, c *cluster, o *Options) { o.Stores[1] = c.mem[0].Clone() }, ErrInvalid, "are the same store"},
 		{"newer version", func(t *testing.T, c *cluster, _ *Options) {
+			t.Helper()
 			r := c.open(t)
 			m := *r.membership()
 			m.Version, m.MinReader = 2, formatVersion+1
@@ -48,6 +50,7 @@ func TestOpenRefusals(t *testing.T) {
 			c.mem[5].Replace(name, object)
 		}, ErrVersion, "upgrade cairn"},
 		{"newer envelope", func(t *testing.T, c *cluster, _ *Options) {
+			t.Helper()
 			for _, m := range c.mem {
 				object, err := m.Get(t.Context(), storeName, 0, -1, nil)
 				if err != nil {
@@ -83,25 +86,25 @@ func TestOpenWithWhatIsThere(t *testing.T) {
 		mustVerify(t, v, c.open(t, func(o *Options) { o.Stores = o.Stores[2:] }), "b1")
 	})
 	t.Run("damaged keys on some", func(t *testing.T) {
-		c := c.clone()
-		for _, m := range c.mem[:3] {
+		hurt := c.clone()
+		for _, m := range hurt.mem[:3] {
 			for _, name := range m.Names() {
 				if strings.HasPrefix(name, keyPrefix) || strings.HasPrefix(name, membersPrefix) {
 					m.Replace(name, []byte("garbage"))
 				}
 			}
 		}
-		mustVerify(t, v, c.open(t), "b1")
+		mustVerify(t, v, hurt.open(t), "b1")
 	})
 	t.Run("a store comes back", func(t *testing.T) {
-		c := c.clone()
-		c.faulty[0].SetDown(true)
-		c.faulty[1].SetDown(true)
-		r := c.open(t)
+		hurt := c.clone()
+		hurt.faulty[0].SetDown(true)
+		hurt.faulty[1].SetDown(true)
+		r := hurt.open(t)
 		if _, err := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "v"}); !errors.Is(err, ErrTooFewStores) {
 			t.Errorf("Begin = %v", err)
 		}
-		c.heal()
+		hurt.heal()
 		v.mustBackup(t, r, "b2", "", nil)
 		for _, s := range r.Status(t.Context()) {
 			if s.State != StoreUp || s.Owed != 0 {
@@ -110,19 +113,19 @@ func TestOpenWithWhatIsThere(t *testing.T) {
 		}
 	})
 	t.Run("a newer writer", func(t *testing.T) {
-		c := c.clone()
-		r := c.open(t)
+		hurt := c.clone()
+		r := hurt.open(t)
 		m := *r.membership()
 		m.Version, m.MinWriter = 2, formatVersion+1
 		name, object, err := r.keys.sealMembership(&m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.mem[5].Replace(name, object)
+		hurt.mem[5].Replace(name, object)
 		if _, err := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "v"}); !errors.Is(err, ErrVersion) {
 			t.Errorf("Begin = %v", err)
 		}
-		mustVerify(t, v, c.open(t), "b1")
+		mustVerify(t, v, hurt.open(t), "b1")
 	})
 }
 

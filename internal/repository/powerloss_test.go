@@ -31,6 +31,7 @@ func dirStores(t *testing.T, fsys vfs.FS, open func(string, dirstore.Options) (*
 
 func TestDirstoreOnMem(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) objstore.Store {
+		t.Helper()
 		s, err := dirstore.Create("/a/b", dirstore.Options{FS: vfs.NewMem()})
 		if err != nil {
 			t.Fatal(err)
@@ -86,16 +87,16 @@ func powerRun(t *testing.T, at int, seed uint64) int {
 	v2 := v1.clone()
 	changed := v2.change(rnd, 3)
 	out := &outcomes{told: map[string]Outcome{}, contents: map[string]*content{"b1": v1, "b2": v2}}
-	if r, err := powerOpen(t.Context(), t, mem); err == nil {
-		if out.told["b1"], err = v1.backup(t.Context(), r, "b1", "", nil); err == nil {
+	if r, failed := powerOpen(t.Context(), t, mem); failed == nil {
+		if out.told["b1"], failed = v1.backup(t.Context(), r, "b1", "", nil); failed == nil {
 			out.told["b2"], _ = v2.backup(t.Context(), r, "b2", "b1", changed)
 		}
 		// With the power off nothing can be closed properly.
-		if err = r.Close(); err != nil && at < 0 {
-			t.Error(err)
+		if failed = r.Close(); failed != nil && at < 0 {
+			t.Error(failed)
 		}
 	} else if at < 0 {
-		t.Fatal(err)
+		t.Fatal(failed)
 	}
 	mu.Lock()
 	defer mu.Unlock()
@@ -170,9 +171,9 @@ func TestDirectories(t *testing.T) {
 		if i == 1 || i == 3 {
 			name += ".gone"
 		}
-		s, err := dirstore.Open(name, dirstore.Options{})
-		if err != nil {
-			t.Fatal(err)
+		s, failed := dirstore.Open(name, dirstore.Options{})
+		if failed != nil {
+			t.Fatal(failed)
 		}
 		left = append(left, s)
 	}
@@ -181,8 +182,8 @@ func TestDirectories(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustVerify(t, v, r, "b1")
-	if _, err := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "v"}); !errors.Is(err, ErrTooFewStores) {
-		t.Errorf("Begin with two folders gone = %v", err)
+	if _, failed := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "v"}); !errors.Is(failed, ErrTooFewStores) {
+		t.Errorf("Begin with two folders gone = %v", failed)
 	}
 	if err = r.Close(); err != nil {
 		t.Error(err)

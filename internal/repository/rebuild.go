@@ -64,12 +64,12 @@ func (s *Session) indexBackup(ctx context.Context, st standing, budget *int64) e
 	}
 	var batch []chunk.Ref
 	flush := func() error {
-		more, err := s.r.index.insert(s.merge.epoch, batch)
+		more, failed := s.r.index.insert(s.merge.epoch, batch)
 		batch = batch[:0]
-		if err == nil && !more {
-			err = errFull // lists were applied meanwhile: what was read is too old
+		if failed == nil && !more {
+			failed = errFull // lists were applied meanwhile: what was read is too old
 		}
-		return err
+		return failed
 	}
 	err = tree.Walk(ctx, func(_ int64, l *manifest.Leaf) error {
 		for i := range manifest.LeafBlocks {

@@ -43,8 +43,8 @@ func TestFullThenIncremental(t *testing.T) {
 				}
 			}
 			mustVerify(t, v2, again, "b2")
-			if b, err := again.Backup(t.Context(), "name-b2"); err != nil || b.ID != "b2" {
-				t.Errorf("by name: %+v, %v", b, err)
+			if b, failed := again.Backup(t.Context(), "name-b2"); failed != nil || b.ID != "b2" {
+				t.Errorf("by name: %+v, %v", b, failed)
 			}
 			for _, s := range c.mem {
 				for _, name := range s.Names() {
@@ -74,8 +74,8 @@ func TestIncrementalStoresOnlyWhatChanged(t *testing.T) {
 	if s.Parent() == nil {
 		t.Fatal(s.ParentProblem())
 	}
-	if _, err := v.write(t.Context(), s, changed); err != nil {
-		t.Fatal(err)
+	if _, failed := v.write(t.Context(), s, changed); failed != nil {
+		t.Fatal(failed)
 	}
 	st := s.Stored()
 	if limit := int64(3*testBlock + 64<<10); st.BytesStored > limit {
@@ -96,11 +96,13 @@ func TestParentThatIsNotLive(t *testing.T) {
 		{"other volume", nil, SessionOptions{Project: "p", VolumeID: "w", ParentBackup: "b1"}},
 		{"other project", nil, SessionOptions{Project: "q", VolumeID: "v", ParentBackup: "b1"}},
 		{"deleted", func(t *testing.T, _ *cluster, r *Repository) {
+			t.Helper()
 			if err := r.Delete(t.Context(), "b1"); err != nil {
 				t.Fatal(err)
 			}
 		}, SessionOptions{Project: "p", VolumeID: "v", ParentBackup: "b1"}},
 		{"purged on one store", func(t *testing.T, c *cluster, r *Repository) {
+			t.Helper()
 			list, err := r.Backups(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -183,8 +185,8 @@ func TestCondemnedPacksAreNotUsedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o, err := s.Commit(t.Context(), Root{BackupID: "b2", Geometry: v.geometry(), Top: top}); o != OutcomeCommitted {
-		t.Fatal(o, err)
+	if o, failed := s.Commit(t.Context(), Root{BackupID: "b2", Geometry: v.geometry(), Top: top}); o != OutcomeCommitted {
+		t.Fatal(o, failed)
 	}
 	// The prune goes on.
 	for _, m := range c.mem {
@@ -299,9 +301,9 @@ func TestReplacedStoreDoesNotCount(t *testing.T) {
 		if name == storeName {
 			other := newCluster(1)
 			other.init(t, 1, 0)
-			object, err := other.mem[0].Get(t.Context(), storeName, 0, -1, nil)
-			if err != nil {
-				t.Fatal(err)
+			object, failed := other.mem[0].Get(t.Context(), storeName, 0, -1, nil)
+			if failed != nil {
+				t.Fatal(failed)
 			}
 			c.mem[1].Replace(storeName, object)
 		}
@@ -324,17 +326,17 @@ func TestFence(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := c.open(t)
-	if d, err := other.Verdict(t.Context(), s.ID()); d != Undecided || err != nil {
-		t.Errorf("Verdict = %v, %v", d, err)
+	if d, failed := other.Verdict(t.Context(), s.ID()); d != Undecided || failed != nil {
+		t.Errorf("Verdict = %v, %v", d, failed)
 	}
-	if d, err := other.FenceSession(t.Context(), s.ID()); d != Aborted || err != nil {
-		t.Errorf("FenceSession = %v, %v", d, err)
+	if d, failed := other.FenceSession(t.Context(), s.ID()); d != Aborted || failed != nil {
+		t.Errorf("FenceSession = %v, %v", d, failed)
 	}
-	if o, err := s.Commit(t.Context(), Root{BackupID: "b", Geometry: v.geometry(), Top: top}); o != OutcomeFailed || err == nil {
-		t.Errorf("the zombie was told %v, %v", o, err)
+	if o, failed := s.Commit(t.Context(), Root{BackupID: "b", Geometry: v.geometry(), Top: top}); o != OutcomeFailed || failed == nil {
+		t.Errorf("the zombie was told %v, %v", o, failed)
 	}
-	if list, err := other.Backups(t.Context()); err != nil || len(list) != 0 {
-		t.Errorf("Backups = %v, %v", list, err)
+	if list, failed := other.Backups(t.Context()); failed != nil || len(list) != 0 {
+		t.Errorf("Backups = %v, %v", list, failed)
 	}
 
 	v.mustBackup(t, r, "b2", "", nil)

@@ -25,8 +25,8 @@ func fillPacks(ctx context.Context, t *testing.T, s *Session, n int) {
 	}
 	for i := range n * 256 {
 		binary.BigEndian.PutUint64(plain, uint64(i))
-		if _, p, err := w.PutBlock(ctx, plain); err != nil || !p.New {
-			t.Fatalf("block %d: %+v, %v", i, p, err)
+		if _, p, failed := w.PutBlock(ctx, plain); failed != nil || !p.New {
+			t.Fatalf("block %d: %+v, %v", i, p, failed)
 		}
 	}
 	if err = w.Close(ctx); err != nil {

@@ -33,7 +33,10 @@ func create(t *testing.T, dir string) *dirstore.Store {
 }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) objstore.Store { return create(t, filepath.Join(t.TempDir(), "new", "store")) })
+	storetest.Run(t, func(t *testing.T) objstore.Store {
+		t.Helper()
+		return create(t, filepath.Join(t.TempDir(), "new", "store"))
+	})
 }
 
 func TestCreateRefusesForeignFolders(t *testing.T) {
