@@ -10,8 +10,16 @@ import (
 func TestGeometry(t *testing.T) {
 	g := Geometry{Size: 10000, BlockSize: 4096}
 	for _, c := range []struct{ off, n, first, count int64 }{
-		{0, 1, 0, 1}, {0, 4096, 0, 1}, {0, 4097, 0, 2}, {4095, 2, 0, 2}, {4096, 4096, 1, 1},
-		{8192, 100000, 2, 1}, {0, 1 << 62, 0, 3}, {9999, 1, 2, 1}, {10000, 1, 0, 0}, {5, 0, 0, 0},
+		{0, 1, 0, 1},
+		{0, 4096, 0, 1},
+		{0, 4097, 0, 2},
+		{4095, 2, 0, 2},
+		{4096, 4096, 1, 1},
+		{8192, 100000, 2, 1},
+		{0, 1 << 62, 0, 3},
+		{9999, 1, 2, 1},
+		{10000, 1, 0, 0},
+		{5, 0, 0, 0},
 	} {
 		if first, count := g.Span(c.off, c.n); first != c.first || count != c.count {
 			t.Errorf("span of %d bytes at %d: %d, %d; want %d, %d", c.n, c.off, first, count, c.first, c.count)

@@ -113,10 +113,7 @@ func (h *history) reopen(fsys vfs.FS) error {
 			continue
 		}
 		within := func(b, dirty *Bitmap) error {
-			if err := covers(b, dirty); err != nil {
-				return err
-			}
-			return covers(h.marked, b)
+			return errors.Join(covers(b, dirty), covers(h.marked, b))
 		}
 		if err = m.verify(t, within); err == nil {
 			h.tracker, h.model, h.pending = t, m, nil
@@ -171,7 +168,7 @@ func crashAt(m *vfs.Mem, n int, rng *rand.Rand) func() *vfs.Mem {
 }
 
 // run lets a history happen until the power fails, and again after each reopen.
-func (h *history) run(fsys *vfs.Mem, failures int, at int) error {
+func (h *history) run(fsys *vfs.Mem, failures, at int) error {
 	for failure := range failures {
 		left := crashAt(fsys, at, h.rng)
 		for step := 0; ; step++ {
@@ -233,7 +230,7 @@ func TestFaultsThenPowerLoss(t *testing.T) {
 		check(t, tr.AddCheckpoint("first"))
 		h.model.add("first")
 		faults := source(seed + 1000)
-		m.FailOn(func(op, _ string) error {
+		m.FailOn(func(string, string) error {
 			if faults.IntN(15) == 0 {
 				return syscall.EIO
 			}

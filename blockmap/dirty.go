@@ -18,8 +18,7 @@ func (t *Tracker) Checkpoints() []Checkpoint {
 	b := NewBitmap(t.list.mostBlocks())
 	b.Or(t.live())
 	doubt := t.newestDoubt()
-	for i := len(t.list.segments) - 1; i >= 0; i-- {
-		s := t.list.segments[i]
+	for i, s := range slices.Backward(t.list.segments) {
 		if i < len(t.list.segments)-1 && doubt == "" {
 			doubt, _ = readBits(t.fsys, t.dir, t.list.volume, s, b)
 		}

@@ -114,7 +114,7 @@ func (l *list) encode() []byte {
 		b = appendText(b, s.doubt)
 		b = binary.BigEndian.AppendUint16(b, uint16(len(s.names))) //nolint:gosec // Limited.
 		for _, n := range s.names {
-			b = binary.BigEndian.AppendUint64(b, uint64(n.created.UnixNano())) //nolint:gosec // A pattern of bits.
+			b = binary.BigEndian.AppendUint64(b, uint64(n.created.UnixNano()))
 			b = appendText(b, n.name)
 		}
 	}

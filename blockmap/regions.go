@@ -40,21 +40,21 @@ func newRegions(n int64, most int) *regions {
 
 // hotAndUsed is the path of every write: whether nothing is to be done.
 func (r *regions) hotAndUsed(i int64) bool {
-	return atomic.LoadUint64(&r.states[i>>5])>>(uint(i&31)*2)&3 == regionHot|regionUsed //nolint:gosec // 0 to 31.
+	return atomic.LoadUint64(&r.states[i>>5])>>(uint(i&31)*2)&3 == regionHot|regionUsed
 }
 
 func (r *regions) get(i int64) uint64 {
-	return atomic.LoadUint64(&r.states[i>>5]) >> (uint(i&31) * 2) & 3 //nolint:gosec // 0 to 31.
+	return atomic.LoadUint64(&r.states[i>>5]) >> (uint(i&31) * 2) & 3
 }
 
 func (r *regions) hot(i int64) bool { return r.get(i)&regionHot != 0 }
 
 func (r *regions) set(i int64, state uint64) {
-	atomic.OrUint64(&r.states[i>>5], state<<(uint(i&31)*2)) //nolint:gosec // 0 to 31.
+	atomic.OrUint64(&r.states[i>>5], state<<(uint(i&31)*2))
 }
 
 func (r *regions) unset(i int64, state uint64) {
-	atomic.AndUint64(&r.states[i>>5], ^(state << (uint(i&31) * 2))) //nolint:gosec // 0 to 31.
+	atomic.AndUint64(&r.states[i>>5], ^(state << (uint(i&31) * 2)))
 }
 
 // setAll makes every region hot, or none.

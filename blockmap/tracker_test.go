@@ -6,8 +6,9 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/cairnbackup/cairn/internal/vfs"
 	"pgregory.net/rapid"
+
+	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
 // machine drives a tracker and its model with the same random operations.
@@ -17,7 +18,6 @@ type machine struct {
 	model   *model
 	options TrackerOptions
 	named   int
-	exact   bool // no unclean stop since the newest checkpoint
 }
 
 func (m *machine) name() string {
@@ -42,7 +42,7 @@ func (m *machine) reconcile() error {
 	}
 	b, doubt, err := m.tracker.Dirty(names[0], "")
 	if err != nil || doubt != "" {
-		return fmt.Errorf("after an unclean stop: %v, doubt %q", err, doubt)
+		return errors.Join(err, fmt.Errorf("after an unclean stop: doubt %q", doubt))
 	}
 	if err := covers(b, m.model.newest().dirty); err != nil {
 		return err

@@ -55,6 +55,7 @@ func content(t *testing.T, fsys FS, name string) string {
 
 func TestNames(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		a, b, sub := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "sub")
 		f := create(t, fsys, a, "one")
 		check(t, fsys.Mkdir(sub, 0o700))
@@ -91,6 +92,7 @@ func TestNames(t *testing.T) {
 
 func TestNameErrors(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		p := func(s string) string { return filepath.Join(dir, s) }
 		create(t, fsys, p("f"), "x")
 		check(t, fsys.Mkdir(p("d"), 0o755))
@@ -139,6 +141,7 @@ func TestNameErrors(t *testing.T) {
 
 func TestFileBasics(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		name := filepath.Join(dir, "f")
 		f := create(t, fsys, name, "hello")
 		check(t, f.Truncate(10))
@@ -177,6 +180,7 @@ func TestFileBasics(t *testing.T) {
 
 func TestHoles(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		f := create(t, fsys, filepath.Join(dir, "f"), "")
 		const mib = 1 << 20
 		check(t, f.Truncate(16*mib))
@@ -221,6 +225,7 @@ func TestHoles(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		f := create(t, fsys, filepath.Join(dir, "f"), "")
 		g := create(t, fsys, filepath.Join(dir, "f"), "")
 		check(t, Lock(f))
@@ -235,6 +240,7 @@ func TestLock(t *testing.T) {
 
 func TestWholeFiles(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		sub := filepath.Join(dir, "a", "b", "c")
 		check(t, MkdirAll(fsys, sub, 0o755))
 		check(t, MkdirAll(fsys, sub, 0o755))
@@ -262,6 +268,7 @@ func TestWholeFiles(t *testing.T) {
 // Random writes, cuts and zeros read back as from a byte slice, on both.
 func TestContentModel(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
 		rapid.Check(t, func(r *rapid.T) {
 			f, err := fsys.OpenFile(filepath.Join(dir, "f"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 			if err != nil {

@@ -116,7 +116,7 @@ func TestCrashOfRename(t *testing.T) {
 }
 
 func TestCrashOfRenameBetweenDirectories(t *testing.T) {
-	between := func(sync string) map[string]int {
+	between := func(synced string) map[string]int {
 		m := NewMem()
 		check(t, m.Mkdir("a", 0o755))
 		check(t, m.Mkdir("b", 0o755))
@@ -124,8 +124,8 @@ func TestCrashOfRenameBetweenDirectories(t *testing.T) {
 		check(t, m.SyncDir("a"))
 		check(t, m.SyncDir("/"))
 		check(t, m.Rename("a/f", "b/f"))
-		if sync != "" {
-			check(t, m.SyncDir(sync))
+		if synced != "" {
+			check(t, m.SyncDir(synced))
 		}
 		return outcomes(t, m, func(m *Mem) string { return readAll(m, "a/f") + "," + readAll(m, "b/f") })
 	}

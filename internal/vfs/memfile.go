@@ -90,6 +90,7 @@ func (f *memFile) usable(forbidden int) error {
 	return nil
 }
 
+// ReadAt implements [File].
 func (f *memFile) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, pathErr("read", f.name, syscall.EINVAL)
@@ -107,6 +108,7 @@ func (f *memFile) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, pathErr("read", f.name, err)
 }
 
+// WriteAt implements [File].
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, pathErr("write", f.name, syscall.EINVAL)
@@ -151,6 +153,7 @@ func (d *memData) syncRange(off, n int64) {
 	d.diskSize = d.size
 }
 
+// Close implements [File].
 func (f *memFile) Close() error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
@@ -164,6 +167,7 @@ func (f *memFile) Close() error {
 	return nil
 }
 
+// Truncate implements [File].
 func (f *memFile) Truncate(size int64) error {
 	if size < 0 {
 		return pathErr("truncate", f.name, syscall.EINVAL)
@@ -178,6 +182,7 @@ func (f *memFile) Truncate(size int64) error {
 	}, nil, nil))
 }
 
+// Sync implements [File].
 func (f *memFile) Sync() error {
 	usable := func() error {
 		if f.closed {
@@ -189,6 +194,7 @@ func (f *memFile) Sync() error {
 	return pathErr("fdatasync", f.name, f.m.mutate("sync", f.name, usable, func() { f.n.data.sync() }, failed))
 }
 
+// Stat implements [File].
 func (f *memFile) Stat() (info fs.FileInfo, err error) {
 	err = f.m.look(func() error {
 		if f.closed {
@@ -200,6 +206,7 @@ func (f *memFile) Stat() (info fs.FileInfo, err error) {
 	return info, pathErr("stat", f.name, err)
 }
 
+// Zero implements [File].
 func (f *memFile) Zero(off, n int64, punch bool) error {
 	if off < 0 || n < 0 {
 		return pathErr("zero", f.name, syscall.EINVAL)
@@ -223,6 +230,7 @@ func (f *memFile) Zero(off, n int64, punch bool) error {
 	}, nil, nil))
 }
 
+// NextData implements [File].
 func (f *memFile) NextData(off int64) (start, end int64, err error) {
 	found := false
 	err = f.m.look(func() error {

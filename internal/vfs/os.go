@@ -17,6 +17,7 @@ type osFS struct{}
 
 var _ FS = osFS{}
 
+// OpenFile implements [FS].
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	if flag&os.O_APPEND != 0 {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EINVAL}
@@ -28,18 +29,25 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	return &osFile{f: f}, nil
 }
 
+// Mkdir implements [FS].
 func (osFS) Mkdir(name string, perm fs.FileMode) error { return os.Mkdir(name, perm) }
 
+// Remove implements [FS].
 func (osFS) Remove(name string) error { return os.Remove(name) }
 
+// Rename implements [FS].
 func (osFS) Rename(oldname, newname string) error { return os.Rename(oldname, newname) }
 
+// Link implements [FS].
 func (osFS) Link(oldname, newname string) error { return os.Link(oldname, newname) }
 
+// ReadDir implements [FS].
 func (osFS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }
 
+// Stat implements [FS].
 func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
+// SyncDir implements [FS].
 func (osFS) SyncDir(name string) error {
 	d, err := os.Open(name)
 	if err != nil {

@@ -27,16 +27,22 @@ func OSFile(f File) (*os.File, bool) {
 	return nil, false
 }
 
+// ReadAt implements [File].
 func (o *osFile) ReadAt(p []byte, off int64) (int, error) { return o.f.ReadAt(p, off) }
 
+// WriteAt implements [File].
 func (o *osFile) WriteAt(p []byte, off int64) (int, error) { return o.f.WriteAt(p, off) }
 
+// Close implements [File].
 func (o *osFile) Close() error { return o.f.Close() }
 
+// Truncate implements [File].
 func (o *osFile) Truncate(size int64) error { return o.f.Truncate(size) }
 
+// Stat implements [File].
 func (o *osFile) Stat() (fs.FileInfo, error) { return o.f.Stat() }
 
+// Sync implements [File].
 func (o *osFile) Sync() error { return control(o.f, "fdatasync", unix.Fdatasync) }
 
 // end returns the size, also of a block device, of which Stat knows none.
@@ -50,6 +56,7 @@ func (o *osFile) end() (int64, error) {
 	return size, err
 }
 
+// Zero implements [File].
 func (o *osFile) Zero(off, n int64, punch bool) error {
 	if off < 0 || n < 0 {
 		return &fs.PathError{Op: "zero", Path: o.f.Name(), Err: unix.EINVAL}
@@ -99,6 +106,7 @@ func (o *osFile) writeZeros(off, n int64) error {
 	return nil
 }
 
+// NextData implements [File].
 func (o *osFile) NextData(off int64) (start, end int64, err error) {
 	size, err := o.end()
 	if err != nil {
