@@ -80,7 +80,6 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 	if outcome == repository.OutcomeUnknown {
 		return s.waitDecision(ctx, t, r.rec, err)
 	}
-	s.wakeTidy()
 	if outcome != repository.OutcomeCommitted {
 		return nil, errors.New(r.rec.FailReason)
 	}
@@ -186,7 +185,6 @@ func (r *backupRun) dropSnapshot(ctx context.Context) {
 	}
 	if err := r.serve.DeleteSnapshot(ctx, r.snap.ID); err != nil && !errors.Is(err, serve.ErrNotFound) {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not deleted yet", slog.String("snapshot", r.snap.ID), slog.Any("error", err))
-		r.wakeTidy()
 		return
 	}
 	r.snap.ID = ""

@@ -32,6 +32,7 @@ type engine struct {
 	limit int
 	owner string
 	wake  chan struct{} // something may have become possible
+	ended func()        // called behind the end of each job, when it holds its volume no longer
 
 	mu      sync.Mutex
 	tasks   []*task // queued and running, oldest first
@@ -51,7 +52,7 @@ type task struct {
 	cancel context.CancelCauseFunc // while it runs
 }
 
-func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int) *engine {
+func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int, ended func()) *engine {
 	if limit <= 0 {
 		limit = 2
 	}
@@ -59,7 +60,7 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int) *engine {
 	if err != nil {
 		host = "localhost"
 	}
-	return &engine{cat: cat, log: log, limit: limit, wake: make(chan struct{}, 1), owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+	return &engine{cat: cat, log: log, limit: limit, ended: ended, wake: make(chan struct{}, 1), owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
 }
 
 // submit records a job and queues it. work is called exactly once, also when
@@ -189,6 +190,7 @@ func (e *engine) perform(ctx context.Context, t *task) {
 		result, err = t.work(ctx, t)
 	}
 	e.finish(context.WithoutCancel(ctx), t, result, err)
+	e.ended()
 	log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.Any("error", err))
 }
 

@@ -18,7 +18,7 @@ func startEngine(t *testing.T, limit int) (*engine, *catalog.Catalog, context.Ca
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(cat, slog.New(slog.DiscardHandler), limit)
+	e := newEngine(cat, slog.New(slog.DiscardHandler), limit, func() {})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

@@ -69,8 +69,10 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 	closers = append(closers, cat.Close)
 	s := &server{
 		o: o, log: o.Logger, cat: cat, repo: o.Repository, serve: o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
-		jobs: newEngine(cat, o.Logger, o.Limits.ConcurrentJobs), exports: newExports(cat, o.Repository, o.Logger, o.NBDDir, overlays),
+		exports: newExports(cat, o.Repository, o.Logger, o.NBDDir, overlays),
 	}
+	// A job keeps the tidying off its volume: it is woken when the job is gone.
+	s.jobs = newEngine(cat, o.Logger, o.Limits.ConcurrentJobs, s.wakeTidy)
 	l, err := listen(ctx, o.Socket, 0o600)
 	if err != nil {
 		return err
