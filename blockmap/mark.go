@@ -100,7 +100,7 @@ func (t *Tracker) markRegions(off, n int64) error {
 		return nil
 	}
 	t.stats.coldMarks.Add(1)
-	if len(cold) > t.hotMax/4 {
+	if len(cold) > max(t.hotMax/4, 1) {
 		// A large trim or zeroing: its bits themselves, instead of a log
 		// of more regions than may be hot.
 		return t.markDurably(off, n)
