@@ -9,7 +9,6 @@ import (
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/backup"
-	"github.com/cairnbackup/cairn/internal/chunk"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/nbd"
 )
@@ -174,19 +173,7 @@ func auditSeed(id string) uint64 {
 type session struct{ *repository.Session }
 
 // Worker opens a worker for one goroutine.
-func (s session) Worker() (backup.Worker, error) {
-	w, err := s.Session.Worker()
-	return worker{w}, err
-}
-
-// worker is a session's worker in the words of package backup.
-type worker struct{ *repository.Worker }
-
-// PutBlock stores a block.
-func (w worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, backup.Put, error) {
-	ref, put, err := w.Worker.PutBlock(ctx, plain)
-	return ref, backup.Put(put), err
-}
+func (s session) Worker() (backup.Worker, error) { return s.Session.Worker() }
 
 func backupProgress(g backup.Progress) Progress {
 	return Progress{Phase: "reading", Total: g.Total, Done: g.Done, Read: g.Read, New: g.New, Stored: g.Stored}

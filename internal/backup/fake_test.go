@@ -116,17 +116,19 @@ func (w *vaultWorker) ref(id chunk.ID) chunk.Ref {
 	return chunk.Ref{ID: id, Location: chunk.Location{Pack: chunk.PackID{1}, Length: chunk.MinSealed}}
 }
 
-func (w *vaultWorker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Put, error) {
+func (w *vaultWorker) PutBlock(ctx context.Context, id chunk.ID, plain []byte) (chunk.Ref, int, error) {
 	defer w.alone()()
 	if err := ctx.Err(); err != nil {
-		return chunk.Ref{}, Put{}, err
+		return chunk.Ref{}, 0, err
 	}
-	id := w.v.d.ID(chunk.Data, plain)
+	if id != w.v.d.ID(chunk.Data, plain) {
+		panic("block put under another's ID")
+	}
 	w.v.mu.Lock()
 	defer w.v.mu.Unlock()
 	if w.v.fail != nil {
 		if err := w.v.fail(); err != nil {
-			return chunk.Ref{}, Put{}, err
+			return chunk.Ref{}, 0, err
 		}
 	}
 	_, old := w.v.chunks[id]
@@ -137,7 +139,10 @@ func (w *vaultWorker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Pu
 	}
 	r := w.ref(id)
 	r.Offset = w.v.places[id]
-	return r, Put{New: !old, Stored: 100}, nil
+	if old {
+		return r, 0, nil
+	}
+	return r, 100, nil
 }
 
 func (w *vaultWorker) BlockID(plain []byte) chunk.ID {

@@ -35,8 +35,7 @@ type packWorker struct {
 
 func (w *packWorker) BlockID(plain []byte) chunk.ID { return w.s.d.ID(chunk.Data, plain) }
 
-func (w *packWorker) put(k chunk.Kind, plain []byte) (chunk.Ref, error) {
-	id := w.s.d.ID(k, plain)
+func (w *packWorker) put(k chunk.Kind, id chunk.ID, plain []byte) (chunk.Ref, error) {
 	for {
 		if w.b == nil {
 			var random [14]byte
@@ -69,13 +68,13 @@ func (w *packWorker) ship() error {
 	return err
 }
 
-func (w *packWorker) PutBlock(_ context.Context, plain []byte) (chunk.Ref, Put, error) {
-	r, err := w.put(chunk.Data, plain)
-	return r, Put{New: true, Stored: int(r.Length)}, err
+func (w *packWorker) PutBlock(_ context.Context, id chunk.ID, plain []byte) (chunk.Ref, int, error) {
+	r, err := w.put(chunk.Data, id, plain)
+	return r, int(r.Length), err
 }
 
 func (w *packWorker) PutNode(_ context.Context, plain []byte) (chunk.Ref, error) {
-	return w.put(chunk.Node, plain)
+	return w.put(chunk.Node, w.s.d.ID(chunk.Node, plain), plain)
 }
 
 func (w *packWorker) Close(context.Context) error {

@@ -47,19 +47,14 @@ type Session interface {
 	Parent() *manifest.Tree
 }
 
-// Put says what became of a block.
-type Put struct {
-	New    bool // stored now; false: the same content was stored before
-	Stored int  // bytes that it takes, sealed
-}
-
 // Worker stores blocks and nodes. It is used by one goroutine at a time.
 type Worker interface {
-	// PutBlock stores a block or finds it stored. It does not keep plain. Run
-	// often calls it right after BlockID with the same bytes.
-	PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Put, error)
-	// BlockID returns the ID under which PutBlock stores a block.
+	// BlockID returns the ID of a block.
 	BlockID(plain []byte) chunk.ID
+	// PutBlock stores a block or finds it stored; id is its BlockID. It does not
+	// keep plain. stored is the sealed length of a block that was stored now,
+	// and 0 of one that was there.
+	PutBlock(ctx context.Context, id chunk.ID, plain []byte) (ref chunk.Ref, stored int, err error)
 	// PutNode stores a node of the manifest.
 	PutNode(ctx context.Context, plain []byte) (chunk.Ref, error)
 	// Close ships what the worker holds. It is called exactly once; after an

@@ -119,12 +119,13 @@ func (r *run) block(ctx context.Context, w Worker, l *leaf, i int, plain []byte)
 	}
 	old, had := l.refs.At(i)
 	heal := false
-	if had && w.BlockID(plain) == old.ID {
+	id := w.BlockID(plain)
+	if had && id == old.ID {
 		if heal = r.bad(old.ID); !heal {
 			return nil
 		}
 	}
-	ref, put, err := w.PutBlock(ctx, plain)
+	ref, stored, err := w.PutBlock(ctx, id, plain)
 	if err != nil {
 		return fmt.Errorf("store block %d: %w", l.block(i), err)
 	}
@@ -134,9 +135,9 @@ func (r *run) block(ctx context.Context, w Worker, l *leaf, i int, plain []byte)
 	case ref.Location != old.Location: // else the session holds on to the damaged one
 		r.count.healed.Add(1)
 	}
-	if put.New {
+	if stored > 0 {
 		r.count.fresh.Add(n)
-		r.count.stored.Add(int64(put.Stored))
+		r.count.stored.Add(int64(stored))
 	}
 	l.refs.Set(i, ref)
 	l.changed = true

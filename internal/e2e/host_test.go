@@ -90,8 +90,8 @@ func (h *host) path(elem ...string) string { return filepath.Join(append([]strin
 
 func (h *host) startServe() {
 	h.t.Helper()
-	h.serve = h.start("serve", "serve", "--state", h.path("state", "serve"), "--control", h.path("serve.sock"), "--nbd-dir", h.path("nbd"))
-	h.await("serve", func(ctx context.Context) error { _, err := h.data.Status(ctx); return err })
+	h.serve = h.start("serve", "serve", "--state", h.path("state"), "--control", h.path("serve.sock"), "--nbd-dir", h.path("nbd"))
+	h.await("serve", h.serve, func(ctx context.Context) error { _, err := h.data.Status(ctx); return err })
 }
 
 func (h *host) startAgent() {
@@ -102,7 +102,7 @@ func (h *host) startAgent() {
 		args = append(args, "--store", s)
 	}
 	h.agent = h.start("agent", args...)
-	h.await("agent", func(ctx context.Context) error { _, err := h.control.Status(ctx); return err })
+	h.await("agent", h.agent, func(ctx context.Context) error { _, err := h.control.Status(ctx); return err })
 }
 
 // start runs the command with its output in a log file.
@@ -126,16 +126,21 @@ func (h *host) start(name string, args ...string) *process {
 	return p
 }
 
-// await polls until answers returns nil.
-func (h *host) await(name string, answers func(context.Context) error) {
+// await polls until answers returns nil, or the process has ended.
+func (h *host) await(name string, p *process, answers func(context.Context) error) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
 	if err := poll(ctx, 5*time.Millisecond, func() (bool, error) {
-		return answers(ctx) == nil, nil
+		select {
+		case <-p.done:
+			return false, errors.New("it has ended")
+		default:
+			return answers(ctx) == nil, nil
+		}
 	}); err != nil {
 		h.showLog(name)
-		h.t.Fatalf("%s does not answer", name)
+		h.t.Fatalf("%s does not answer: %v", name, err)
 	}
 }
 

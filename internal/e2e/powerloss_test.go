@@ -15,7 +15,6 @@ import (
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/backup"
-	"github.com/cairnbackup/cairn/internal/chunk"
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -60,14 +59,13 @@ func TestPowerLoss(t *testing.T) {
 }
 
 // tally counts what a test went through.
-type tally struct{ Crashes, Writes, Flushes, Committed, Lost, Snapshots, Exact, Doubted int }
+type tally struct{ Crashes, Writes, Flushes, Committed, Snapshots, Exact, Doubted int }
 
 func (t *tally) add(o tally) {
 	t.Crashes += o.Crashes
 	t.Writes += o.Writes
 	t.Flushes += o.Flushes
 	t.Committed += o.Committed
-	t.Lost += o.Lost
 	t.Snapshots += o.Snapshots
 	t.Exact += o.Exact
 	t.Doubted += o.Doubted
@@ -101,6 +99,7 @@ type taken struct {
 // made is a backup that was begun.
 type made struct {
 	image     []byte
+	snapped   bool // its snapshot was told taken: the image is on the disk
 	committed bool // told so
 }
 
@@ -315,18 +314,7 @@ func (s snapshotSource) ReadAt(_ context.Context, p []byte, off int64) error {
 // session is what backup.Run writes to.
 type session struct{ *repository.Session }
 
-func (s session) Worker() (backup.Worker, error) {
-	w, err := s.Session.Worker()
-	return worker{w}, err
-}
-
-// worker is a session's worker in the words of package backup.
-type worker struct{ *repository.Worker }
-
-func (w worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, backup.Put, error) {
-	ref, put, err := w.Worker.PutBlock(ctx, plain)
-	return ref, backup.Put(put), err
-}
+func (s session) Worker() (backup.Worker, error) { return s.Session.Worker() }
 
 // backup makes a backup as the agent does, incremental where there is one to
 // start from.
@@ -338,6 +326,7 @@ func (w *world) backup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.snapped = true
 	w.settled()
 	snap := snaps[0]
 	g := blockmap.Geometry{Size: lossSize, BlockSize: blockmap.DefaultBlockSize}
@@ -481,12 +470,11 @@ func (w *world) checkBackups() error {
 		}
 	}
 	for id, m := range w.backups {
-		if m.committed && !there[id] {
+		switch {
+		case there[id]:
+			m.committed = true // from now on it must stay
+		case m.committed:
 			return fmt.Errorf("backup %s was told committed and is not there", id)
-		}
-		if !there[id] {
-			w.Lost++
-			delete(w.backups, id)
 		}
 	}
 	return w.checkTracker()
@@ -512,7 +500,7 @@ func (w *world) checkBackup(ctx context.Context, id string, want []byte) (err er
 func (w *world) checkTracker() error {
 	for _, c := range w.vol.Checkpoints() {
 		m := w.backups[c.Name]
-		if m == nil {
+		if m == nil || !m.snapped {
 			continue
 		}
 		dirty, doubt, err := w.vol.Dirty(c.Name, "")

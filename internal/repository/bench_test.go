@@ -71,7 +71,7 @@ func (c *content) writeInOrder(b *testing.B, s *Session) []byte {
 	tree := manifest.NewBuilder(nil, c.geometry())
 	leaf := &manifest.Leaf{}
 	for i := range c.geometry().Blocks() {
-		ref, _, failed := w.PutBlock(b.Context(), c.blocks[i])
+		ref, _, failed := w.PutBlock(b.Context(), w.BlockID(c.blocks[i]), c.blocks[i])
 		if failed != nil {
 			b.Fatal(failed)
 		}

@@ -183,7 +183,7 @@ func (c *content) write(ctx context.Context, s *Session, changed []int64) (top [
 			}
 			leaves[n] = l
 		}
-		ref, _, failed := w.PutBlock(ctx, c.blocks[b])
+		ref, _, failed := w.PutBlock(ctx, w.BlockID(c.blocks[b]), c.blocks[b])
 		l.Set(int(b%manifest.LeafBlocks), ref)
 		return failed
 	}

@@ -25,8 +25,8 @@ func fillPacks(ctx context.Context, t *testing.T, s *Session, n int) {
 	}
 	for i := range n * 256 {
 		binary.BigEndian.PutUint64(plain, uint64(i))
-		if _, p, failed := w.PutBlock(ctx, plain); failed != nil || !p.New {
-			t.Fatalf("block %d: %+v, %v", i, p, failed)
+		if _, stored, failed := w.PutBlock(ctx, w.BlockID(plain), plain); failed != nil || stored == 0 {
+			t.Fatalf("block %d: %+v, %v", i, stored, failed)
 		}
 	}
 	if err = w.Close(ctx); err != nil {
@@ -115,7 +115,7 @@ func TestBackpressureEndsWithTheContext(t *testing.T) {
 	}
 	for i := 0; ; i++ {
 		binary.BigEndian.PutUint64(plain, uint64(i))
-		if _, _, err = w.PutBlock(ctx, plain); err != nil {
+		if _, _, err = w.PutBlock(ctx, w.BlockID(plain), plain); err != nil {
 			break
 		}
 		if i > 256*(queueRoom+3) {

@@ -9,12 +9,6 @@ import (
 	"github.com/cairnbackup/cairn/internal/pack"
 )
 
-// Put says what became of a block.
-type Put struct {
-	New    bool // stored now; false = the same block was stored before
-	Stored int  // bytes that it takes, sealed
-}
-
 // Worker puts blocks and nodes into packs. It is one goroutine's; a session
 // may have several. It holds one pack's buffer of 16 MiB from the first new
 // chunk until Close.
@@ -38,36 +32,36 @@ func (s *Session) Worker() (*Worker, error) {
 func (w *Worker) BlockID(plain []byte) chunk.ID { return w.s.domain.ID(chunk.Data, plain) }
 
 // PutBlock stores a block, or finds that the project has the same one already.
-// plain is 1 to 64 KiB and not kept. An error ends the session: nothing but
-// Close and Abort makes sense behind it.
-func (w *Worker) PutBlock(ctx context.Context, plain []byte) (chunk.Ref, Put, error) {
-	return w.put(ctx, chunk.Data, plain)
+// id must be what BlockID returns for plain, which is 1 to 64 KiB and not kept.
+// stored is the sealed length of a block that was stored now, and 0 of one that
+// was there. An error ends the session: nothing but Close and Abort makes sense
+// behind it.
+func (w *Worker) PutBlock(ctx context.Context, id chunk.ID, plain []byte) (ref chunk.Ref, stored int, err error) {
+	return w.put(ctx, chunk.Data, id, plain)
 }
 
 // PutNode stores a node of the manifest, as PutBlock does a block.
 func (w *Worker) PutNode(ctx context.Context, plain []byte) (chunk.Ref, error) {
-	ref, _, err := w.put(ctx, chunk.Node, plain)
+	ref, _, err := w.put(ctx, chunk.Node, w.s.domain.ID(chunk.Node, plain), plain)
 	return ref, err
 }
 
-func (w *Worker) put(ctx context.Context, k chunk.Kind, plain []byte) (chunk.Ref, Put, error) {
+func (w *Worker) put(ctx context.Context, k chunk.Kind, id chunk.ID, plain []byte) (ref chunk.Ref, stored int, err error) {
 	if w.done {
-		return chunk.Ref{}, Put{}, ErrEnded
+		return ref, 0, ErrEnded
 	}
 	if err := ctx.Err(); err != nil {
-		return chunk.Ref{}, Put{}, fmt.Errorf("store a %s chunk: %w", k, err)
+		return ref, 0, fmt.Errorf("store a %s chunk: %w", k, err)
 	}
-	id := w.s.domain.ID(k, plain)
 	if at, ok := w.s.known(id); ok {
-		return chunk.Ref{ID: id, Location: at}, Put{Stored: int(at.Length)}, nil
+		return chunk.Ref{ID: id, Location: at}, 0, nil
 	}
-	ref, err := w.add(ctx, k, id, plain)
-	if err != nil {
-		return chunk.Ref{}, Put{}, err
+	if ref, err = w.add(ctx, k, id, plain); err != nil {
+		return chunk.Ref{}, 0, err
 	}
 	w.s.local.put(id, ref.Location)
 	w.s.merge.add(ref)
-	return ref, Put{New: true, Stored: int(ref.Length)}, nil
+	return ref, int(ref.Length), nil
 }
 
 // known returns where a chunk is that may be used again: W4.
