@@ -34,17 +34,19 @@ func (m *machine) open(size int64) error {
 }
 
 // reconcile lets the model take over what the tracker adds to the newest
-// segment after an unclean stop.
+// segment after an unclean stop. In the tracker that includes the segments
+// before it whose positions have lost their names.
 func (m *machine) reconcile() error {
-	names := m.model.newest().names
+	names := m.model.names()
 	if len(names) == 0 {
 		return nil
 	}
-	b, doubt, err := m.tracker.Dirty(names[0], "")
+	newest := names[len(names)-1]
+	b, doubt, err := m.tracker.Dirty(newest, "")
 	if err != nil || doubt != "" {
 		return errors.Join(err, fmt.Errorf("after an unclean stop: doubt %q", doubt))
 	}
-	if err := covers(b, m.model.newest().dirty); err != nil {
+	if err := covers(b, m.model.dirty(newest, "")); err != nil {
 		return err
 	}
 	m.model.newest().dirty.Or(b)
