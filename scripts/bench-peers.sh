@@ -179,7 +179,7 @@ else
 	echo "restic is not installed: left out (Debian package restic)"
 fi
 if command -v borg >/dev/null; then
-	borg init -q -e repokey-blake2 2>/dev/null
+	borg init -e repokey-blake2 2>/dev/null
 	peer borg "$work/borg"
 else
 	echo "borg is not installed: left out (Debian package borgbackup)"

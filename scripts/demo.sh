@@ -16,6 +16,8 @@ command -v mke2fs >/dev/null && command -v debugfs >/dev/null ||
 	die "needs mke2fs and debugfs to make a real file system: install the Debian package e2fsprogs"
 [ -e /dev/fuse ] ||
 	die "needs /dev/fuse to show the mount: load it with \"modprobe fuse\"; a container is started with \"--device /dev/fuse --cap-add SYS_ADMIN\""
+{ [ -r /dev/fuse ] && [ -w /dev/fuse ]; } ||
+	die "may not open /dev/fuse to show the mount: run the demo as root, or \"chmod 666 /dev/fuse\" as most systems have it"
 [ "$(id -u)" = 0 ] || command -v fusermount3 >/dev/null ||
 	die "needs fusermount3 to mount without root: install the Debian package fuse3, or run the demo as root"
 

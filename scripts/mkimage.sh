@@ -36,7 +36,8 @@ for _, size, path in rows:
 { tar -C / --no-recursion -cf - -T "$out/files.lst" --mtime=@1700000000 --owner=0 --group=0 2>/dev/null || true; } | tar -C "$tree" -xf -
 id=11111111-2222-3333-4444-555555555555
 rm -f "$out/v1.raw"
-mke2fs -q -F -t ext4 -b 4096 -U $id -E hash_seed=$id,lazy_itable_init=0,nodiscard -d "$tree" "$out/v1.raw" "$size"
+truncate -s "$size" "$out/v1.raw"
+mke2fs -q -F -t ext4 -b 4096 -U $id -E hash_seed=$id,lazy_itable_init=0,nodiscard -d "$tree" "$out/v1.raw"
 
 # variant FROM TO SEED SCATTERED% RUNS%: half of the new bytes do not compress,
 # half are like text.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -109,7 +110,7 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 		names = defaultStores(r.state)
 	}
 	var folders newFolders
-	if err = folders.note(append(names[:len(names):len(names)], r.state)); err != nil {
+	if err = folders.note(append(slices.Clip(names), r.state)); err != nil {
 		return made, err
 	}
 	var pw []byte

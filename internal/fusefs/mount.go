@@ -184,7 +184,7 @@ func explainMount(dir string, err error) error {
 		return fmt.Errorf("mount %s: this kernel has no FUSE (/dev/fuse is missing): load it with \"modprobe fuse\", in a container start it with \"--device /dev/fuse\"", dir)
 	}
 	if f, oerr := os.OpenFile("/dev/fuse", os.O_RDWR, 0); oerr != nil {
-		return fmt.Errorf("mount %s: /dev/fuse cannot be opened: %w", dir, oerr)
+		return fmt.Errorf("mount %s: /dev/fuse cannot be opened: mount as root, or let users open it (\"chmod 666 /dev/fuse\"), as most systems do: %w", dir, oerr)
 	} else if cerr := f.Close(); cerr != nil {
 		return fmt.Errorf("mount %s: %w", dir, cerr)
 	}
