@@ -16,9 +16,10 @@ import (
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
-// agentMemory is where the garbage collector begins to work harder; the budget
-// of the process is 192 MiB, of which not all is its heap.
-const agentMemory = 160 << 20
+// agentMemory is where the garbage collector begins to work harder. The budget
+// of the process is 192 MiB, of which a session's buffers, outside the heap,
+// take about 100.
+const agentMemory = 80 << 20
 
 func agentCommand() *cli.Command {
 	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs", []cli.Flag{

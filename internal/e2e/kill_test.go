@@ -115,7 +115,14 @@ func (c *campaign) round(i int) error {
 	if err != nil {
 		return err
 	}
-	wait := time.Duration(c.rng.Int64N(int64(120 * time.Millisecond)))
+	// Often in the middle of the backup, often a little after its end.
+	wait := time.Duration(c.rng.Int64N(int64(150 * time.Millisecond)))
+	if c.rng.IntN(2) == 0 {
+		if _, err := c.control.WaitJob(ctx, job.ID, nil); err != nil {
+			return err
+		}
+		wait /= 5
+	}
 	select {
 	case err := <-c.ended:
 		c.ended <- nil
