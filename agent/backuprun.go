@@ -89,7 +89,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 // fail is the sentence for a job that ended with err.
 func fail(ctx context.Context, err error) string {
 	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errCancelled), errors.Is(cause, errStopping):
+	case errors.Is(cause, errCanceled), errors.Is(cause, errStopping):
 		return cause.Error()
 	default:
 		return err.Error()

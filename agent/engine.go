@@ -19,8 +19,8 @@ import (
 
 // Causes for which a job's context ends.
 var (
-	errCancelled = errors.New("it was canceled on request")
-	errStopping  = errors.New("the agent was stopped: start it again when the agent is back")
+	errCanceled = errors.New("it was canceled on request")
+	errStopping = errors.New("the agent was stopped: start it again when the agent is back")
 )
 
 // engine runs jobs: one at a time for each volume, some at a time in all, in
@@ -203,8 +203,8 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 	switch {
 	case err == nil:
 		j.State = catalog.Succeeded
-	case errors.Is(t.cause, errCancelled):
-		j.State, j.Error = JobCancelled, err.Error()
+	case errors.Is(t.cause, errCanceled):
+		j.State, j.Error = JobCanceled, err.Error()
 	default:
 		j.State, j.Error = catalog.JobFailed, err.Error()
 	}
@@ -245,7 +245,7 @@ func (e *engine) cancelJob(ctx context.Context, ref string) (Job, error) {
 	defer e.mu.Unlock()
 	for _, t := range e.tasks {
 		if t.job.ID == j.ID {
-			t.end(errCancelled)
+			t.end(errCanceled)
 			e.poke()
 			return t.job, nil
 		}

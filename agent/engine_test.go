@@ -114,7 +114,7 @@ func TestEngineCancel(t *testing.T) {
 	if _, err := e.cancelJob(t.Context(), second.ID); err != nil {
 		t.Fatal(err)
 	}
-	if j := e.wait(t, second.ID); j.State != JobCancelled {
+	if j := e.wait(t, second.ID); j.State != JobCanceled {
 		t.Errorf("second: %+v", j)
 	}
 	if j, err := e.find(t.Context(), first.ID[:8]); err != nil || j.State != JobRunning {
@@ -123,7 +123,7 @@ func TestEngineCancel(t *testing.T) {
 	if _, err := e.cancelJob(t.Context(), first.ID); err != nil {
 		t.Fatal(err)
 	}
-	if j := e.wait(t, first.ID); j.State != JobCancelled || j.Error == "" {
+	if j := e.wait(t, first.ID); j.State != JobCanceled || j.Error == "" {
 		t.Errorf("first: %+v", j)
 	}
 	if _, err := e.cancelJob(t.Context(), first.ID); !errors.Is(err, ErrConflict) {

@@ -46,7 +46,7 @@ func TestCancelBackup(t *testing.T) {
 		}
 	}
 	for _, id := range []string{j.ID, queued.ID} {
-		if x, ierr := r.agent.WaitJob(ctx, id, nil); ierr != nil || x.State != JobCancelled || !strings.Contains(x.Error, "canceled") {
+		if x, ierr := r.agent.WaitJob(ctx, id, nil); ierr != nil || x.State != JobCanceled || !strings.Contains(x.Error, "canceled") {
 			t.Errorf("%+v, %v", x, ierr)
 		}
 	}
@@ -208,7 +208,7 @@ func TestCancelRestore(t *testing.T) {
 		}
 	}
 	for _, j := range jobs {
-		if x, err := r.agent.WaitJob(ctx, j.ID, nil); err != nil || x.State != JobCancelled {
+		if x, err := r.agent.WaitJob(ctx, j.ID, nil); err != nil || x.State != JobCanceled {
 			t.Errorf("%+v, %v", x, err)
 		}
 	}

@@ -42,7 +42,7 @@ const (
 	JobRunning   = catalog.Running
 	JobSucceeded = catalog.Succeeded
 	JobFailed    = catalog.JobFailed
-	JobCancelled = catalog.Cancelled //nolint:misspell // a word of the HTTP interface
+	JobCanceled  = catalog.Canceled
 )
 
 // CreateBackup asks for a backup of a volume. Volume and Snapshot are names

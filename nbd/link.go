@@ -19,6 +19,8 @@ const (
 	// sendGrace is how long a canceled write may take to leave the program; cut
 	// off in the middle it would cost the connection.
 	sendGrace = 5 * time.Second
+	// hangUpTime is how long Close waits for the server to end the connection.
+	hangUpTime = 2 * time.Second
 	// joinPayload is the largest payload that is copied behind its header.
 	joinPayload = 16 << 10
 )
@@ -182,8 +184,8 @@ func (l *link) fail(err error) {
 	defer l.mu.Unlock()
 	if l.err == nil {
 		l.err = err
-		closeQuietly(l.nc)
 	}
+	closeQuietly(l.nc)
 }
 
 func (l *link) cause() error {
@@ -193,8 +195,13 @@ func (l *link) cause() error {
 }
 
 // Close says goodbye, if nobody is in the middle of a request, and ends the
-// connection. Requests on their way fail.
+// connection. Requests on their way fail, unless they are answered meanwhile.
 func (l *link) Close() error {
+	l.mu.Lock()
+	if l.err == nil {
+		l.err = ErrClosed // no request begins from now on
+	}
+	l.mu.Unlock()
 	select {
 	case l.writing <- struct{}{}:
 		b := binary.BigEndian.AppendUint32(make([]byte, 0, requestSize), magicRequest)
@@ -203,6 +210,14 @@ func (l *link) Close() error {
 		_ = l.nc.SetWriteDeadline(time.Now().Add(time.Second)) // goodbye is only polite
 		_, _ = l.nc.Write(b[:requestSize])
 		<-l.writing
+		// The server hangs up once it has let go of the export: whoever opens it
+		// next shall not find it held by us.
+		hangUp := time.NewTimer(hangUpTime)
+		defer hangUp.Stop()
+		select {
+		case <-l.done:
+		case <-hangUp.C:
+		}
 	default:
 	}
 	l.fail(ErrClosed)

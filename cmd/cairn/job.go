@@ -130,7 +130,7 @@ func outcome(j agent.Job) error {
 	switch j.State {
 	case agent.JobSucceeded:
 		return nil
-	case agent.JobCancelled:
+	case agent.JobCanceled:
 		return fmt.Errorf("job %s was canceled (%w)", j.ID, errInterrupted)
 	default:
 		if j.Error == "" {
@@ -152,7 +152,7 @@ func interrupt(c *cli.Context, a *agent.Client, job agent.Job) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: job %s is being canceled: %w", errInterrupted, job.ID, err)
-	case j.State == agent.JobCancelled:
+	case j.State == agent.JobCanceled:
 		return fmt.Errorf("%w: job %s is canceled", errInterrupted, job.ID)
 	default: // it was faster
 		return fmt.Errorf("%w: job %s had ended already: %s", errInterrupted, job.ID, j.State)

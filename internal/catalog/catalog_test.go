@@ -179,7 +179,7 @@ func TestBackupJSON(t *testing.T) {
 
 func TestJobs(t *testing.T) {
 	c, name := openTest(t)
-	states := []JobState{Queued, Running, Succeeded, JobFailed, Cancelled} //nolint:misspell // a word of the HTTP interface
+	states := []JobState{Queued, Running, Succeeded, JobFailed, Canceled}
 	for i := range 20 {
 		j := Job{
 			ID: fmt.Sprintf("job%02d", i), Kind: BackupJob, State: states[i%5], Volume: "v", VolumeID: "id",

@@ -18,7 +18,7 @@ const (
 	Running   JobState = "running"
 	Succeeded JobState = "succeeded"
 	JobFailed JobState = "failed"
-	Cancelled JobState = "cancelled" //nolint:misspell // a word of the HTTP interface
+	Canceled  JobState = "canceled"
 )
 
 // Final says whether a job in this state has ended.

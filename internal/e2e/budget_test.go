@@ -65,7 +65,7 @@ type budget struct {
 }
 
 // filled makes a volume and writes pieces of 1 MiB at equal distances.
-func (b *budget) filled(name string, size int64, pieces int64) agent.Volume {
+func (b *budget) filled(name string, size, pieces int64) agent.Volume {
 	b.t.Helper()
 	v, err := b.control.CreateVolume(b.t.Context(), agent.CreateVolume{Name: name, Size: size})
 	if err != nil {

@@ -41,7 +41,7 @@ type process struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	// A unix socket's path must be short, which t.TempDir is not.
-	dir, err := os.MkdirTemp("", "cairn-e2e-")
+	dir, err := os.MkdirTemp("", "cairn-e2e-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +96,10 @@ func (h *host) startServe() {
 
 func (h *host) startAgent() {
 	h.t.Helper()
-	args := []string{"agent", "--state", h.path("state"), "--control", h.path("serve.sock"), "--socket", h.path("agent.sock"),
-		"--nbd-dir", h.path("nbd"), "--password-file", h.path("password")}
+	args := []string{
+		"agent", "--state", h.path("state"), "--control", h.path("serve.sock"), "--socket", h.path("agent.sock"),
+		"--nbd-dir", h.path("nbd"), "--password-file", h.path("password"),
+	}
 	for _, s := range h.stores {
 		args = append(args, "--store", s)
 	}

@@ -155,9 +155,7 @@ func (c *campaign) crashServe() {
 }
 
 // operate starts one backup with the guest paused until the snapshot is taken,
-// so that the backup's content is known. With no snapshot after a while the
-// guest goes on, and the content counts as unknown only if the backup got that
-// far later, which operate prevents by cancelling the job.
+// so that the backup's content is known.
 func (c *campaign) operate(ctx context.Context) (image []byte, job agent.Job, err error) {
 	image = c.guest.pause()
 	defer c.guest.resume()
@@ -174,17 +172,14 @@ func (c *campaign) operate(ctx context.Context) (image []byte, job agent.Job, er
 		return nil, job, fmt.Errorf("create backup: %w", err)
 	}
 	err = poll(ctx, time.Millisecond, func() (bool, error) {
-		j, err := c.control.Job(ctx, job.ID)
-		if err != nil {
-			return false, err
+		j, jerr := c.control.Job(ctx, job.ID)
+		if jerr != nil || j.State.Final() {
+			return true, jerr
 		}
-		if j.State.Final() {
-			return true, nil
-		}
-		snaps, err := c.data.Snapshots(ctx, "disk")
+		snaps, serr := c.data.Snapshots(ctx, "disk")
 		return slices.ContainsFunc(snaps, func(s agent.Snapshot) bool {
 			return !slices.ContainsFunc(before, func(b agent.Snapshot) bool { return b.ID == s.ID })
-		}), err
+		}), serr
 	})
 	return image, job, err
 }

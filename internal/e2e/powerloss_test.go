@@ -205,10 +205,6 @@ func (w *world) live() error {
 var errWrong = errors.New("wrong")
 
 func (w *world) start() error {
-	var err error
-	if w.vol, err = volume.Open(w.volumeOptions(), "/state/vol"); err != nil {
-		return err
-	}
 	var stores []objstore.Store
 	for _, dir := range storeDirs() {
 		s, err := dirstore.Open(dir, dirstore.Options{FS: w.mem})
@@ -216,6 +212,10 @@ func (w *world) start() error {
 			return err
 		}
 		stores = append(stores, s)
+	}
+	var err error
+	if w.vol, err = volume.Open(w.volumeOptions(), "/state/vol"); err != nil {
+		return err
 	}
 	w.repo, err = repository.Open(w.t.Context(), repository.Options{Stores: stores, Password: password, CacheDir: "/state/index", FS: w.mem})
 	return err
@@ -335,13 +335,13 @@ func (w *world) backup(ctx context.Context) error {
 		return err
 	}
 	if w.last != "" {
-		dirty, doubt, err := snap.Dirty(w.last)
-		if err != nil {
-			return fmt.Errorf("%w: dirty since backup %s: %w", errWrong, w.last, err)
+		dirty, doubt, derr := snap.Dirty(w.last)
+		if derr != nil {
+			return fmt.Errorf("%w: dirty since backup %s: %w", errWrong, w.last, derr)
 		}
 		plan.Dirty = dirty.Extents(g)
 		plan.Compare = doubt != ""
-		if err := w.covers(dirty, w.backups[w.last].image); err != nil {
+		if err = w.covers(dirty, w.backups[w.last].image); err != nil {
 			return fmt.Errorf("%w: since backup %s: %w", errWrong, w.last, err)
 		}
 	}
@@ -351,7 +351,7 @@ func (w *world) backup(ctx context.Context) error {
 	}
 	// The guest goes on meanwhile.
 	for range w.rng.IntN(4) {
-		if err := w.write(); err != nil {
+		if err = w.write(); err != nil {
 			return err
 		}
 	}
@@ -391,7 +391,7 @@ func (w *world) check() error {
 	if _, err := w.vol.ReadAt(got, 0); err != nil {
 		return err
 	}
-	for s := int64(0); s < lossSize/sector; s++ {
+	for s := range int64(lossSize / sector) {
 		now := got[s*sector:][:sector]
 		ok := bytes.Equal(now, w.durable[s*sector:][:sector])
 		for _, p := range w.maybe[s] {

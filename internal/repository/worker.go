@@ -50,7 +50,7 @@ func (w *Worker) put(ctx context.Context, k chunk.Kind, id chunk.ID, plain []byt
 	if w.done {
 		return ref, 0, ErrEnded
 	}
-	if err := ctx.Err(); err != nil {
+	if err = ctx.Err(); err != nil {
 		return ref, 0, fmt.Errorf("store a %s chunk: %w", k, err)
 	}
 	if at, ok := w.s.known(id); ok {
