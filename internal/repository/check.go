@@ -89,7 +89,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 	if o.Progress == nil {
 		o.Progress = func(CheckProgress) {}
 	}
-	c := &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), leaves: make(map[nodeKey][]bool)}
+	c := &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool)}
 	if err := c.roots(ctx); err != nil {
 		return c.report, err
 	}
@@ -113,7 +113,11 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 			return c.report, err
 		}
 	}
-	c.report.Packs = len(c.packs)
+	for _, p := range c.packs {
+		if !p.going {
+			c.report.Packs++
+		}
+	}
 	return c.report, nil
 }
 
@@ -122,6 +126,10 @@ type packCheck struct {
 	sizes []int64 // by slot; -1 = no shard there
 	bad   []bool  // by slot: wrong bytes or wrong size
 	lost  string  // why it cannot be read; empty = it can
+
+	forwards []*forwarding // where its chunks went, if it was compacted
+	target   bool          // no backup names it, only forwardings
+	going    bool          // it was compacted and shards of it are gone
 }
 
 type checker struct {
@@ -130,7 +138,8 @@ type checker struct {
 	report CheckReport
 	images []*Image // parallel to report.Backups; nil = cannot be opened
 	packs  map[chunk.PackID]*packCheck
-	leaves map[nodeKey][]bool // leaves whose chunks were read: which are damaged; nil = none
+	moved  map[chunk.PackID]bool // packs that have a forwarding, needed or not
+	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
 }
 
 // roots opens every backup, and reports root records that nobody can read.
@@ -205,12 +214,15 @@ func (c *checker) walk(ctx context.Context, n int, img *Image) error {
 // stores lists the packs of every store.
 func (c *checker) stores(ctx context.Context) error {
 	status := c.r.Status(ctx)
+	for _, s := range status {
+		c.report.Stores = append(c.report.Stores, StoreReport{Status: s})
+	}
+	if err := c.moves(ctx); err != nil {
+		return err
+	}
 	slots := len(c.r.membership().Placements[0].Slots)
 	for _, p := range c.packs {
 		p.sizes, p.bad = slices.Repeat([]int64{-1}, slots), make([]bool, slots)
-	}
-	for _, s := range status {
-		c.report.Stores = append(c.report.Stores, StoreReport{Status: s})
 	}
 	for n, m := range c.r.current() {
 		rep := &c.report.Stores[n]
@@ -251,6 +263,9 @@ func (c *checker) measure(ctx context.Context) error {
 	}
 	for _, id := range c.sorted() {
 		p := c.packs[id]
+		if p.going = c.isGoing(p, index, id); p.going {
+			continue // nobody misses the rest of its shards
+		}
 		length, err := c.length(ctx, id)
 		if ctx.Err() != nil {
 			return ctx.Err() //nolint:wrapcheck // canceled
@@ -301,7 +316,7 @@ func (c *checker) judgePacks() {
 				good++
 			}
 		}
-		if good < need && !c.o.ReadData {
+		if good < need && !c.o.ReadData && !p.going {
 			p.lost = fmt.Sprintf("pack %s has %d good shards, %d are needed", id, good, need)
 		}
 	}
@@ -356,9 +371,9 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 	b := &c.report.Backups[n]
 	g := img.tree.Geometry()
 	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
-		if p := c.packs[ref.Pack]; p != nil && p.lost != "" {
+		if why := c.lost(chunk.Node, ref); why != "" {
 			b.Restorable = false
-			addProblem(&b.Problems, p.lost)
+			addProblem(&b.Problems, why)
 		}
 		if level > 0 {
 			return nil
@@ -416,8 +431,8 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 		}
 		if err := checkLocation(at.Location); err != nil {
 			note(i, err.Error())
-		} else if p := c.packs[at.Pack]; p != nil && p.lost != "" {
-			note(i, p.lost)
+		} else if why := c.lost(chunk.Data, at); why != "" {
+			note(i, why)
 		} else if c.o.ReadData {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
 		}

@@ -39,6 +39,7 @@ const (
 	kindCondemned
 	kindDone
 	kindRoot
+	kindForwarding
 )
 
 // errEnvelope says that an object is not one that this repository wrote under

@@ -170,11 +170,28 @@ func openChunk(d *chunk.Domain, k chunk.Kind, ref chunk.Ref, sealed, dst []byte)
 	return out, nil
 }
 
-// readChunk appends a chunk's plaintext to dst.
+// readChunk appends a chunk's plaintext to dst, wherever its pack went.
 func (r *Repository) readChunk(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref, dst []byte) ([]byte, error) {
 	if err := checkLocation(ref.Location); err != nil {
 		return dst, err
 	}
+	out := dst
+	read := func(ref chunk.Ref) (err error) {
+		out, err = r.readChunkHere(ctx, d, k, ref, dst)
+		return err
+	}
+	err := r.follow(ctx, ref.Pack, func() error { return read(ref) }, func(f *forwarding) error {
+		to, err := f.find(k, ref.ID)
+		if err != nil {
+			return err
+		}
+		return read(chunk.Ref{ID: ref.ID, Location: to})
+	})
+	return out, err
+}
+
+// readChunkHere reads a chunk from the very pack that the reference names.
+func (r *Repository) readChunkHere(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref, dst []byte) ([]byte, error) {
 	sealed := make([]byte, ref.Length)
 	if err := r.readContainer(ctx, ref.Pack, sealed, int64(ref.Offset)); err != nil {
 		return dst, err

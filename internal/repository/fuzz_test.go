@@ -184,6 +184,7 @@ func FuzzIndexState(f *testing.F) {
 
 func FuzzNames(f *testing.F) {
 	f.Add(packName(chunk.PackID{1, 2, 3}))
+	f.Add(forwardName(chunk.PackID{1, 2, 3}, ident{4}))
 	f.Add(membersName(7))
 	f.Add(deletedName(ident{1}))
 	f.Add("backups/a/b/00000000000000000000000000000000")
@@ -197,6 +198,9 @@ func FuzzNames(f *testing.F) {
 		}
 		if s, ok := markSession(name, deletedPrefix); ok && deletedName(s) != name {
 			t.Fatalf("mark %s", name)
+		}
+		if old, prune, ok := parseForwardName(name); ok && forwardName(old, prune) != name {
+			t.Fatalf("forwarding %s", name)
 		}
 		_, _ = rootSession(name)
 		_, _, _ = pruneName(name)

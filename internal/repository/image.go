@@ -163,6 +163,16 @@ type piece struct {
 	ref chunk.Ref
 	p   []byte // where it goes
 	off int    // of p in the block
+
+	home *chunk.Location // where the manifest says that it is, if it was moved since
+}
+
+// known is the place under which the caches know the chunk: the manifest's.
+func (c piece) known() chunk.Location {
+	if c.home != nil {
+		return *c.home
+	}
+	return c.ref.Location
 }
 
 // whole reports whether the piece takes all that the chunk can hold, so that it
@@ -288,7 +298,35 @@ func (i *Image) readPieces(ctx context.Context, pieces []piece, keep bool) error
 // sealedBuffers are for ranges of containers.
 var sealedBuffers = sync.Pool{New: func() any { b := make([]byte, 0, maxRun); return &b }}
 
+// readRun reads pieces of one pack, wherever it went.
 func (i *Image) readRun(ctx context.Context, r run, keep bool) error {
+	return i.r.follow(ctx, r.pack,
+		func() error { return i.readRunHere(ctx, r, keep) },
+		func(f *forwarding) error { return i.readMoved(ctx, f, r, keep) })
+}
+
+// readMoved reads pieces of a pack that was compacted at their new places.
+func (i *Image) readMoved(ctx context.Context, f *forwarding, r run, keep bool) error {
+	pieces := make([]piece, len(r.pieces))
+	for n, c := range r.pieces {
+		to, err := f.find(chunk.Data, c.ref.ID)
+		if err != nil {
+			return fmt.Errorf("backup %s: %w", i.backup.ID, err)
+		}
+		home := c.ref.Location
+		c.home, c.ref.Location = &home, to
+		pieces[n] = c
+	}
+	for _, moved := range runs(pieces) {
+		if err := i.readRunHere(ctx, moved, keep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readRunHere reads pieces from the very pack that they name.
+func (i *Image) readRunHere(ctx context.Context, r run, keep bool) error {
 	buf, ok := sealedBuffers.Get().(*[]byte)
 	if !ok {
 		return errors.New("buffer pool holds something else")
@@ -332,7 +370,7 @@ func (i *Image) openPiece(c piece, sealed []byte, keep bool) error {
 		return nil
 	}
 	if keep {
-		i.r.cells.put(c.ref.Location, plain, int64(cap(plain)))
+		i.r.cells.put(c.known(), plain, int64(cap(plain)))
 	}
 	c.fill(plain)
 	return nil

@@ -120,6 +120,8 @@ type keyring struct {
 	tokens  [32]byte // keyed names
 	control [32]byte // authentication of control objects
 	index   [32]byte // pages of the local index
+
+	forwarding [32]byte // sealing forwardings
 }
 
 func (k masterKey) ring(repo ident) (keyring, error) {
@@ -134,6 +136,7 @@ func (k masterKey) ring(repo ident) (keyring, error) {
 		{"tokens", &r.tokens},
 		{"control", &r.control},
 		{"index", &r.index},
+		{"forwarding", &r.forwarding},
 	} {
 		out, err := hkdf.Key(sha256.New, k[:], repo[:], "cairn repository 1 "+sub.purpose, len(sub.key))
 		if err != nil {

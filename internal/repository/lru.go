@@ -39,6 +39,20 @@ func (c *lru[K, V]) get(key K) (V, bool) {
 	return item.value, true
 }
 
+// remove forgets a value.
+func (c *lru[K, V]) remove(key K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.items[key]
+	if !ok {
+		return
+	}
+	if item, ok := c.order.Remove(e).(*lruItem[K, V]); ok {
+		c.used -= item.size
+	}
+	delete(c.items, key)
+}
+
 // put adds a value of the given size in bytes and drops the least recently
 // used ones beyond the budget.
 func (c *lru[K, V]) put(key K, value V, size int64) {

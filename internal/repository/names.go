@@ -20,6 +20,7 @@ const (
 	purgedPrefix   = "purged/"
 	prunePrefix    = "prune/"
 	owedPrefix     = "owed/"
+	forwardPrefix  = "forwards/"
 	condemnedLeaf  = "condemned"
 	doneLeaf       = "done"
 	closedLeaf     = "closed"

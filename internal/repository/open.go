@@ -43,6 +43,7 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 		o: o, id: repo,
 		byID: make(map[ident]*member), domains: make(map[string]*chunk.Domain), rootSeen: make(map[string]*root),
 		nodes: newLRU[nodeKey, []byte](o.Cache.Nodes), cells: newLRU[chunk.Location, []byte](o.Cache.Blocks),
+		moves: newLRU[chunk.PackID, []*forwarding](movesBudget),
 	}
 	master, err := findKey(ctx, o, repo, given)
 	if err != nil {

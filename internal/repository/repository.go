@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
@@ -67,8 +68,11 @@ type Repository struct {
 	index *index // nil = none
 	nodes *lru[nodeKey, []byte]
 	cells *lru[chunk.Location, []byte]
+	moves *lru[chunk.PackID, []*forwarding]
 	packs *bufferPool // containers
 	parts *bufferPool // shards
+
+	moving atomic.Bool // some pack was found to be forwarded
 
 	mu       sync.Mutex
 	members  *membership
@@ -184,11 +188,15 @@ func (r *Repository) getControl(ctx context.Context, s objstore.Store, kd kind, 
 }
 
 func getObject(ctx context.Context, s objstore.Store, name string) ([]byte, error) {
+	return getBounded(ctx, s, name, maxControl)
+}
+
+func getBounded(ctx context.Context, s objstore.Store, name string, limit int64) ([]byte, error) {
 	size, err := s.Stat(ctx, name)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // stores name themselves and the object
 	}
-	if size > maxControl {
+	if size > limit {
 		return nil, fmt.Errorf("%s: %s has %d bytes: %w", s.URL(), name, size, errEnvelope)
 	}
 	return s.Get(ctx, name, 0, size, nil) //nolint:wrapcheck // as above

@@ -47,6 +47,23 @@ func (r *Repository) Status(ctx context.Context) []StoreStatus {
 	return out
 }
 
+// URLs returns where the stores that were given are, in no particular order
+// and without asking them.
+func (r *Repository) URLs() []string {
+	var out []string
+	for _, m := range r.current() {
+		if m.store != nil {
+			out = append(out, m.store.URL())
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, u := range r.unknown {
+		out = append(out, u.store.URL())
+	}
+	return out
+}
+
 func (r *Repository) unreachable() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,0 +1,120 @@
+package repository
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// moves finds the forwardings of packs that the backups name, on every store,
+// and adds the packs that have the chunks now to those that are checked.
+func (c *checker) moves(ctx context.Context) error {
+	holders := make(map[string][]*member)
+	for n, m := range c.r.current() {
+		rep := &c.report.Stores[n]
+		if rep.Status.State != StoreUp {
+			continue
+		}
+		err := m.store.List(ctx, forwardPrefix, func(i objstore.Info) error {
+			old, _, ok := parseForwardName(i.Name)
+			if ok && c.packs[old] != nil {
+				holders[i.Name] = append(holders[i.Name], m)
+			}
+			if ok {
+				c.moved[old] = true
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return ctx.Err() //nolint:wrapcheck // canceled
+		}
+		if err != nil {
+			addProblem(&rep.Problems, "its forwardings cannot be listed: "+err.Error())
+		}
+	}
+	var targets []chunk.PackID
+	for _, name := range slices.Sorted(maps.Keys(holders)) {
+		f, err := c.r.readForwarding(ctx, holders[name], name)
+		if ctx.Err() != nil {
+			return ctx.Err() //nolint:wrapcheck // canceled
+		}
+		if err != nil {
+			addProblem(&c.report.Problems, err.Error())
+			continue
+		}
+		p := c.packs[f.old]
+		p.forwards = append(p.forwards, f)
+		targets = append(targets, f.targets()...)
+		c.missForwarding(ctx, name, f, holders[name])
+	}
+	for _, id := range targets {
+		if c.packs[id] == nil {
+			c.packs[id] = &packCheck{target: true}
+		}
+	}
+	return nil
+}
+
+// missForwarding reports the stores that lack a forwarding, which every store
+// should have, or have a wrong one.
+func (c *checker) missForwarding(ctx context.Context, name string, f *forwarding, holders []*member) {
+	for n, m := range c.r.current() {
+		rep := &c.report.Stores[n]
+		switch {
+		case rep.Status.State != StoreUp:
+		case !slices.Contains(holders, m):
+			addProblem(&rep.Problems, fmt.Sprintf("the forwarding of pack %s is missing", f.old))
+		default:
+			if _, err := c.r.readForwarding(ctx, []*member{m}, name); err != nil && ctx.Err() == nil {
+				addProblem(&rep.Problems, fmt.Sprintf("the forwarding of pack %s cannot be read", f.old))
+			}
+		}
+	}
+}
+
+// isGoing reports whether a pack was compacted and is not whole any more on the
+// stores that answer. That goes too for a pack that only forwardings name, and
+// that was compacted in its turn: whether a chunk's last move is there, lost
+// tells.
+func (c *checker) isGoing(p *packCheck, index map[ident]int, id chunk.PackID) bool {
+	if len(p.forwards) == 0 && (!p.target || !c.moved[id]) {
+		return false
+	}
+	for slot, holder := range c.r.holders(id) {
+		if p.sizes[slot] < 0 && c.report.Stores[index[holder.id]].Status.State == StoreUp {
+			return true
+		}
+	}
+	return false
+}
+
+// lost says why a chunk cannot be read, as far as the shards that are there
+// tell; empty = it can.
+func (c *checker) lost(k chunk.Kind, ref chunk.Ref) string {
+	p := c.packs[ref.Pack]
+	switch {
+	case p == nil:
+		return ""
+	case !p.going:
+		return p.lost
+	}
+	why := ""
+	for _, f := range p.forwards {
+		to, err := f.find(k, ref.ID)
+		switch q := c.packs[to.Pack]; {
+		case err != nil:
+			why = err.Error()
+		case q.going:
+			why = fmt.Sprintf("pack %s was compacted, and so was pack %s that has its chunks; a second move is not followed", f.old, to.Pack)
+		case q.lost == "":
+			return ""
+		default:
+			why = q.lost
+		}
+	}
+	return why
+}
