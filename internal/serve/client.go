@@ -137,6 +137,13 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 	return c.do(ctx, http.MethodDelete, snapshotPath(ref), nil, nil)
 }
 
+// AliasCheckpoint adds a checkpoint to a snapshot's volume, at the very
+// position of the snapshot. It outlives the snapshot. A name that the volume
+// has already is refused (ErrConflict).
+func (c *Client) AliasCheckpoint(ctx context.Context, snapshotRef, name string) error {
+	return c.do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/checkpoints", aliasCheckpoint{Name: name}, nil)
+}
+
 // RevertVolume makes the content of a snapshot's volume that of the
 // snapshot, which may not be a temporary one. It is refused while the volume
 // is in use (ErrBusy). Once it changes the volume ctx does not stop it; if it

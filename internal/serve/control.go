@@ -53,6 +53,7 @@ func (c *controller) handler() http.Handler {
 		"GET /v1/snapshots/{ref}":                     c.snapshot,
 		"DELETE /v1/snapshots/{ref}":                  c.deleteSnapshot,
 		"POST /v1/snapshots/{ref}/revert":             c.revertVolume,
+		"POST /v1/snapshots/{ref}/checkpoints":        c.aliasCheckpoint,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { c.answer(w, r, h) })
 	}

@@ -90,6 +90,14 @@ func (c *controller) revertVolume(r *http.Request) (any, error) {
 	return nil, c.p.revertVolume(r.Context(), r.PathValue("ref"))
 }
 
+func (c *controller) aliasCheckpoint(r *http.Request) (any, error) {
+	var req aliasCheckpoint
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return nil, c.p.aliasCheckpoint(r.Context(), r.PathValue("ref"), req.Name)
+}
+
 // value gives a typed result the type of an endpoint's.
 func value[T any](v T, err error) (any, error) { return v, err }
 

@@ -164,6 +164,45 @@ func TestDirtyMapOfSnapshot(t *testing.T) {
 	}
 }
 
+// A checkpoint that is given to a snapshot later is where the snapshot is, and
+// stays when that goes and when the data plane restarts.
+func TestCheckpointAtSnapshot(t *testing.T) {
+	o := options(t)
+	p := start(t, o)
+	v := p.create(t, "db", 4*mib)
+	c := dial(t, v.URI)
+	write(t, c, random(1, 4*mib), 0)
+	s := p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "s", Force: true})[0]
+	write(t, c, []byte{1}, 7*block)
+	later := p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "later", Force: true})[0]
+	write(t, c, []byte{1}, 20*block)
+	if err := p.AliasCheckpoint(t.Context(), "db@s", "b1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.AliasCheckpoint(t.Context(), later.ID, "b1"); !errors.Is(err, serve.ErrConflict) {
+		t.Errorf("the same name again: %v, want conflict", err)
+	}
+	for uri, want := range map[string][]int64{s.URI: nil, later.URI: {7}, v.URI: {7, 20}} {
+		if got := dirtyOf(t, uri, "b1"); !slices.Equal(got, want) {
+			t.Errorf("%s since b1: %v, want %v", uri, got, want)
+		}
+	}
+	closeClient(t, c)
+	if err := p.DeleteSnapshot(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, o)
+	if got := dirtyOf(t, v.URI, "b1"); !slices.Equal(got, []int64{7, 20}) {
+		t.Errorf("after a restart: %v", got)
+	}
+	if err := p.DropCheckpoint(t.Context(), "db", "b1"); err != nil {
+		t.Error(err)
+	}
+}
+
 // A map is kept between requests, and must never be older than the last change
 // that was answered, whoever made it and however.
 func TestDirtyMapIsCurrent(t *testing.T) {

@@ -108,6 +108,12 @@ type CreateSnapshots struct {
 	Force       bool     `json:"force,omitempty"` // also when a volume is in use: crash-consistent
 }
 
+// aliasCheckpoint is the body of a request for a checkpoint at a snapshot's
+// position.
+type aliasCheckpoint struct {
+	Name string `json:"name"`
+}
+
 // extendVolume is the body of an extend request.
 type extendVolume struct {
 	Size int64 `json:"size"`

@@ -89,6 +89,8 @@ func TestRefusals(t *testing.T) {
 		{"checkpoint taken", snapshot(serve.CreateSnapshots{Volumes: []string{"b", "a"}, Checkpoints: []string{"c1", "c1"}}), serve.CodeConflict, "c1 already"},
 		{"ambiguous snapshot", func(ctx context.Context) error { return p.DeleteSnapshot(ctx, "both") }, serve.CodeConflict, "a@both, b@both"},
 		{"unknown snapshot", func(ctx context.Context) error { return p.RevertVolume(ctx, "a@x") }, serve.CodeNotFound, "a@x"},
+		{"checkpoint at no snapshot", func(ctx context.Context) error { return p.AliasCheckpoint(ctx, "a@x", "k") }, serve.CodeNotFound, "a@x"},
+		{"bad name at a snapshot", func(ctx context.Context) error { return p.AliasCheckpoint(ctx, "a@both", "snapshot:x") }, serve.CodeInvalid, "1 to 63"},
 		{"unknown checkpoint", func(ctx context.Context) error { return p.DropCheckpoint(ctx, "a", "..") }, serve.CodeNotFound, "no checkpoint"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

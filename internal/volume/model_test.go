@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
+	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
@@ -34,7 +36,7 @@ func TestModel(t *testing.T) {
 		m.v, m.live = v, make([]byte, size)
 		t.Repeat(map[string]func(*rapid.T){
 			"write": m.write, "zero": m.zero, "trim": m.trim, "snapshot": m.snapshot, "delete": m.delete, "revert": m.revert,
-			"extend": m.extend, "reopen": m.reopen, "dropCheckpoint": m.drop, "flush": func(t *rapid.T) { m.ok(t, m.v.Flush()) },
+			"extend": m.extend, "reopen": m.reopen, "dropCheckpoint": m.drop, "aliasCheckpoint": m.alias, "flush": func(t *rapid.T) { m.ok(t, m.v.Flush()) },
 			"": m.check,
 		})
 		m.ok(t, m.v.Close())
@@ -192,6 +194,23 @@ func (m *model) reopen(t *rapid.T) {
 		if c.Doubt != "" {
 			t.Fatalf("checkpoint %s is in doubt after a clean stop: %s", c.Name, c.Doubt)
 		}
+	}
+}
+
+func (m *model) alias(t *rapid.T) {
+	id := m.pick(t, func(uuid.UUID) bool { return true })
+	m.n++
+	name := fmt.Sprintf("alias%d", m.n)
+	m.ok(t, m.v.AliasCheckpoint(id, name))
+	m.marks[name] = m.snaps[id]
+	if err := m.v.AliasCheckpoint(id, name); !errors.Is(err, blockmap.ErrCheckpointExists) {
+		t.Fatalf("the same name twice: %v", err)
+	}
+	if err := m.v.AliasCheckpoint(id, checkpointPrefix+"x"); !errors.Is(err, ErrInvalid) {
+		t.Fatalf("a snapshot's name: %v", err)
+	}
+	if err := m.v.AliasCheckpoint(uuid.New(), name+"x"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("no such snapshot: %v", err)
 	}
 }
 

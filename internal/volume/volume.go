@@ -1,8 +1,10 @@
 package volume
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -111,6 +113,25 @@ func (v *Volume) DataFile() (*os.File, bool) { return v.data.os, v.data.os != ni
 // Checkpoints lists the tracker's positions, oldest first, snapshots' own
 // ("snapshot:<uuid>") included.
 func (v *Volume) Checkpoints() []blockmap.Checkpoint { return v.tracker.Checkpoints() }
+
+// AliasCheckpoint gives the position of a snapshot a further name, which outlives
+// the snapshot as one given in SnapshotOptions does. It is durable when nil is
+// returned. A name that there is already is refused (blockmap.ErrCheckpointExists).
+func (v *Volume) AliasCheckpoint(id uuid.UUID, name string) error {
+	v.admin.Lock() // no snapshot comes or goes meanwhile
+	defer v.admin.Unlock()
+	s, ok := v.Snapshot(id)
+	if !ok {
+		return fmt.Errorf("snapshot %s of volume %s: %w", id, v.name, ErrNotFound)
+	}
+	if strings.HasPrefix(name, checkpointPrefix) {
+		return fmt.Errorf("%w: checkpoint name %q is kept for snapshots", ErrInvalid, name)
+	}
+	if err := v.tracker.AliasCheckpoint(s.checkpoint(), name); err != nil {
+		return fmt.Errorf("name the position of snapshot %s of volume %s: %w", id, v.name, err)
+	}
+	return nil
+}
 
 // DropCheckpoint forgets a position.
 func (v *Volume) DropCheckpoint(name string) error { return v.tracker.DropCheckpoint(name) }
