@@ -60,7 +60,7 @@ type CreateBackup struct {
 
 // Restore asks for a backup's content. At most one of Volume (existing),
 // NewVolume and File is set; without any a volume is made and named
-// restore_backup_ID.
+// restore_backup_ and the first eight characters of its ID.
 type Restore struct {
 	Backup    string `json:"backup"`               // name or ID
 	Volume    string `json:"volume,omitempty"`     // name or ID; only blocks that differ are written

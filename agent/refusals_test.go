@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +22,22 @@ func TestRefusals(t *testing.T) {
 	b := r.backup(CreateBackup{Volume: "disk", Name: "twin"})
 	r.backup(CreateBackup{Volume: "disk", Name: "twin"})
 	c := r.dial(v.URI)
+	data, err := r.serve.Volume(ctx, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := filepath.Join(r.dir, "given.raw")
+	if err := os.WriteFile(given, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.agent.CreateVolume(ctx, CreateVolume{Name: "given", File: given}); err != nil {
+		t.Fatal(err)
+	}
+	linked := filepath.Join(r.dir, "linked.raw")
+	if err := os.Link(given, linked); err != nil {
+		t.Fatal(err)
+	}
+	over := func(file string) error { return restore(Restore{Backup: b.ID, File: file, Overwrite: true}) }
 	for name, x := range map[string]struct {
 		err  error
 		want *Error
@@ -41,6 +58,11 @@ func TestRefusals(t *testing.T) {
 		"to a small one":     {restore(Restore{Backup: b.ID, Volume: "small"}), ErrInvalid, "extend"},
 		"to a relative path": {restore(Restore{Backup: b.ID, File: "x.raw"}), ErrInvalid, "absolute"},
 		"to no folder":       {restore(Restore{Backup: b.ID, File: "/no/such/folder/x"}), ErrConflict, "/no/such/folder"},
+		"over the catalog":   {over(filepath.Join(r.dir, "agent", "catalog.db")), ErrInvalid, "state folder"},
+		"into the state":     {over(filepath.Join(r.dir, "agent", "new.raw")), ErrInvalid, "state folder"},
+		"over a volume":      {over(data.Path), ErrInvalid, "data of volume disk"},
+		"over a given file":  {over(given), ErrInvalid, "data of volume given"},
+		"over a link to it":  {over(linked), ErrInvalid, "data of volume given"},
 		"new, but there":     {restore(Restore{Backup: b.ID, NewVolume: "small"}), ErrConflict, "there already"},
 		"bad volume name":    {restore(Restore{Backup: b.ID, NewVolume: "a/b"}), ErrInvalid, "letters"},
 		"overwrite what":     {restore(Restore{Backup: b.ID, Overwrite: true}), ErrInvalid, "for files"},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -80,12 +82,16 @@ func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job
 		}
 		req.File = filepath.Clean(req.File)
 		j.Target = req.File
+		if err := s.foreignFile(ctx, req.File); err != nil {
+			return j, err
+		}
 		if err := restore.CheckFile(req.File, req.Overwrite); err != nil {
 			return j, refuse(CodeConflict, "%v", err)
 		}
 		return j, nil
 	case req.NewVolume == "":
-		req.NewVolume = "restore_backup_" + b.ID
+		// The whole ID would be too long for the socket in the default folder.
+		req.NewVolume = "restore_backup_" + b.ID[:8]
 	}
 	if err := s.freeVolumeName(req.NewVolume); err != nil {
 		return j, err
@@ -99,6 +105,50 @@ func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job
 	}
 	j.Volume, j.Target = req.NewVolume, req.NewVolume
 	return j, nil
+}
+
+// foreignFile refuses a file that belongs to Cairn itself: the agent's state, a
+// store's object, a volume's data, also of a volume that is not open. A folder
+// that is not there is for [restore.CheckFile] to explain.
+func (s *server) foreignFile(ctx context.Context, name string) error {
+	dir := realPath(filepath.Dir(name))
+	within := func(folder string) bool {
+		rel, err := filepath.Rel(realPath(folder), dir)
+		return err == nil && filepath.IsLocal(rel)
+	}
+	if within(s.o.State) {
+		return refuse(CodeInvalid, "%s lies in the agent's own state folder %s: name a file elsewhere", name, s.o.State)
+	}
+	for _, url := range s.repo.URLs() {
+		if filepath.IsAbs(url) && within(url) {
+			return refuse(CodeInvalid, "%s lies in the store %s: name a file elsewhere", name, url)
+		}
+	}
+	old, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return refuse(CodeConflict, "restore to %s: %v", name, err)
+	}
+	volumes, err := s.serve.Volumes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if data, err := os.Stat(v.Path); err == nil && os.SameFile(old, data) {
+			return refuse(CodeInvalid, "%s is the data of volume %s: restore to the volume instead", name, v.Name)
+		}
+	}
+	return nil
+}
+
+// realPath follows symbolic links where it can.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
 }
 
 // mayRestoreTo refuses a volume that cannot take the backup.

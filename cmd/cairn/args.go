@@ -107,7 +107,7 @@ func (a *arranger) name() string { return strings.Join(append([]string{"cairn"},
 
 // flag takes a flag and returns how many of the next words are its value.
 func (a *arranger) flag(w string, next []string) (used int, err error) {
-	name, _, hasValue := strings.Cut(strings.TrimLeft(w, "-"), "=")
+	name, value, hasValue := strings.Cut(strings.TrimLeft(w, "-"), "=")
 	switch name {
 	case "help", "h":
 		a.help = true
@@ -124,15 +124,23 @@ func (a *arranger) flag(w string, next []string) (used int, err error) {
 	a.given = append(a.given, name)
 	// Long flags of one letter would be ambiguous with short ones: one form.
 	w = "--" + strings.TrimLeft(w, "-")
-	if _, isBool := f.(*cli.BoolFlag); isBool || hasValue {
+	if _, isBool := f.(*cli.BoolFlag); isBool {
 		a.flags = append(a.flags, w)
 		return 0, nil
 	}
-	if len(next) == 0 {
-		return 0, usagef("flag --%s needs a value (see %s --help)", name, a.name())
+	if !hasValue {
+		if len(next) == 0 {
+			return 0, usagef("flag --%s needs a value (see %s --help)", name, a.name())
+		}
+		value, used = next[0], 1
 	}
-	a.flags = append(a.flags, w, next[0])
-	return 1, nil
+	// As from a script's variable that is not set: to do without the flag could
+	// restore elsewhere, or back something else up, than was meant.
+	if value == "" && name != "name" && name != "description" {
+		return 0, usagef("--%s is empty: give it a value or leave it out", name)
+	}
+	a.flags = append(append(a.flags, w), next[:used]...)
+	return used, nil
 }
 
 // candidates are the flags that may stand here: the command's, or those of all

@@ -21,6 +21,8 @@ var (
 	ErrExists = errors.New("exists already: remove it, name another file, or ask for it to be overwritten")
 	// ErrNoSpace: the file system is too full.
 	ErrNoSpace = errors.New("not enough space")
+	// ErrHeld: what would be replaced is open as somebody's disk.
+	ErrHeld = errors.New("is in use by another program, such as a volume of cairn serve or a running guest: stop that or name another file")
 )
 
 // FileOptions says how to restore to a file.
@@ -85,6 +87,33 @@ func CheckFile(name string, overwrite bool) error {
 		return fmt.Errorf("restore to %s: there is something that is no regular file: name another file", name)
 	case !overwrite:
 		return fmt.Errorf("restore: %s %w", name, ErrExists)
+	}
+	return checkFree(name)
+}
+
+// checkFree refuses a file that somebody holds: who has it open would go on
+// with the old file, and all that is written there would be lost with it.
+func checkFree(name string) (err error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return nil // to replace it takes no right to read it
+	}
+	if err != nil {
+		return fmt.Errorf("restore to %s: %w", name, err)
+	}
+	defer func() {
+		if cerr := f.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("restore to %s: %w", name, cerr)
+		}
+	}()
+	// The locks that volumes and qemu take; a file system may have neither.
+	held := errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+	if !held {
+		lock := unix.Flock_t{Type: unix.F_WRLCK}
+		held = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock) == nil && lock.Type != unix.F_UNLCK
+	}
+	if held {
+		return fmt.Errorf("restore: %s %w", name, ErrHeld)
 	}
 	return nil
 }
@@ -156,6 +185,9 @@ func publish(f *os.File, temp, name string, overwrite bool) (left string, err er
 		}
 	}
 	if overwrite {
+		if err := checkFree(name); err != nil {
+			return temp, err
+		}
 		if err := os.Rename(temp, name); err != nil {
 			return temp, err
 		}

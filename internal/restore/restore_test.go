@@ -332,6 +332,36 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// A file that is open as somebody's disk is not taken away from below it.
+func TestFileHeld(t *testing.T) {
+	img := &mapImage{size: 1 << 20}
+	name := filepath.Join(t.TempDir(), "disk.raw")
+	hold := map[string]func(fd int) error{
+		"flock": func(fd int) error { return unix.Flock(fd, unix.LOCK_EX) },
+		"qemu": func(fd int) error {
+			return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: 100, Len: 1})
+		},
+	}
+	for what, lock := range hold {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lock(int(f.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := File(t.Context(), img, name, FileOptions{Overwrite: true}); !errors.Is(err, ErrHeld) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := File(t.Context(), img, name, FileOptions{Overwrite: true}); err != nil {
+			t.Errorf("%s, let go: %v", what, err)
+		}
+	}
+}
+
 // Where files without a name are not possible a temporary name serves.
 func TestFileNamed(t *testing.T) {
 	for _, overwrite := range []bool{false, true} {
