@@ -131,7 +131,12 @@ func (r *backupRun) begin(ctx context.Context) error {
 			return ierr
 		}
 	}
-	if r.parent, err = r.chooseParent(ctx, r.vol, r.req); err != nil {
+	if r.rec.SnapshotID != "" {
+		if r.snap, err = r.serve.Snapshot(ctx, r.rec.SnapshotID); err != nil {
+			return err
+		}
+	}
+	if r.parent, err = r.chooseParent(ctx, r.vol, r.snap, r.req); err != nil {
 		return err
 	}
 	r.sess, err = r.repo.Begin(ctx, repository.SessionOptions{
@@ -152,17 +157,12 @@ func (r *backupRun) begin(ctx context.Context) error {
 // position for later backups to start from.
 func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	r.task.phase("taking a snapshot")
-	if r.rec.SnapshotID != "" {
-		var err error
-		if r.snap, err = r.serve.Snapshot(ctx, r.rec.SnapshotID); err != nil {
-			return err
-		}
-		r.rec.Size = r.snap.Size
-		return nil
-	}
 	r.rec.Checkpoint = r.rec.ID
 	if err := r.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: r.rec.ID, VolumeID: r.vol.ID, Backup: r.rec.ID}); err != nil {
 		return err
+	}
+	if r.rec.SnapshotID != "" {
+		return r.nameSnapshot(ctx)
 	}
 	l, err := r.serve.CreateSnapshots(ctx, serve.CreateSnapshots{
 		Volumes: []string{r.vol.ID}, Name: tempSnapshot(r.rec.ID), Temporary: true, Checkpoints: []string{r.rec.ID}, Force: r.req.Force,
@@ -174,6 +174,21 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 		return fmt.Errorf("the data plane answered with %d snapshots of one volume", len(l))
 	}
 	r.snap = l[0]
+	r.rec.Size = r.snap.Size
+	return r.cat.PutBackup(ctx, r.rec)
+}
+
+// nameSnapshot adds the backup's checkpoint at the position of the snapshot that
+// the caller asked to have backed up. Without it the backup is as good, only no
+// incremental can start from it without comparing everything.
+func (r *backupRun) nameSnapshot(ctx context.Context) error {
+	if err := r.serve.AliasCheckpoint(ctx, r.snap.ID, r.rec.Checkpoint); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		r.log.LogAttrs(ctx, slog.LevelWarn, "no checkpoint for the backup of a snapshot", slog.String("snapshot", r.snap.ID), slog.Any("error", err))
+		r.rec.Checkpoint = ""
+	}
 	r.rec.Size = r.snap.Size
 	return r.cat.PutBackup(ctx, r.rec)
 }

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
 )
 
 // maxText is the longest name or description of a backup, as Cinder has it.
@@ -59,16 +62,16 @@ func (s *server) createBackup(ctx context.Context, r request) (any, error) {
 		ID: uuid.NewString(), Name: req.Name, Description: req.Description, Status: catalog.Creating,
 		Volume: vol.Name, VolumeID: vol.ID, Size: vol.Size, Created: time.Now().UTC(),
 	}
+	var snap Snapshot
 	if req.Snapshot != "" {
-		snap, serr := s.snapshotOf(ctx, vol, req.Snapshot)
-		if serr != nil {
-			return nil, serr
+		if snap, err = s.snapshotOf(ctx, vol, req.Snapshot); err != nil {
+			return nil, err
 		}
 		rec.SnapshotID, rec.Size = snap.ID, snap.Size
 	} else if ierr := mayBackUp(vol, req.Force); ierr != nil {
 		return nil, ierr
 	}
-	if _, ierr := s.chooseParent(ctx, vol, req); ierr != nil {
+	if _, ierr := s.chooseParent(ctx, vol, snap, req); ierr != nil {
 		return nil, ierr
 	}
 	if ierr := s.cat.PutBackup(ctx, rec); ierr != nil {
@@ -167,8 +170,10 @@ type parent struct {
 
 // chooseParent finds the backup that this one starts from: the latest whose
 // checkpoint the volume still has, or else the newest, with which everything
-// has to be compared. The date alone never decides what is read.
-func (s *server) chooseParent(ctx context.Context, vol Volume, req CreateBackup) (parent, error) {
+// has to be compared. For a snapshot it is the one whose checkpoint is nearest
+// to it, before or behind. The date alone never decides what is read: what may
+// differ, the checkpoint tells.
+func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, req CreateBackup) (parent, error) {
 	if !req.Incremental && !req.Auto {
 		return parent{}, nil
 	}
@@ -177,10 +182,7 @@ func (s *server) chooseParent(ctx context.Context, vol Volume, req CreateBackup)
 		return parent{}, err
 	}
 	var newest parent
-	position := map[string]int{}
-	for i, c := range vol.Checkpoints {
-		position[c.Name] = i + 1
-	}
+	position := preference(vol, snap)
 	at := 0
 	var best parent
 	for _, b := range l {
@@ -201,6 +203,22 @@ func (s *server) chooseParent(ctx context.Context, vol Volume, req CreateBackup)
 	default:
 		return parent{}, refuse(CodeInvalid, "No backups available to do an incremental backup: make a full backup of volume %s first, or use --auto.", vol.Name)
 	}
+}
+
+// preference says which checkpoints of a volume make the better starts: the
+// higher the better, from 1 on.
+func preference(vol Volume, snap Snapshot) map[string]int {
+	l := slices.Clone(vol.Checkpoints) // oldest first
+	if snap.ID != "" {
+		slices.SortStableFunc(l, func(a, b serve.Checkpoint) int {
+			return cmp.Compare(b.Created.Sub(snap.Created).Abs(), a.Created.Sub(snap.Created).Abs())
+		})
+	}
+	out := make(map[string]int, len(l))
+	for i, c := range l {
+		out[c.Name] = i + 1
+	}
+	return out
 }
 
 // doubt gives up the checkpoint if the volume does not vouch for it (any more).

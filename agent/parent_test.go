@@ -91,6 +91,57 @@ func TestBackupOfSnapshot(t *testing.T) {
 	}
 }
 
+// The backup of a snapshot has a checkpoint where the snapshot is: later ones of
+// the volume and of snapshots start from it, also when the snapshot is gone.
+func TestBackupOfSnapshotIsStartedFrom(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 8<<20)
+	shadow := make([]byte, 8<<20)
+	r.put(v, shadow, noise(2<<20), 0)
+	if _, err := r.agent.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{"disk"}, Name: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	old := slices.Clone(shadow)
+	dirty := r.scatter(v, shadow, 7)
+	full := r.backup(CreateBackup{Volume: "disk", Snapshot: "s"})
+	r.same(full, old)
+	if full.Incremental || full.Checkpoint != full.ID {
+		t.Fatalf("%+v", full)
+	}
+	r.settled("disk", full)
+	incr := r.backup(CreateBackup{Volume: "disk", Incremental: true})
+	r.same(incr, shadow)
+	if incr.Parent != full.ID || incr.FullCompareReason != "" || incr.BytesRead > dirty<<16 || incr.BytesRead == 0 {
+		t.Errorf("of the volume: %+v, want at most %d bytes read", incr, dirty<<16)
+	}
+	// The nearest to the snapshot is what its next backup starts from.
+	again := r.backup(CreateBackup{Volume: "disk", Snapshot: "s", Incremental: true})
+	r.same(again, old)
+	if again.Parent != full.ID || again.FullCompareReason != "" || again.BytesRead != 0 {
+		t.Errorf("of the snapshot again: %+v", again)
+	}
+	for _, b := range []Backup{incr, full} {
+		if err := r.agent.DeleteBackup(ctx, b.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.agent.DeleteSnapshot(ctx, "s"); err != nil {
+		t.Fatal(err)
+	}
+	r.stopAgent()
+	r.stopServe()
+	r.startServe()
+	r.startAgent()
+	r.settled("disk", again)
+	dirty += r.scatter(v, shadow, 2)
+	last := r.backup(CreateBackup{Volume: "disk", Incremental: true})
+	r.same(last, shadow)
+	if last.Parent != again.ID || last.FullCompareReason != "" || last.BytesRead > dirty<<16 {
+		t.Errorf("without the snapshot: %+v", last)
+	}
+}
+
 // The audit finds what was changed behind the data plane's back.
 func TestAuditMismatch(t *testing.T) {
 	r := testRig(t)
