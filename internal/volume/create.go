@@ -126,13 +126,14 @@ func makeState(o Options, dir string, s *Spec) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if r.Size, err = usableSize(d, r.dataPath(dir), s); err != nil {
-		return err
-	}
+	// First, as an image may have any size, and to round that up is no help.
 	if !s.Managed && !s.AllowFormat {
 		if err = checkRaw(d, s.Path, d.size); err != nil {
 			return err
 		}
+	}
+	if r.Size, err = usableSize(d, r.dataPath(dir), s); err != nil {
+		return err
 	}
 	for _, sub := range []string{preimagesDir, trackerDir} {
 		if err = vfs.MkdirAll(o.FS, filepath.Join(dir, sub), 0o700); err != nil {

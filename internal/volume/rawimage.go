@@ -56,7 +56,7 @@ func checkRaw(f vfs.File, path string, size int64) error {
 			return fmt.Errorf("read the header of %s: %w", path, err)
 		}
 		if bytes.Equal(p, []byte(c.magic)) {
-			return fmt.Errorf("%s is %s, not a raw disk: %s, or say that its very bytes are the disk: %w", path, c.name, c.advice, ErrFormat)
+			return fmt.Errorf("%s is %s, %w: %s, or take its very bytes as the disk with --allow-format", path, c.name, ErrFormat, c.advice)
 		}
 	}
 	return nil

@@ -151,6 +151,8 @@ func checkSize(n int64) error {
 	switch {
 	case n <= 0:
 		return fmt.Errorf("%w: a volume of %d bytes; give a size of at least %d", ErrInvalid, n, sectorSize)
+	case n < sectorSize:
+		return fmt.Errorf("%w: %d bytes is less than a sector; give a size of at least %d", ErrInvalid, n, sectorSize)
 	case n%sectorSize != 0:
 		return fmt.Errorf("%w: %d bytes is not a multiple of %d; the nearest sizes are %d and %d", ErrInvalid, n, sectorSize, n-n%sectorSize, n-n%sectorSize+sectorSize)
 	case n > maxSize:

@@ -37,6 +37,7 @@ func TestCreateRefuses(t *testing.T) {
 	}{
 		{"no size", Spec{Managed: true}, ErrInvalid, "at least 512"},
 		{"negative size", Spec{Managed: true, Size: -512}, ErrInvalid, "at least 512"},
+		{"tiny size", Spec{Managed: true, Size: 1}, ErrInvalid, "at least 512"},
 		{"odd size", Spec{Managed: true, Size: 1000}, ErrInvalid, "512 and 1024"},
 		{"enormous size", Spec{Managed: true, Size: 1 << 60}, ErrInvalid, "limit"},
 		{"no path", Spec{}, ErrInvalid, "name a file"},
@@ -50,6 +51,7 @@ func TestCreateRefuses(t *testing.T) {
 		{"empty file", Spec{Path: image(t, 0, 0, "")}, ErrInvalid, "at least 512"},
 		{"another size", Spec{Path: plain, Size: bs}, ErrInvalid, "leave the size out"},
 		{"qcow2", Spec{Path: image(t, bs, 0, "QFI\xfb\x00\x00\x00\x03")}, ErrFormat, "qemu-img convert"},
+		{"qcow2 of an odd size", Spec{Path: image(t, 196616, 0, "QFI\xfb\x00\x00\x00\x03")}, ErrFormat, "--allow-format"},
 		{"VMDK", Spec{Path: image(t, bs, 0, "KDMV")}, ErrFormat, "VMDK"},
 		{"VMDK descriptor", Spec{Path: image(t, bs, 0, "# Disk DescriptorFile\n")}, ErrFormat, "VMDK"},
 		{"VHDX", Spec{Path: image(t, bs, 0, "vhdxfile")}, ErrFormat, "VHDX"},
