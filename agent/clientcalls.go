@@ -28,6 +28,14 @@ func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volu
 	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+url.PathEscape(ref)+"/extend", extendVolume{Size: size})
 }
 
+// ReopenVolume has a volume closed and opened: one that could not be opened when
+// the data plane started, or that refuses writes after a failed fsync. It is
+// refused while a job works on the volume or anybody is connected to it or its
+// snapshots (ErrBusy).
+func (c *Client) ReopenVolume(ctx context.Context, ref string) (Volume, error) {
+	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+url.PathEscape(ref)+"/reopen", nil)
+}
+
 // DeleteVolume deletes a volume; its backups stay. It is refused while a job
 // works on the volume (ErrBusy).
 func (c *Client) DeleteVolume(ctx context.Context, ref string) error {

@@ -20,6 +20,7 @@ func (s *server) routes() http.Handler {
 	handle(m, "POST /v1/volumes", s.createVolume)
 	handle(m, "GET /v1/volumes/{ref}", s.volume)
 	handle(m, "POST /v1/volumes/{ref}/extend", s.extendVolume)
+	handle(m, "POST /v1/volumes/{ref}/reopen", s.reopenVolume)
 	handle(m, "DELETE /v1/volumes/{ref}", s.deleteVolume)
 	handle(m, "GET /v1/snapshots", s.snapshots)
 	handle(m, "POST /v1/snapshots", s.createSnapshots)

@@ -67,6 +67,14 @@ func (s *server) extendVolume(ctx context.Context, r request) (any, error) {
 	return s.serve.ExtendVolume(ctx, v.ID, req.Size)
 }
 
+func (s *server) reopenVolume(ctx context.Context, r request) (any, error) {
+	v, err := s.idleVolume(ctx, r.ref, "reopen it")
+	if err != nil {
+		return nil, err
+	}
+	return s.serve.ReopenVolume(ctx, v.ID)
+}
+
 func (s *server) deleteVolume(ctx context.Context, r request) (any, error) {
 	v, err := s.idleVolume(ctx, r.ref, "delete it")
 	if err != nil {

@@ -22,6 +22,7 @@ func volumeCommands() *cli.Command {
 		leaf("extend", "VOLUME", "make a volume larger", agentFlags(
 			&cli.StringFlag{Name: "size", Usage: "the new `size`"},
 		), withAgent(extendVolume)),
+		leaf("reopen", "VOLUME", "open a volume again whose data had gone or whose disk had failed", agentFlags(), withAgent(reopenVolume)),
 		leaf("delete", "VOLUME", "forget a volume; a file or device that was given to create stays, backups stay", agentFlags(), withAgent(deleteVolume)),
 	)
 }
@@ -129,6 +130,14 @@ func extendVolume(c *cli.Context, a *agent.Client) error {
 		return err
 	}
 	v, err := a.ExtendVolume(c.Context, c.Args().First(), size)
+	if err != nil {
+		return err
+	}
+	return emitVolume(c, v)
+}
+
+func reopenVolume(c *cli.Context, a *agent.Client) error {
+	v, err := a.ReopenVolume(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
