@@ -26,7 +26,10 @@ func mountCommand() *cli.Command {
 			if _, err := a.Status(c.Context); err != nil {
 				return err
 			}
-			s := newExportSource(a)
+			s, err := newExportSource(a, c.Args().First())
+			if err != nil {
+				return err
+			}
 			if err := s.sweep(c.Context); err != nil {
 				return err
 			}

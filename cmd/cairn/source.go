@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/blockmap"
@@ -52,8 +54,9 @@ func entry(b agent.Backup) fusefs.Entry {
 // exportSource lists backups of the agent, and opens them by having the agent
 // export them and reading that by NBD.
 type exportSource struct {
-	agent  *agent.Client
-	prefix string // of the names of this mount's exports
+	agent   *agent.Client
+	prefix  string // of the names of this mount's exports
+	purpose string // of the exports, for whoever wants to delete what is mounted
 }
 
 var _ fusefs.Source = (*exportSource)(nil)
@@ -62,10 +65,29 @@ var _ fusefs.Source = (*exportSource)(nil)
 // mount-PID-RANDOM-BACKUP.
 const mountPrefix = "mount-"
 
-func newExportSource(a *agent.Client) *exportSource {
+// newExportSource returns the source of a mount on dir.
+func newExportSource(a *agent.Client, dir string) (*exportSource, error) {
+	dir, err := absolute(dir)
+	if err != nil {
+		return nil, err
+	}
 	b := make([]byte, 4)
 	_, _ = rand.Read(b)
-	return &exportSource{agent: a, prefix: fmt.Sprintf("%s%d-%s-", mountPrefix, os.Getpid(), hex.EncodeToString(b))}
+	return &exportSource{
+		agent: a, prefix: fmt.Sprintf("%s%d-%s-", mountPrefix, os.Getpid(), hex.EncodeToString(b)), purpose: mountPurpose(dir, os.Getpid()),
+	}, nil
+}
+
+// maxMountDir keeps a purpose within what the agent takes.
+const maxMountDir = 200
+
+// mountPurpose says who uses a backup that is mounted. A name that cannot be
+// shown on a line must not keep it from being mounted.
+func mountPurpose(dir string, pid int) string {
+	if len(dir) > maxMountDir || !utf8.ValidString(dir) || strings.ContainsFunc(dir, unicode.IsControl) {
+		return fmt.Sprintf("mounted by process %d", pid)
+	}
+	return fmt.Sprintf("mounted on %s by process %d", dir, pid)
 }
 
 // sweep takes back the exports of mounts that were killed.
@@ -106,7 +128,7 @@ func (s *exportSource) List(ctx context.Context) ([]fusefs.Entry, error) {
 // Open implements fusefs.Source.
 func (s *exportSource) Open(ctx context.Context, id string) (fusefs.Image, error) {
 	name := s.prefix + id[:min(8, len(id))]
-	e, err := s.agent.Export(ctx, agent.Export{Ref: id, Name: name})
+	e, err := s.agent.Export(ctx, agent.Export{Ref: id, Name: name, Purpose: s.purpose})
 	if err != nil {
 		return nil, err
 	}
