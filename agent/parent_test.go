@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -139,6 +142,39 @@ func TestBackupOfSnapshotIsStartedFrom(t *testing.T) {
 	r.same(last, shadow)
 	if last.Parent != again.ID || last.FullCompareReason != "" || last.BytesRead > dirty<<16 {
 		t.Errorf("without the snapshot: %+v", last)
+	}
+}
+
+// A data plane that takes no further checkpoint costs the checkpoint, not the
+// backup of a snapshot.
+func TestBackupOfSnapshotWithoutCheckpoint(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	shadow := make([]byte, 1<<20)
+	r.put(v, shadow, noise(1<<20), 0)
+	if _, err := r.agent.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{"disk"}, Name: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for n := 0; err == nil && n < 1000; n++ {
+		err = r.serve.AliasCheckpoint(ctx, "s", fmt.Sprintf("other%d", n))
+	}
+	if !errors.Is(err, serve.ErrConflict) {
+		t.Fatalf("there is no limit: %v", err)
+	}
+	b := r.backup(CreateBackup{Volume: "disk", Snapshot: "s"})
+	r.same(b, shadow)
+	if b.Checkpoint != "" {
+		t.Errorf("%+v", b)
+	}
+	if err = r.serve.DropCheckpoint(ctx, "disk", "other0"); err != nil {
+		t.Fatal(err)
+	}
+	next := r.backup(CreateBackup{Volume: "disk", Snapshot: "s", Incremental: true})
+	r.same(next, shadow)
+	if next.Parent != b.ID || next.FullCompareReason == "" || next.Checkpoint == "" || next.BytesNew != 0 {
+		t.Errorf("%+v", next)
 	}
 }
 
