@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -97,7 +98,10 @@ func (r *initRequest) geometry(data, parity bool) error {
 		}
 		r.data = n - r.parity
 	}
-	if n > 0 && (r.data+r.parity != n || r.data < 1 || r.parity < 0) {
+	if n > 0 && (r.data < 1 || r.parity < 0) {
+		return usagef("%d data and %d parity shards need more than the %d stores that --store gives: one store keeps one shard of each pack", max(r.data, 1), max(r.parity, 0), n)
+	}
+	if n > 0 && r.data+r.parity != n {
 		return usagef("%d data and %d parity shards need %d stores, but --store is given %d times: one store keeps one shard of each pack", r.data, r.parity, r.data+r.parity, n)
 	}
 	return nil
@@ -129,6 +133,9 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 		return made, err
 	}
 	defer func() { err = errors.Join(err, closeStores(all)) }()
+	if err = apart(urls(all)); err != nil {
+		return made, err
+	}
 	if pw, made.PasswordFile, made.PasswordMade, err = initPassword(r); err != nil {
 		return made, err
 	}
@@ -140,6 +147,32 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 	}
 	made.ID, made.Data, made.Parity, made.Losses, made.Stores = info.ID, info.Data, info.Parity, info.Losses, urls(all)
 	return made, nil
+}
+
+// apart refuses folders of which one is or holds another, whatever links lead
+// there: two shards would be lost at once.
+func apart(folders []string) error {
+	for i, a := range folders {
+		for j, b := range folders {
+			rel, err := filepath.Rel(realPath(a), realPath(b))
+			switch {
+			case i == j || err != nil || !filepath.IsLocal(rel):
+			case rel == ".":
+				return usagef("stores %s and %s are one folder: name another for one of them", a, b)
+			default:
+				return usagef("store %s lies in store %s: name another folder for one of them", b, a)
+			}
+		}
+	}
+	return nil
+}
+
+// realPath follows symbolic links where it can.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
 }
 
 // initPassword reads the password that was named; the state folder's file is
@@ -186,14 +219,24 @@ func (r initResult) sentences() []string {
 	return lines
 }
 
-// newFolders remembers which folders were not there, to take them back.
-type newFolders struct{ paths []string }
+// newFolders remembers what was not there, to take it back.
+type newFolders struct {
+	paths []string                   // folders that were not there
+	held  map[string]map[string]bool // what folders that were there held
+}
 
 func (f *newFolders) note(names []string) error {
+	f.held = make(map[string]map[string]bool)
 	for _, n := range names {
 		path, err := storePath(n)
 		if err != nil {
 			return err
+		}
+		if entries, err := os.ReadDir(path); err == nil {
+			f.held[path] = make(map[string]bool)
+			for _, e := range entries {
+				f.held[path][e.Name()] = true
+			}
 		}
 		for {
 			if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -206,16 +249,32 @@ func (f *newFolders) note(names []string) error {
 	return nil
 }
 
-// remove removes them as far as they are empty.
+// remove removes folders as far as they are new and empty.
 func (f *newFolders) remove() error {
 	var errs []error
-	for _, p := range f.paths {
-		for _, dir := range []string{filepath.Join(p, "TMP"), p} {
-			err := os.Remove(dir)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
-				errs = append(errs, err)
+	drop := func(dir string) {
+		err := os.Remove(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.EROFS) {
+			errs = append(errs, err)
+		}
+	}
+	inside := func(path string, held map[string]bool) {
+		entries, err := os.ReadDir(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && !held[e.Name()] {
+				drop(filepath.Join(path, e.Name()))
 			}
 		}
+	}
+	for path, held := range f.held {
+		inside(path, held)
+	}
+	for _, path := range f.paths {
+		inside(path, nil)
+		drop(path)
 	}
 	return errors.Join(errs...)
 }
