@@ -35,7 +35,9 @@ func Device(ctx context.Context, img Image, name string, o Options) (p Progress,
 	if err != nil {
 		return Progress{}, fmt.Errorf("restore to %s: %w", name, err)
 	}
-	if p, err = Copy(ctx, img, &fileTarget{f: f, size: size}, o); err != nil {
+	target := newFileTarget(f, size)
+	p, err = Copy(ctx, img, target, o)
+	if err = errors.Join(err, target.Close()); err != nil {
 		return p, fmt.Errorf("restore to %s: %w", name, err)
 	}
 	return p, nil

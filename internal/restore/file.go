@@ -11,8 +11,6 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/cairnbackup/cairn/blockmap"
 )
 
 // Errors of restores to files, wrapped with the path.
@@ -57,7 +55,9 @@ func File(ctx context.Context, img Image, name string, o FileOptions) (p Progres
 		return Progress{}, fmt.Errorf("restore to %s: %w", name, ierr)
 	}
 	o.Fresh = true
-	if p, err = Copy(ctx, img, &fileTarget{f: f, size: img.Size()}, o.Options); err != nil {
+	target := newFileTarget(f, img.Size())
+	p, err = Copy(ctx, img, target, o.Options)
+	if err = errors.Join(err, target.Close()); err != nil {
 		return p, fmt.Errorf("restore to %s: %w", name, explain(err))
 	}
 	if temp, err = publish(f, temp, name, o.Overwrite); err != nil {
@@ -246,48 +246,4 @@ func explain(err error) error {
 		return fmt.Errorf("%w: the disk became full; nothing was left there: free some space or name another folder: %w", ErrNoSpace, err)
 	}
 	return err
-}
-
-// fileTarget writes a regular file or a block device.
-type fileTarget struct {
-	f    *os.File
-	size int64
-}
-
-var _ Target = (*fileTarget)(nil)
-
-// Size is fixed.
-func (t *fileTarget) Size() int64 { return t.size }
-
-// ReadAt reads the file.
-func (t *fileTarget) ReadAt(_ context.Context, p []byte, off int64) error {
-	_, err := t.f.ReadAt(p, off)
-	return err
-}
-
-// WriteAt writes the file; Flush makes it durable.
-func (t *fileTarget) WriteAt(_ context.Context, p []byte, off int64) error {
-	_, err := t.f.WriteAt(p, off)
-	return err
-}
-
-// Flush makes data and size durable.
-func (t *fileTarget) Flush(context.Context) error { return t.f.Sync() }
-
-// Zero frees the range where that is possible and writes zeros otherwise.
-func (t *fileTarget) Zero(_ context.Context, off, n int64) error {
-	err := unix.Fallocate(int(t.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOSYS) {
-		return err
-	}
-	_, err = t.f.WriteAt(make([]byte, n), off)
-	return err
-}
-
-// Extents says that all may be data: what is not is found by reading.
-func (t *fileTarget) Extents(_ context.Context, off, n int64) ([]blockmap.Extent, error) {
-	return []blockmap.Extent{{Offset: off, Length: n, State: blockmap.Data}}, nil
 }

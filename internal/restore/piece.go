@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"github.com/cairnbackup/cairn/blockmap"
 )
@@ -17,11 +18,18 @@ type worker struct {
 }
 
 func newWorker(r *run) *worker {
-	w := &worker{run: r, fresh: make([]byte, stepSize), back: make([]byte, stepSize)}
+	w := &worker{run: r, fresh: stepBuffer(), back: stepBuffer()}
 	if !r.o.Fresh {
-		w.had = make([]byte, stepSize)
+		w.had = stepBuffer()
 	}
 	return w
+}
+
+// stepBuffer starts at a multiple of directUnit, for direct I/O.
+func stepBuffer() []byte {
+	b := make([]byte, stepSize+directUnit)
+	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) % directUnit //nolint:gosec // only its alignment is looked at
+	return b[skip:][:stepSize:stepSize]
 }
 
 // piece copies one piece, extent by extent and at most stepSize at a time.
