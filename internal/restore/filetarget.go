@@ -46,7 +46,7 @@ func (t *fileTarget) Close() error {
 
 // file is the one to use for p at off.
 func (t *fileTarget) file(p []byte, off int64) *os.File {
-	start := uintptr(unsafe.Pointer(unsafe.SliceData(p)))                        //nolint:gosec // only its alignment is looked at
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(p)))
 	if t.direct == nil || (start|uintptr(off)|uintptr(len(p)))%directUnit != 0 { //nolint:gosec // off is not negative
 		return t.f
 	}
