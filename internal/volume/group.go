@@ -143,6 +143,10 @@ func (p *pending) prepare() error {
 			return fmt.Errorf("%w: there is a snapshot %s already", ErrExist, s.id)
 		}
 	}
+	// The next segment is laid out before the guests are held up, not while.
+	if err := v.tracker.PrepareCheckpoint(); err != nil {
+		return err
+	}
 	e := &epoch{number: number, idx: newIndex(blocksOf(size))}
 	p.epoch = e
 	// What nobody needs now nobody will: snapshots that are older only go away.
