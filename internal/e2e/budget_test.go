@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -44,7 +43,11 @@ func TestBudgets(t *testing.T) {
 	}
 	t.Logf("full backup of 1 GiB of data: %v in a volume of 4 GiB, %v in one of 4 TiB", full.Duration, sparse.Duration)
 
-	b.restore(sparse.ID)
+	file := h.path("restored.img")
+	b.restore(sparse.ID, file)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 	for name, p := range map[string]*process{"agent": h.agent, "serve": h.serve} {
 		limit := int64(192 * mib)
 		if name == "serve" {
@@ -82,40 +85,6 @@ func (b *budget) filled(name string, size, pieces int64) agent.Volume {
 		return c.Flush(ctx)
 	})
 	return v
-}
-
-// write runs f on a connection to the volume.
-func (b *budget) write(v agent.Volume, f func(context.Context, *nbd.Client) error) {
-	b.t.Helper()
-	c, err := nbd.Dial(b.t.Context(), v.URI, nbd.ClientOptions{})
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	if err := errors.Join(f(b.t.Context(), c), c.Close()); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-// backup makes a backup that must succeed.
-func (b *budget) backup(name string, req agent.CreateBackup) agent.Backup {
-	b.t.Helper()
-	req.Force = true // the writer's connection may still be closing
-	job, err := b.control.CreateBackup(b.t.Context(), req)
-	if err == nil {
-		job, err = b.control.WaitJob(b.t.Context(), job.ID, nil)
-	}
-	if err != nil {
-		b.t.Fatalf("backup of %s: %v", name, err)
-	}
-	if job.State != agent.JobSucceeded {
-		b.t.Fatalf("backup of %s: %s: %s", name, job.State, job.Error)
-	}
-	rec, err := b.control.Backup(b.t.Context(), job.Backup)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Logf("after the backup of %s: peak memory of agent %d MiB, now %d MiB", name, b.status(b.agent, "VmHWM")/mib, b.status(b.agent, "VmRSS")/mib)
-	return rec
 }
 
 // scattered writes 4 KiB at random places, 1 % of the volume, and makes an
@@ -184,22 +153,6 @@ func (b *budget) compressed(v agent.Volume, blocks map[int64]bool) (sum int64) {
 		return nil
 	})
 	return sum
-}
-
-// restore restores into a file and removes it.
-func (b *budget) restore(id string) {
-	b.t.Helper()
-	file := b.path("restored.img")
-	job, err := b.control.Restore(b.t.Context(), agent.Restore{Backup: id, File: file})
-	if err == nil {
-		job, err = b.control.WaitJob(b.t.Context(), job.ID, nil)
-	}
-	if err != nil || job.State != agent.JobSucceeded {
-		b.t.Fatalf("restore: %s %s %v", job.State, job.Error, err)
-	}
-	if err := os.Remove(file); err != nil {
-		b.t.Fatal(err)
-	}
 }
 
 // readBy is the number of bytes that a process has read so far.
