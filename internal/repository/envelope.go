@@ -71,6 +71,25 @@ func (k *keyring) sealEnvelope(kd kind, name string, payload []byte) ([]byte, er
 	return append(out, tag...), nil
 }
 
+// formatError is the version of an object that this program does not know.
+// Nothing proves that the repository has been upgraded: a damaged object may
+// say so too.
+type formatError uint16
+
+func (e formatError) Error() string {
+	return fmt.Sprintf("control object of format %d: %v, or the store is damaged: upgrade cairn or leave the store out", uint16(e), ErrVersion)
+}
+
+// Is makes it an ErrVersion.
+func (formatError) Is(target error) bool { return target == ErrVersion }
+
+// unproved reports whether err is a claim of a newer version that nothing
+// authenticates.
+func unproved(err error) bool {
+	_, ok := errors.AsType[formatError](err)
+	return ok
+}
+
 // parseEnvelope takes an object apart without authenticating it: for what has
 // to be read before there is a key.
 func parseEnvelope(object []byte) (envelope, error) {
@@ -78,7 +97,7 @@ func parseEnvelope(object []byte) (envelope, error) {
 		return envelope{}, fmt.Errorf("no control object: %w", errEnvelope)
 	}
 	if v := binary.BigEndian.Uint16(object[8:]); v != envelopeVersion {
-		return envelope{}, fmt.Errorf("control object of format %d: %w", v, ErrVersion)
+		return envelope{}, formatError(v)
 	}
 	n := binary.BigEndian.Uint32(object[12:])
 	if int64(n) != int64(len(object)-envelopeHeader-envelopeTag) {

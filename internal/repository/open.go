@@ -148,12 +148,13 @@ func parseStoreRecord(object []byte) (storeRecord, error) {
 func oneRepository(given []met) (ident, error) {
 	count := make(map[ident]int)
 	var reasons []string
+	var newer error
 	for _, g := range given {
 		switch {
 		case g.object != nil:
 			count[g.record.Repository]++
 		case errors.Is(g.err, ErrVersion):
-			return ident{}, g.err
+			newer = g.err
 		case errors.Is(g.err, objstore.ErrNotExist):
 			reasons = append(reasons, g.store.URL()+" holds no repository")
 		default:
@@ -162,6 +163,9 @@ func oneRepository(given []met) (ident, error) {
 	}
 	switch len(count) {
 	case 0:
+		if newer != nil {
+			return ident{}, newer
+		}
 		return ident{}, fmt.Errorf("no repository was found (%s): check the names of the stores, or make one with 'cairn repo init': %w", strings.Join(reasons, "; "), ErrForeign)
 	case 1:
 		for id := range count {
@@ -221,7 +225,17 @@ func findKey(ctx context.Context, o Options, repo ident, given []met) (masterKey
 			return masterKey{}, fmt.Errorf("the password does not open repository %s: %w", repo, ErrPassword)
 		}
 	}
-	return masterKey{}, fmt.Errorf("no key of repository %s can be read: %w: %w", repo, ErrTooFewStores, errors.Join(errs...))
+	return masterKey{}, because(fmt.Errorf("no key of repository %s can be read: %w", repo, ErrTooFewStores), errs)
+}
+
+// because puts what went wrong, if anything did, behind err in one sentence.
+func because(err error, reasons []error) error {
+	sep := ": "
+	for _, reason := range reasons {
+		err = fmt.Errorf("%w%s%w", err, sep, reason)
+		sep = "; "
+	}
+	return err
 }
 
 func openKey(name string, object, password []byte, repo ident) (masterKey, error) {
@@ -247,9 +261,12 @@ func openKey(name string, object, password []byte, repo ident) (masterKey, error
 // join makes members of the stores that prove to be some, and demands enough
 // of them for reading.
 func (r *Repository) join(ctx context.Context, given []met) error {
-	var errs []error
+	var errs, claims []error
 	proved := make(map[ident][]objstore.Store)
 	for _, g := range given {
+		if errors.Is(g.err, ErrVersion) {
+			claims = append(claims, g.err)
+		}
 		if g.object == nil {
 			r.unknown = append(r.unknown, unknown(g))
 			continue
@@ -274,12 +291,19 @@ func (r *Repository) join(ctx context.Context, given []met) error {
 		}
 	}
 	for _, err := range errs {
-		if errors.Is(err, ErrVersion) {
+		switch {
+		case unproved(err):
+			claims = append(claims, err)
+		case errors.Is(err, ErrVersion):
 			return err
 		}
 	}
+	// As many stores as may be wrong are not believed.
+	if len(claims) > 0 && (r.members == nil || len(claims) > r.members.Parity) {
+		return claims[0]
+	}
 	if r.members == nil {
-		return fmt.Errorf("no list of the repository's stores can be read: %w: %w", ErrTooFewStores, errors.Join(errs...))
+		return because(fmt.Errorf("no list of the repository's stores can be read: %w", ErrTooFewStores), errs)
 	}
 	up := 0
 	for id, m := range r.byID {

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -59,7 +60,9 @@ func TestOpenRefusals(t *testing.T) {
 				object[9] = 2
 				m.Replace(storeName, object)
 			}
-		}, ErrVersion, ""},
+		}, ErrVersion, "upgrade cairn"},
+		{"no keys", func(_ *testing.T, c *cluster, _ *Options) { c.removeAll(keyPrefix) }, ErrTooFewStores, "no key of repository"},
+		{"no members", func(_ *testing.T, c *cluster, _ *Options) { c.removeAll(membersPrefix) }, ErrTooFewStores, "no list of the repository's stores"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -71,7 +74,21 @@ func TestOpenRefusals(t *testing.T) {
 			if !errors.Is(err, tt.err) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("Open = %v, want %v with %q", err, tt.err, tt.says)
 			}
+			if err != nil && strings.ContainsAny(err.Error(), "\n!") {
+				t.Errorf("no sentence: %v", err)
+			}
 		})
+	}
+}
+
+// removeAll replaces all stores by copies without the objects below a prefix.
+func (c *cluster) removeAll(prefix string) {
+	for _, m := range c.mem {
+		for _, name := range m.Names() {
+			if strings.HasPrefix(name, prefix) {
+				_ = m.Delete(context.Background(), name) // cannot fail
+			}
+		}
 	}
 }
 
@@ -95,6 +112,24 @@ func TestOpenWithWhatIsThere(t *testing.T) {
 			}
 		}
 		mustVerify(t, v, hurt.open(t), "b1")
+	})
+	t.Run("two claim a newer version", func(t *testing.T) {
+		for _, prefix := range []string{storeName, membersPrefix} {
+			hurt := c.clone()
+			for _, m := range hurt.mem[:2] {
+				for _, name := range m.Names() {
+					if strings.HasPrefix(name, prefix) {
+						object, err := m.Get(t.Context(), name, 0, -1, nil)
+						if err != nil {
+							t.Fatal(err)
+						}
+						object[9] ^= 4
+						m.Replace(name, object)
+					}
+				}
+			}
+			mustVerify(t, v, hurt.open(t), "b1")
+		}
 	})
 	t.Run("a store comes back", func(t *testing.T) {
 		hurt := c.clone()

@@ -118,8 +118,12 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 	answers := ask(ctx, r.o.Timing, r.current(), r.membership().quorum(), func(ctx context.Context, m *member) (*membership, error) {
 		return r.latestMembership(ctx, m.store)
 	})
+	var claims []error
 	for _, a := range answers {
-		if errors.Is(a.err, ErrVersion) {
+		switch {
+		case unproved(a.err):
+			claims = append(claims, a.err)
+		case errors.Is(a.err, ErrVersion):
 			return a.err
 		}
 		if a.err != nil || a.value == nil {
@@ -130,6 +134,9 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 			r.members = a.value
 		}
 		r.mu.Unlock()
+	}
+	if len(claims) > r.membership().Parity {
+		return claims[0]
 	}
 	return nil
 }
