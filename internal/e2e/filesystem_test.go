@@ -76,7 +76,7 @@ func TestFileSystem(t *testing.T) {
 	h.write(v, func(ctx context.Context, c *nbd.Client) error {
 		for off := 0; off < len(after); off += 4096 {
 			if p := after[off : off+4096]; !bytes.Equal(p, before[off:off+4096]) {
-				if err := c.WriteAt(ctx, p, int64(off), false); err != nil {
+				if err = c.WriteAt(ctx, p, int64(off), false); err != nil {
 					return err
 				}
 			}
