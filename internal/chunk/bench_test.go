@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"os"
 	"testing"
-
-	lukechampine "lukechampine.com/blake3"
 )
 
 // sample returns something like a disk image: this test's own program, or the
@@ -34,16 +32,6 @@ func BenchmarkID(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			d.ID(Data, plain)
-		}
-	})
-	b.Run("BLAKE3-lukechampine", func(b *testing.B) {
-		h := lukechampine.New(32, make([]byte, 32))
-		b.SetBytes(MaxPlain)
-		b.ReportAllocs()
-		for b.Loop() {
-			h.Reset()
-			_, _ = h.Write(plain)
-			h.Sum(nil)
 		}
 	})
 	b.Run("SHA-256", func(b *testing.B) {
