@@ -79,6 +79,7 @@ type shipper struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every change
 	room    []int         // by slot: shards that its queue can take
+	why     []error       // by slot: why the last shard that failed did
 	waited  time.Duration // for stores beyond those that the rule needs
 	ended   bool
 	failed  error
@@ -94,7 +95,7 @@ func newShipper(ctx context.Context, r *Repository, slots []*member, need int) *
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &shipper{
 		r: r, need: need, slots: slots, cancel: cancel,
-		queues: make([]chan parcel, len(slots)), room: make([]int, len(slots)),
+		queues: make([]chan parcel, len(slots)), room: make([]int, len(slots)), why: make([]error, len(slots)),
 		changed: make(chan struct{}), began: time.Now(),
 	}
 	for i := range slots {
@@ -237,6 +238,8 @@ func (s *shipper) serve(ctx context.Context, slot int) {
 		if err == nil {
 			p.of.acked[slot] = true
 			s.shards += size
+		} else {
+			s.why[slot] = err
 		}
 		s.judgeLocked(p.of)
 		if putErr != nil && s.failed == nil {
@@ -252,7 +255,7 @@ func (s *shipper) serve(ctx context.Context, slot int) {
 func (s *shipper) judgeLocked(sh *shipment) {
 	acks := sh.acks()
 	if acks+sh.pending < s.need && s.failed == nil {
-		s.failed = fmt.Errorf("pack %s is on %d stores and can reach no more, %d of %d are needed: %w", sh.id, acks, s.need, len(s.slots), ErrTooFewStores)
+		s.failed = fmt.Errorf("a pack must reach %d of the %d stores and can reach only %d: %w: %w", s.need, len(s.slots), acks+sh.pending, ErrTooFewStores, s.lackLocked(sh))
 	}
 	if acks == len(s.slots) {
 		for i, other := range s.sent {
@@ -264,6 +267,39 @@ func (s *shipper) judgeLocked(sh *shipment) {
 		}
 	}
 }
+
+// lackLocked says why a pack is not on the stores that it is not on.
+func (s *shipper) lackLocked(sh *shipment) error {
+	var all error
+	for i, ok := range sh.acked {
+		why := s.why[i]
+		switch {
+		case ok:
+			continue
+		case why == nil && sh.pending > 0:
+			continue // perhaps on its way
+		case why == nil:
+			why = fmt.Errorf("%s is too slow", s.slots[i].url())
+		case errors.Is(why, objstore.ErrNoSpace):
+			why = fullError{s.slots[i].url(), why}
+		}
+		if all == nil {
+			all = why
+		} else {
+			all = fmt.Errorf("%w; %w", all, why)
+		}
+	}
+	return all
+}
+
+// fullError is a full store's error in a few words.
+type fullError struct {
+	url string
+	err error
+}
+
+func (e fullError) Error() string { return e.url + " is full: free some space there" }
+func (e fullError) Unwrap() error { return e.err }
 
 // put writes one shard, until the store said that it is there.
 func (s *shipper) put(ctx context.Context, m *member, p parcel) error {

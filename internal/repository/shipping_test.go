@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,24 @@ func TestSlowStoreOwes(t *testing.T) {
 		if want := map[bool]int{true: st.Packs}[status.URL == "mem:3"]; status.Owed != want {
 			t.Errorf("%s owes %d, want %d", status.URL, status.Owed, want)
 		}
+	}
+}
+
+// Stores that are full are named as that: which they are is what to act upon.
+func TestFullStoresAreNamed(t *testing.T) {
+	c, r := fresh(t)
+	for _, f := range c.faulty[1:3] {
+		f.SetFaults(memstore.Faults{Before: func(_ context.Context, call memstore.Call) error {
+			if call.Op == "put" && strings.HasPrefix(call.Name, packPrefix) {
+				return objstore.ErrNoSpace
+			}
+			return nil
+		}})
+	}
+	o, err := randomContent(seeded(91), 50, 10).backup(t.Context(), r, "b", "", nil)
+	if o != OutcomeFailed || !errors.Is(err, ErrTooFewStores) || !errors.Is(err, objstore.ErrNoSpace) ||
+		!strings.Contains(err.Error(), "mem:1 is full: free some space there; mem:2 is full") {
+		t.Errorf("%v, %v", o, err)
 	}
 }
 
