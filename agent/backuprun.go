@@ -16,11 +16,12 @@ import (
 	"github.com/cairnbackup/cairn/nbd"
 )
 
-// How long cleaning up after a job may take, and a commit.
-const (
-	cleanTimeout  = 30 * time.Second
-	commitTimeout = 10 * time.Minute
-)
+// commitTimeout is how long a commit may take.
+const commitTimeout = 10 * time.Minute
+
+// cleanTimeout is how long cleaning up after a job may take. It is a variable
+// for tests.
+var cleanTimeout = 30 * time.Second
 
 // errFailed is why a backup that was told failed does not exist.
 var errFailed = errors.New("too few stores confirmed the backup, so it was given up: \"cairn status\" shows the stores; make it again when they are back")

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 )
@@ -221,5 +222,35 @@ func TestCancelRestore(t *testing.T) {
 	}
 	if x, err := r.agent.Backup(ctx, b.ID); err != nil || x.Status != BackupAvailable {
 		t.Errorf("after it: %+v, %v", x, err)
+	}
+}
+
+// A restore to a new volume may take longer than cleaning up behind one may.
+func TestSlowRestore(t *testing.T) {
+	short, usual := 300*time.Millisecond, cleanTimeout
+	cleanTimeout = short
+	t.Cleanup(func() { cleanTimeout = usual }) // when the agent has ended
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	shadow := make([]byte, 1<<20)
+	r.put(v, shadow, noise(1<<20), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	for _, s := range r.stores {
+		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
+			if c.Op == "get" && strings.HasPrefix(c.Name, "packs/") {
+				pause(ctx, 2*short)
+			}
+			return ctx.Err()
+		}})
+	}
+	j := r.wait(r.agent.Restore(ctx, Restore{Backup: b.ID, NewVolume: "slow"}))
+	if j.State != JobSucceeded {
+		t.Fatalf("%+v", j)
+	}
+	if n, err := r.serve.Volume(ctx, "slow"); err != nil {
+		t.Error(err)
+	} else {
+		r.equal("the new volume", r.read(n.URI), shadow)
 	}
 }

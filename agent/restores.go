@@ -229,8 +229,8 @@ func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, re
 	if err != nil {
 		return restore.Progress{}, err
 	}
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
-	defer cancel()
+	// The records must be written whatever ends ctx, however long the copy takes.
+	clean := context.WithoutCancel(ctx)
 	t.update(func(j *Job) { j.VolumeID = v.ID })
 	// Recorded, so that a kill leaves no half volume either.
 	err = s.cat.PutUnfinished(clean, v.ID, t.id())
@@ -243,9 +243,9 @@ func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, re
 		res.VolumeID = v.ID
 		return p, s.cat.RemoveUnfinished(clean, v.ID)
 	}
-	clean2, cancel2 := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
-	defer cancel2()
-	return p, errors.Join(err, s.dropUnfinished(clean2, v.ID))
+	clean, cancel := context.WithTimeout(clean, cleanTimeout)
+	defer cancel()
+	return p, errors.Join(err, s.dropUnfinished(clean, v.ID))
 }
 
 // dropUnfinished deletes a new volume whose restore did not end well.
