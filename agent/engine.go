@@ -64,7 +64,8 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int, ended func()) 
 }
 
 // submit records a job and queues it. work is called exactly once, also when
-// the job is canceled before its turn: its context has ended then.
+// the job is canceled before its turn, or its start cannot be recorded: its
+// context has ended then.
 func (e *engine) submit(ctx context.Context, j Job, work func(ctx context.Context, t *task) (any, error)) (Job, error) {
 	j.ID, j.State, j.Owner, j.Created = uuid.NewString(), catalog.Queued, e.owner, time.Now().UTC()
 	t := &task{e: e, job: j, work: work, done: make(chan struct{})}
@@ -184,11 +185,10 @@ func (e *engine) perform(ctx context.Context, t *task) {
 	e.mu.Unlock()
 	log := e.log.With(slog.String("job", j.ID), slog.String("kind", j.Kind), slog.String("volume", j.Volume), slog.String("backup", j.Backup))
 	log.LogAttrs(ctx, slog.LevelInfo, "job started")
-	err := e.cat.PutJob(context.WithoutCancel(ctx), j)
-	var result any
-	if err == nil {
-		result, err = t.work(ctx, t)
+	if err := e.cat.PutJob(context.WithoutCancel(ctx), j); err != nil {
+		cancel(err) // it does not run, but cleans up behind itself
 	}
+	result, err := t.work(ctx, t)
 	e.finish(context.WithoutCancel(ctx), t, result, err)
 	e.ended()
 	log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.Any("error", err))

@@ -192,3 +192,27 @@ func TestEngineStop(t *testing.T) {
 		t.Errorf("left: %d, %d", q, r)
 	}
 }
+
+// A job whose start cannot be recorded does not run, but cleans up behind itself.
+func TestEngineUnrecorded(t *testing.T) {
+	cat, err := catalog.Open(t.Context(), filepath.Join(t.TempDir(), "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(cat, slog.New(slog.DiscardHandler), 1, func() {})
+	called := 0
+	if _, err = e.submit(t.Context(), Job{}, func(ctx context.Context, _ *task) (any, error) {
+		called++
+		return nil, context.Cause(ctx)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err = cat.Close(); err != nil {
+		t.Fatal(err)
+	}
+	x := e.next()
+	e.perform(context.Background(), x)
+	if called != 1 || x.job.State != catalog.JobFailed || x.job.Error == "" {
+		t.Errorf("work was called %d times, job %+v", called, x.job)
+	}
+}
