@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"strings"
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/backup"
@@ -144,18 +145,21 @@ func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, 
 	return r.run(ctx, c, p)
 }
 
-// flagEarlier warns of the incremental backups of this volume.
+// missedChanges begins the warning of backups that may lack something.
+const missedChanges = "changes of the volume may be missing"
+
+// flagEarlier warns of the incremental backups of this volume. They may be
+// restored or deleted meanwhile: only their warnings are written.
 func (r *backupRun) flagEarlier(ctx context.Context) error {
 	l, err := r.cat.BackupsOf(ctx, r.vol.ID)
 	if err != nil {
 		return err
 	}
 	for _, b := range l {
-		if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || b.Warning != "" {
+		if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || strings.Contains(b.Warning, missedChanges) {
 			continue
 		}
-		b.Warning = fmt.Sprintf("changes of the volume may be missing: backup %s found unmarked ones", r.rec.ID)
-		if err := r.cat.PutBackup(ctx, b); err != nil {
+		if err := r.cat.WarnBackup(ctx, b.ID, fmt.Sprintf("%s: backup %s found unmarked ones", missedChanges, r.rec.ID)); err != nil {
 			return err
 		}
 	}

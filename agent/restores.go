@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -248,9 +249,23 @@ func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, re
 	return p, errors.Join(err, s.dropUnfinished(clean, v.ID))
 }
 
-// dropUnfinished deletes a new volume whose restore did not end well.
+// dropUnfinished deletes a new volume whose restore did not end well. The data
+// plane may see the end of the restore's connections late: it is asked again,
+// as long as ctx lasts.
 func (s *server) dropUnfinished(ctx context.Context, volumeID string) error {
-	if err := s.serve.DeleteVolume(ctx, volumeID); err != nil && !errors.Is(err, serve.ErrNotFound) {
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	err := s.serve.DeleteVolume(ctx, volumeID)
+	for errors.Is(err, serve.ErrBusy) && ctx.Err() == nil {
+		select {
+		case <-again.C:
+			if next := s.serve.DeleteVolume(ctx, volumeID); ctx.Err() == nil {
+				err = next
+			}
+		case <-ctx.Done():
+		}
+	}
+	if err != nil && !errors.Is(err, serve.ErrNotFound) {
 		return fmt.Errorf("the half-made volume is not deleted yet: %w", err)
 	}
 	return s.cat.RemoveUnfinished(ctx, volumeID)
@@ -301,6 +316,20 @@ func (t volumeTarget) Zero(ctx context.Context, off, n int64) error {
 // Extents asks the server.
 func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
 	return t.Map(ctx, nbd.ContextAllocation, off, n)
+}
+
+// tidyRestoring makes the backups available again that no job restores any
+// more: of two that ended at once each left it to the other, or it failed.
+func (s *server) tidyRestoring(ctx context.Context) error {
+	s.deciding.Lock() // against a restore that is about to be queued
+	defer s.deciding.Unlock()
+	l, err := s.cat.Backups(ctx)
+	for _, b := range l {
+		if b.Status == catalog.Restoring {
+			err = errors.Join(err, s.notRestoring(ctx, b.ID, ""))
+		}
+	}
+	return err
 }
 
 // notRestoring makes a backup available again when the job that ends was the

@@ -115,6 +115,13 @@ func (c *Catalog) SetBackupStatus(ctx context.Context, id string, from, to Statu
 		`UPDATE backups SET status = ? WHERE id = ? AND status = ?`, to, id, from)
 }
 
+// WarnBackup adds a sentence to the warning of a backup, and changes nothing
+// else of it; one that is not there (any more) needs none.
+func (c *Catalog) WarnBackup(ctx context.Context, id, sentence string) error {
+	return c.exec(ctx, "warn of backup "+id,
+		`UPDATE backups SET warning = CASE warning WHEN '' THEN ? ELSE warning || '; ' || ? END WHERE id = ?`, sentence, sentence, id)
+}
+
 // RemoveBackup forgets a record; one that is not there is forgotten already.
 func (c *Catalog) RemoveBackup(ctx context.Context, id string) error {
 	return c.exec(ctx, "forget backup "+id, `DELETE FROM backups WHERE id = ?`, id)

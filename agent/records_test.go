@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// bareServer is an agent with nothing but records and jobs.
+func bareServer(t *testing.T) *server {
+	t.Helper()
+	e, cat, _ := startEngine(t, 4)
+	log := slog.New(slog.DiscardHandler)
+	client := serve.NewClient(filepath.Join(t.TempDir(), "nobody"))
+	t.Cleanup(client.Close)
+	s := &server{log: log, cat: cat, jobs: e, serve: client, exports: newExports(cat, nil, log, t.TempDir(), t.TempDir()), tidy: make(chan struct{}, 1)}
+	return s
+}
+
+// A warning of earlier backups brings none back that is deleted meanwhile, and
+// is added to what there is to say of the others.
+func TestFlagEarlier(t *testing.T) {
+	s := bareServer(t)
+	ctx := t.Context()
+	const n = 100
+	for i := range n {
+		b := Backup{ID: fmt.Sprintf("b%03d", i), VolumeID: "v", Incremental: true, Status: catalog.Available}
+		if i == n-1 {
+			b.Warning = "shards are owed"
+		}
+		if err := s.cat.PutBackup(ctx, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &backupRun{server: s, rec: Backup{ID: "new"}, vol: Volume{ID: "v"}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.flagEarlier(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	for i := n - 2; i > 0; i-- {
+		if err := s.cat.RemoveBackup(ctx, fmt.Sprintf("b%03d", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	l, err := s.cat.Backups(ctx)
+	if err != nil || len(l) != 2 {
+		t.Fatalf("%d backups are left of 2, %v", len(l), err)
+	}
+	for _, b := range l {
+		if !strings.Contains(b.Warning, missedChanges) {
+			t.Errorf("not flagged: %+v", b)
+		}
+	}
+	if w := l[1].Warning; !strings.HasPrefix(w, "shards are owed; ") {
+		t.Errorf("warning %q", w)
+	}
+}
+
+// Of two restores of one backup that end at the same time, each takes the other
+// for one that goes on: the tidying sees that none does.
+func TestRestoresEndTogether(t *testing.T) {
+	s := bareServer(t)
+	ctx := t.Context()
+	if err := s.cat.PutBackup(ctx, Backup{ID: "b", Status: catalog.Restoring}); err != nil {
+		t.Fatal(err)
+	}
+	s.jobs.ended = s.wakeTidy
+	tidying, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.reconcile(tidying) })
+	defer wg.Wait()
+	defer stop()
+	var ending sync.WaitGroup
+	ending.Add(2)
+	var ids []string
+	for range 2 {
+		j, err := s.jobs.submit(ctx, Job{Kind: catalog.RestoreJob, Backup: "b"}, func(ctx context.Context, x *task) (any, error) {
+			err := s.notRestoring(ctx, "b", x.id())
+			ending.Done()
+			ending.Wait()
+			return nil, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, j.ID)
+	}
+	for _, id := range ids {
+		s.jobs.wait(t, id)
+	}
+	for range 500 {
+		b, err := s.cat.Backup(ctx, "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Status == catalog.Available {
+			return
+		}
+		pause(ctx, 10*time.Millisecond)
+	}
+	t.Error("the backup stays in the state restoring")
+}
