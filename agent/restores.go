@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/catalog"
@@ -250,20 +250,15 @@ func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, re
 }
 
 // dropUnfinished deletes a new volume whose restore did not end well. The data
-// plane may see the end of the restore's connections late: it is asked again,
-// as long as ctx lasts.
+// plane may see the end of the restore's connections late: it is asked again
+// for a few seconds.
 func (s *server) dropUnfinished(ctx context.Context, volumeID string) error {
-	again := time.NewTicker(100 * time.Millisecond)
-	defer again.Stop()
 	err := s.serve.DeleteVolume(ctx, volumeID)
-	for errors.Is(err, serve.ErrBusy) && ctx.Err() == nil {
-		select {
-		case <-again.C:
-			if next := s.serve.DeleteVolume(ctx, volumeID); ctx.Err() == nil {
-				err = next
-			}
-		case <-ctx.Done():
+	for range 50 {
+		if !errors.Is(err, serve.ErrBusy) || !pause(ctx, 100*time.Millisecond) {
+			break
 		}
+		err = s.serve.DeleteVolume(ctx, volumeID)
 	}
 	if err != nil && !errors.Is(err, serve.ErrNotFound) {
 		return fmt.Errorf("the half-made volume is not deleted yet: %w", err)
