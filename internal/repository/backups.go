@@ -88,11 +88,20 @@ func (r *Repository) Backup(ctx context.Context, ref string) (Backup, error) {
 // standings reads all root records and decides each. Of several with one
 // backup ID the newest counts that is live; of those that are not, the newest.
 func (r *Repository) standings(ctx context.Context) ([]standing, error) {
+	all, _, err := r.survey(ctx)
+	return all, err
+}
+
+// survey is standings that also says whether it saw every committed root
+// record: so many stores answered that none can be on the others only, and all
+// that were listed were read.
+func (r *Repository) survey(ctx context.Context) (all []standing, complete bool, err error) {
 	r.reunite(ctx)
-	names, err := r.union(ctx, rootPrefix)
+	names, silent, err := r.unionOf(ctx, rootPrefix)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	complete = silent < r.membership().quorum()
 	sessions := make(map[ident]bool, len(names))
 	for name := range names {
 		if s, ok := rootSession(name); ok {
@@ -100,15 +109,15 @@ func (r *Repository) standings(ctx context.Context) ([]standing, error) {
 		}
 	}
 	if len(sessions) == 0 {
-		return nil, nil
+		return nil, complete, nil
 	}
 	deleted, err := r.marks(ctx, deletedPrefix, kindTombstone, sessions)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	purged, err := r.marks(ctx, purgedPrefix, kindPurged, sessions)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var mu sync.Mutex
 	byID := make(map[string]standing)
@@ -121,11 +130,16 @@ func (r *Repository) standings(ctx context.Context) ([]standing, error) {
 		}
 		group.Go(func() error {
 			st, err := r.stand(groupCtx, name, ms, deleted[s])
+			mu.Lock()
+			defer mu.Unlock()
+			if errors.Is(err, ErrDamaged) {
+				// Check reports those that are; a store that is away says nothing.
+				complete = complete && !errors.Is(err, objstore.ErrDown)
+				return nil
+			}
 			if err != nil || st.root == nil {
 				return err
 			}
-			mu.Lock()
-			defer mu.Unlock()
 			if old, ok := byID[st.root.rec.BackupID]; !ok || st.before(old) {
 				byID[st.root.rec.BackupID] = st
 			}
@@ -133,7 +147,7 @@ func (r *Repository) standings(ctx context.Context) ([]standing, error) {
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, err //nolint:wrapcheck // named where it comes from
+		return nil, false, err //nolint:wrapcheck // named where it comes from
 	}
 	out := make([]standing, 0, len(byID))
 	for _, st := range byID {
@@ -142,7 +156,7 @@ func (r *Repository) standings(ctx context.Context) ([]standing, error) {
 	slices.SortFunc(out, func(a, b standing) int {
 		return cmp.Or(a.root.rec.Created.Compare(b.root.rec.Created), strings.Compare(a.root.rec.BackupID, b.root.rec.BackupID))
 	})
-	return out, nil
+	return out, complete, nil
 }
 
 // before reports whether s is the one to show of two with the same backup ID.
@@ -155,16 +169,14 @@ func (s standing) before(o standing) bool {
 }
 
 // stand reads one root record and decides it; the root is nil when there is
-// nothing to show.
+// nothing to show. ErrDamaged: no store returned it.
 func (r *Repository) stand(ctx context.Context, name string, ms []*member, deleted bool) (standing, error) {
 	r.mu.Lock()
 	rt := r.rootSeen[name]
 	r.mu.Unlock()
 	if rt == nil {
 		var err error
-		if rt, err = r.readRoot(ctx, ms, name); errors.Is(err, ErrDamaged) {
-			return standing{}, nil
-		} else if err != nil {
+		if rt, err = r.readRoot(ctx, ms, name); err != nil {
 			return standing{}, err
 		}
 	}
@@ -186,8 +198,9 @@ func (r *Repository) stand(ctx context.Context, name string, ms []*member, delet
 }
 
 // find returns the standing of a backup that is available or unconfirmed.
+// ErrNotFound is certain: too few stores to tell are ErrTooFewStores.
 func (r *Repository) find(ctx context.Context, id string) (standing, error) {
-	all, err := r.standings(ctx)
+	all, complete, err := r.survey(ctx)
 	if err != nil {
 		return standing{}, err
 	}
@@ -199,6 +212,9 @@ func (r *Repository) find(ctx context.Context, id string) (standing, error) {
 			return s, fmt.Errorf("backup %s was deleted: %w", id, ErrNotFound)
 		}
 		return s, nil
+	}
+	if !complete {
+		return standing{}, fmt.Errorf("backup %q is not on the stores that answer, and may be on the others: %w", id, ErrTooFewStores)
 	}
 	return standing{}, fmt.Errorf("backup %q: %w", id, ErrNotFound)
 }

@@ -11,6 +11,12 @@ import (
 // union lists a prefix on all members and returns who has each object. It
 // fails only when no member answers.
 func (r *Repository) union(ctx context.Context, prefix string) (map[string][]*member, error) {
+	out, _, err := r.unionOf(ctx, prefix)
+	return out, err
+}
+
+// unionOf is union that also says how many members did not answer.
+func (r *Repository) unionOf(ctx context.Context, prefix string) (map[string][]*member, int, error) {
 	ms := r.current()
 	answers := ask(ctx, r.o.Timing, ms, max(r.membership().Data, len(ms)-1), func(ctx context.Context, m *member) ([]string, error) {
 		var names []string
@@ -32,12 +38,12 @@ func (r *Repository) union(ctx context.Context, prefix string) (map[string][]*me
 		}
 	}
 	if answered == 0 {
-		return nil, fmt.Errorf("list %s: no store answers: %w: %w", prefix, ErrTooFewStores, failures(answers))
+		return nil, 0, fmt.Errorf("list %s: no store answers: %w: %w", prefix, ErrTooFewStores, failures(answers))
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("list %s: %w", prefix, err)
+		return nil, 0, fmt.Errorf("list %s: %w", prefix, err)
 	}
-	return out, nil
+	return out, len(ms) - answered, nil
 }
 
 // marks returns the sessions among those wanted that some member has a mark

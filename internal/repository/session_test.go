@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -369,6 +370,44 @@ func TestDeleteAndTrash(t *testing.T) {
 	}
 	if err := r.Delete(t.Context(), "b1"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("second Delete = %v", err)
+	}
+}
+
+// What may be on stores that do not answer is not called absent: whoever hears
+// that a backup is not there forgets it.
+func TestNotFoundIsCertain(t *testing.T) {
+	c, r := fresh(t)
+	v := randomContent(seeded(12), 20, 5)
+	c.faulty[5].SetDown(true)
+	v.mustBackup(t, r, "b1", "", nil)
+	c.faulty[5].SetDown(false)
+	r = c.open(t) // that has not read its root record
+	for i := range 5 {
+		c.faulty[i].SetDown(true)
+	}
+	if err := r.Delete(t.Context(), "b1"); !errors.Is(err, ErrTooFewStores) || errors.Is(err, ErrNotFound) {
+		t.Errorf("delete with the one store that lacks it: %v", err)
+	}
+	c.heal()
+	// Listed, and away before it is read.
+	for _, f := range c.faulty {
+		f.SetFaults(memstore.Faults{Before: func(_ context.Context, call memstore.Call) error {
+			if (call.Op == "get" || call.Op == "stat") && strings.HasPrefix(call.Name, rootPrefix) {
+				return objstore.ErrDown
+			}
+			return nil
+		}})
+	}
+	if err := r.Delete(t.Context(), "b1"); !errors.Is(err, ErrTooFewStores) || errors.Is(err, ErrNotFound) {
+		t.Errorf("delete while the root record cannot be read: %v", err)
+	}
+	c.heal()
+	if err := r.Delete(t.Context(), "b1"); err != nil {
+		t.Error(err)
+	}
+	c.faulty[0].SetDown(true)
+	if err := r.Delete(t.Context(), "b2"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("delete of what no store can have: %v", err)
 	}
 }
 
