@@ -236,15 +236,6 @@ func (p *pending) undo() error {
 	return err
 }
 
-// saveRecord replaces volume.json; the volume's own copy changes only when that is durable.
-func (v *Volume) saveRecord(r *record) error {
-	if err := writeRecord(v.fs, v.dir, r); err != nil {
-		return err
-	}
-	v.rec = *r
-	return nil
-}
-
 const (
 	logSuffix  = ".log"
 	tempSuffix = ".tmp"

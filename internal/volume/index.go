@@ -1,6 +1,9 @@
 package volume
 
-import "sync/atomic"
+import (
+	"math"
+	"sync/atomic"
+)
 
 // index says for every block of one epoch whether its preimage is saved, and
 // where. It is read without locks; a cell is claimed by compare-and-swap and
@@ -46,6 +49,18 @@ func (x *index) load(b int64) uint32 {
 	return p[b%indexPageLen].Load()
 }
 
+// touched is the first block from b on of which load may say more than absent:
+// b itself where its page is there, else the first of the next page that is.
+func (x *index) touched(b int64) int64 {
+	first := b / indexPageLen
+	for i := first; i < int64(len(x.pages)); i++ {
+		if x.pages[i].Load() != nil {
+			return max(b, i*indexPageLen)
+		}
+	}
+	return math.MaxInt64
+}
+
 // cell returns the cell of a block below x.blocks for changing it.
 func (x *index) cell(b int64) *atomic.Uint32 {
 	page := &x.pages[b/indexPageLen]
@@ -59,13 +74,18 @@ func (x *index) cell(b int64) *atomic.Uint32 {
 
 // saved calls f with every saved block in ascending order, until f returns false.
 func (x *index) saved(f func(b int64, c uint32) bool) {
+	x.each(func(b int64, c uint32) bool { return !isSaved(c) || f(b, c) })
+}
+
+// each is saved for all blocks that are not absent.
+func (x *index) each(f func(b int64, c uint32) bool) {
 	for i := range x.pages {
 		p := x.pages[i].Load()
 		if p == nil {
 			continue
 		}
 		for j := range p {
-			if c := p[j].Load(); isSaved(c) && !f(int64(i)*indexPageLen+int64(j), c) {
+			if c := p[j].Load(); c != cellAbsent && !f(int64(i)*indexPageLen+int64(j), c) {
 				return
 			}
 		}

@@ -23,6 +23,9 @@ func (v *Volume) merge(dst, src *epoch) error {
 	}
 	v.gate.lock()
 	_, err := v.copyRecords(dst, src)
+	if err == nil && dst.log != nil && dst.log.unlinked.Load() {
+		err = errUnlinked // The copies are nothing to rely on.
+	}
 	if err == nil {
 		v.replaceSetLocked(func(set *snapSet) {
 			set.epochs = slices.DeleteFunc(set.epochs, func(e *epoch) bool { return e.number == src.number })

@@ -184,7 +184,8 @@ func (v *Volume) openSnapshots() error {
 		known[s.checkpoint()] = true
 		v.nextEpoch = max(v.nextEpoch, r.Epoch+1)
 	}
-	if err := v.openLogs(set, dir); err != nil {
+	damaged, err := v.openLogs(set, dir)
+	if err != nil {
 		return err
 	}
 	v.snaps.set.Store(set)
@@ -198,6 +199,12 @@ func (v *Volume) openSnapshots() error {
 	if err := v.saveBroken(); err != nil {
 		return err
 	}
+	// Not before: a missing log tells less than a damaged one.
+	for _, n := range damaged {
+		if err := v.fs.Rename(v.logName(n, logSuffix), v.logName(n, damagedSuffix)); err != nil {
+			return fmt.Errorf("set a damaged preimage log aside: %w", err)
+		}
+	}
 	if err := v.reclaim(); err != nil {
 		v.log.Warn("space of deleted snapshots not reclaimed", attrVolume(v), attrError(err))
 	}
@@ -208,11 +215,12 @@ func (v *Volume) openSnapshots() error {
 func (s *Snapshot) breakFound(reason string) { s.broken.CompareAndSwap(nil, &reason) }
 
 // openLogs fills the epochs of the set. A log that is missing or damaged breaks
-// its own snapshot and all older ones, because they may need it too.
-func (v *Volume) openLogs(set *snapSet, dir string) error {
+// its own snapshot and all older ones, because they may need it too. It returns
+// the epochs of the damaged logs.
+func (v *Volume) openLogs(set *snapSet, dir string) (damaged []uint64, err error) {
 	numbers, err := v.listLogs(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	breakUpTo := func(number uint64, reason string) {
 		for _, s := range set.snaps {
@@ -231,13 +239,11 @@ func (v *Volume) openLogs(set *snapSet, dir string) error {
 		l, x, broken, err := openLog(v.fs, v.logName(n, logSuffix), v.id, n, v.rec.Size, &v.space)
 		if err != nil {
 			if !errors.Is(err, ErrDamaged) {
-				return err
+				return nil, err
 			}
 			v.log.Warn("preimage log is damaged", attrVolume(v), attrError(err))
 			breakUpTo(n, "a file with its preimages is damaged")
-			if err := v.fs.Rename(v.logName(n, logSuffix), v.logName(n, damagedSuffix)); err != nil {
-				return fmt.Errorf("set a damaged preimage log aside: %w", err)
-			}
+			damaged = append(damaged, n)
 			continue
 		}
 		set.epochs = append(set.epochs, &epoch{number: n, idx: x, log: l})
@@ -247,7 +253,7 @@ func (v *Volume) openLogs(set *snapSet, dir string) error {
 			}
 		}
 	}
-	return nil
+	return damaged, nil
 }
 
 const damagedSuffix = ".damaged"

@@ -46,9 +46,10 @@ type preLog struct {
 	flush  syncer
 	space  *spaceGuard
 
-	mu      sync.Mutex // held while appending
-	end     atomic.Int64
-	durable atomic.Int64
+	mu       sync.Mutex // held while appending
+	end      atomic.Int64
+	durable  atomic.Int64
+	unlinked atomic.Bool // nothing is appended any more, because the next open will not find it; set under mu
 }
 
 // preimage is one record: the old content of a block.
@@ -164,6 +165,9 @@ func (l *preLog) append(p *preimage) (cell uint32, err error) {
 	n := int64(p.stored())
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.unlinked.Load() {
+		return 0, errUnlinked
+	}
 	off := l.end.Load()
 	if off+n > logMaxSize {
 		return 0, fmt.Errorf("the preimage log has reached its limit of %d bytes", logMaxSize)
@@ -248,11 +252,31 @@ func (p *preimage) free() {
 // markBroken records durably that the snapshot of this epoch lost its content.
 // It writes a sector that is there already, so that it works on a full disk.
 func (l *preLog) markBroken(reason string) error {
+	if l.unlinked.Load() {
+		return errUnlinked
+	}
 	if _, err := l.f.WriteAt(encodeState(reason), logStateOffset); err != nil {
 		return fmt.Errorf("mark a snapshot broken: %w", err)
 	}
 	if err := l.f.Sync(); err != nil {
 		return fmt.Errorf("mark a snapshot broken: %w", err)
+	}
+	return nil
+}
+
+var errUnlinked = errors.New("the preimage log could not be written, and is removed")
+
+// unlink removes the log's name for good. What is in it can be read until it is
+// closed. Callers take turns.
+func (l *preLog) unlink() error {
+	if err := l.fs.Remove(l.name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove a preimage log: %w", err)
+	}
+	l.mu.Lock()
+	l.unlinked.Store(true)
+	l.mu.Unlock()
+	if err := l.fs.SyncDir(filepath.Dir(l.name)); err != nil {
+		return fmt.Errorf("remove a preimage log: %w", err)
 	}
 	return nil
 }

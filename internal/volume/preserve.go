@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -187,9 +185,11 @@ func (s *Snapshot) breakOff(reason string) error {
 }
 
 // recordBreak writes the mark into the snapshot's own log. If even that fails the
-// log is removed: a snapshot without its log is broken too.
+// log is removed: a snapshot without its log is broken too, and so are the older
+// ones that need preimages from it. breaking is held.
 func (v *Volume) recordBreak(s *Snapshot, reason string) error {
-	e := v.snaps.set.Load().at(s.epoch)
+	set := v.snaps.set.Load()
+	e := set.at(s.epoch)
 	if e == nil || e.log == nil {
 		return fmt.Errorf("snapshot %s has no preimage log", s.id)
 	}
@@ -197,15 +197,13 @@ func (v *Volume) recordBreak(s *Snapshot, reason string) error {
 	if err == nil {
 		return nil
 	}
-	rerr := v.fs.Remove(e.log.name)
-	if errors.Is(rerr, os.ErrNotExist) {
-		rerr = nil
-	}
-	if rerr == nil {
-		rerr = v.fs.SyncDir(filepath.Dir(e.log.name))
-	}
-	if rerr != nil {
+	if rerr := e.log.unlink(); rerr != nil {
 		return fmt.Errorf("a snapshot lost its content (%s) and this could not be recorded: %w", reason, errors.Join(err, rerr))
+	}
+	for _, older := range set.snaps {
+		if !older.temporary && older.epoch < s.epoch && set.reliesOn(older, e) {
+			older.breakFound("preimages saved for it were lost when a newer snapshot broke: " + reason)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -184,4 +185,30 @@ func writeRecord(fsys vfs.FS, dir string, r *record) error {
 		return fmt.Errorf("write the record of volume %s: %w", r.Name, err)
 	}
 	return nil
+}
+
+// saveRecord replaces volume.json; the volume's own copy changes only when that
+// is durable. After an error the old one is in place again, or v.unsure is set.
+// admin is held.
+func (v *Volume) saveRecord(r *record) error {
+	err := writeRecord(v.fs, v.dir, r)
+	if err == nil {
+		v.rec, v.unsure = *r, false
+		return nil
+	}
+	// It may be there all the same, for the next open to act by.
+	old, eerr := v.rec.encode()
+	if eerr != nil {
+		return errors.Join(err, eerr)
+	}
+	seen, rerr := vfs.ReadFile(v.fs, filepath.Join(v.dir, recordFile), recordLimit)
+	if rerr == nil && bytes.Equal(seen, old) && !v.unsure {
+		return err
+	}
+	if werr := writeRecord(v.fs, v.dir, &v.rec); werr != nil {
+		v.unsure = true
+		return errors.Join(err, werr)
+	}
+	v.unsure = false
+	return err
 }

@@ -54,6 +54,9 @@ func (v *Volume) revert(ctx context.Context, s *Snapshot) error {
 	r := v.rec
 	r.Reverting = &s.id
 	if err = v.saveRecord(&r); err != nil {
+		if v.unsure { // The next open may revert, over all that would be written until then.
+			v.halfReverted(s.id, err)
+		}
 		return err
 	}
 	// Blocks whose trim was put off become content again.

@@ -66,6 +66,18 @@ func (s *snapSet) find(from uint64, b int64) (*epoch, uint32) {
 	return nil, 0
 }
 
+// touched is the first block from b on that find may find, or one beyond all:
+// most of a large volume is not written to while a snapshot is there.
+func (s *snapSet) touched(from uint64, b int64) int64 {
+	next := int64(math.MaxInt64)
+	for _, e := range s.epochs {
+		if e.number >= from {
+			next = min(next, e.idx.touched(b))
+		}
+	}
+	return next
+}
+
 // newest is the epoch that writers save into; nil if there are no snapshots to save for.
 func (s *snapSet) newest() *epoch {
 	if s == nil || len(s.epochs) == 0 {
@@ -117,6 +129,19 @@ func (s *snapSet) uncovered(b int64) []*Snapshot {
 		}
 	}
 	return l
+}
+
+// reliesOn tells whether an older persistent snapshot needs a preimage that is,
+// or is just being written, in the durable log of an epoch.
+func (s *snapSet) reliesOn(sn *Snapshot, e *epoch) (yes bool) {
+	e.idx.each(func(b int64, c uint32) bool {
+		if b < sn.blocks() && (c == cellCopying || isSaved(c) && c&cellTemp == 0) {
+			x, _ := s.find(sn.epoch, b)
+			yes = x == nil || x.number >= e.number
+		}
+		return !yes
+	})
+	return yes
 }
 
 // upTo is the set without the epochs and snapshots after number.

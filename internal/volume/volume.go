@@ -80,8 +80,9 @@ type Volume struct {
 	breaking sync.Mutex     // one snapshot is broken at a time
 	back     sync.WaitGroup // reclaiming after a break
 
-	admin sync.Mutex // one change of snapshots, size or volume.json at a time; taken before the gate
-	rec   record     // volume.json as it is on disk; guarded by admin
+	admin  sync.Mutex // one change of snapshots, size or volume.json at a time; taken before the gate
+	rec    record     // volume.json as it is on disk; guarded by admin
+	unsure bool       // what is on disk may be a record whose writing failed; guarded by admin
 
 	nextEpoch uint64 // guarded by admin
 }
