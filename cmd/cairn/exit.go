@@ -51,7 +51,7 @@ func exitCode(err error) int {
 		return exitRepository
 	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty):
 		return exitBusy
-	case is(agent.ErrUnreachable, serve.ErrUnreachable):
+	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):
 		return exitUnreachable
 	case is(errDamage, repository.ErrDamaged):
 		return exitDamage

@@ -35,7 +35,7 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 		return nil, fmt.Errorf("no store is given: %w", ErrInvalid)
 	}
 	given := meet(ctx, o)
-	repo, err := oneRepository(given)
+	repo, foreign, err := oneRepository(given)
 	if err != nil {
 		return nil, err
 	}
@@ -46,11 +46,17 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 		moves: newLRU[chunk.PackID, []*forwarding](movesBudget),
 	}
 	master, err := findKey(ctx, o, repo, given)
+	if err != nil && foreign != nil {
+		return nil, foreign
+	}
 	if err != nil {
 		return nil, err
 	}
 	if r.keys, err = master.ring(repo); err != nil {
 		return nil, err
+	}
+	if foreign != nil && !r.disown(ctx, given) {
+		return nil, foreign
 	}
 	if err = r.join(ctx, given); err != nil {
 		return nil, err
@@ -143,9 +149,9 @@ func parseStoreRecord(object []byte) (storeRecord, error) {
 	return rec, nil
 }
 
-// oneRepository returns the repository that the stores belong to, and refuses
-// a mixture.
-func oneRepository(given []met) (ident, error) {
+// oneRepository returns the repository that the stores belong to; of a mixture
+// the one with the most stores, and what to say of the others.
+func oneRepository(given []met) (repo ident, foreign, err error) {
 	count := make(map[ident]int)
 	var reasons []string
 	var newer error
@@ -164,12 +170,12 @@ func oneRepository(given []met) (ident, error) {
 	switch len(count) {
 	case 0:
 		if newer != nil {
-			return ident{}, newer
+			return ident{}, nil, newer
 		}
-		return ident{}, fmt.Errorf("no repository was found (%s): check the names of the stores, or make one with 'cairn repo init': %w", strings.Join(reasons, "; "), ErrForeign)
+		return ident{}, nil, fmt.Errorf("no repository was found (%s): check the names of the stores, or make one with 'cairn repo init': %w", strings.Join(reasons, "; "), ErrForeign)
 	case 1:
 		for id := range count {
-			return id, nil
+			return id, nil, nil
 		}
 	}
 	// The one with fewer stores is likely the mistake.
@@ -185,7 +191,24 @@ func oneRepository(given []met) (ident, error) {
 			odd = append(odd, fmt.Sprintf("%s belongs to repository %s", g.store.URL(), g.record.Repository))
 		}
 	}
-	return ident{}, fmt.Errorf("%s, the other stores to %s: leave out those of the other repository: %w", strings.Join(odd, ", "), most, ErrForeign)
+	return most, fmt.Errorf("%s, the other stores to %s: leave out those of the other repository: %w", strings.Join(odd, ", "), most, ErrForeign), nil
+}
+
+// disown sets stores aside that name another repository only because their
+// identity is damaged: they hold a list of members of this one. It returns false
+// when one really is of another.
+func (r *Repository) disown(ctx context.Context, given []met) bool {
+	for i := range given {
+		g := &given[i]
+		if g.object == nil || g.record.Repository == r.id {
+			continue
+		}
+		if m, _ := r.latestMembership(ctx, g.store); m == nil {
+			return false
+		}
+		g.object, g.err = nil, fmt.Errorf("%s: the store's identity names another repository, its other objects this one: %w", g.store.URL(), errEnvelope)
+	}
+	return true
 }
 
 // findKey opens the master key with the password. A store may return a damaged
@@ -194,7 +217,7 @@ func findKey(ctx context.Context, o Options, repo ident, given []met) (masterKey
 	tried := make(map[string]bool)
 	var errs []error
 	for _, g := range given {
-		if g.object == nil {
+		if g.object == nil || g.record.Repository != repo {
 			continue
 		}
 		var names []string

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -129,6 +130,31 @@ func TestOpenWithWhatIsThere(t *testing.T) {
 				}
 			}
 			mustVerify(t, v, hurt.open(t), "b1")
+		}
+	})
+	t.Run("two name another repository", func(t *testing.T) {
+		hurt := c.clone()
+		for _, m := range hurt.mem[:2] {
+			object, err := m.Get(t.Context(), storeName, 0, -1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := bytes.Index(object, []byte(c.open(t).Info().ID))
+			if object[at]++; object[at] > '9' {
+				object[at] = '0'
+			}
+			m.Replace(storeName, object)
+		}
+		r := hurt.open(t)
+		mustVerify(t, v, r, "b1")
+		down := 0
+		for _, s := range r.Status(t.Context()) {
+			if s.URL != "" && s.State == StoreDown && strings.Contains(s.Error, "names another repository") {
+				down++
+			}
+		}
+		if down != 2 {
+			t.Errorf("%d stores are set aside: %+v", down, r.Status(t.Context()))
 		}
 	})
 	t.Run("a store comes back", func(t *testing.T) {
