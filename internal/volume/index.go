@@ -1,9 +1,6 @@
 package volume
 
-import (
-	"math"
-	"sync/atomic"
-)
+import "sync/atomic"
 
 // index says for every block of one epoch whether its preimage is saved, and
 // where. It is read without locks; a cell is claimed by compare-and-swap and
@@ -49,16 +46,16 @@ func (x *index) load(b int64) uint32 {
 	return p[b%indexPageLen].Load()
 }
 
-// touched is the first block from b on of which load may say more than absent:
-// b itself where its page is there, else the first of the next page that is.
-func (x *index) touched(b int64) int64 {
-	first := b / indexPageLen
-	for i := first; i < int64(len(x.pages)); i++ {
-		if x.pages[i].Load() != nil {
-			return max(b, i*indexPageLen)
+// touched is the first block from b up to end of which load may say more than
+// absent, end if there is none: b itself where its page is there, else the
+// first of the next page that is.
+func (x *index) touched(b, end int64) int64 {
+	for at := b; at < min(end, x.blocks); at = (at/indexPageLen + 1) * indexPageLen {
+		if x.pages[at/indexPageLen].Load() != nil {
+			return at
 		}
 	}
-	return math.MaxInt64
+	return end
 }
 
 // cell returns the cell of a block below x.blocks for changing it.

@@ -66,16 +66,15 @@ func (s *snapSet) find(from uint64, b int64) (*epoch, uint32) {
 	return nil, 0
 }
 
-// touched is the first block from b on that find may find, or one beyond all:
-// most of a large volume is not written to while a snapshot is there.
-func (s *snapSet) touched(from uint64, b int64) int64 {
-	next := int64(math.MaxInt64)
+// touched is the first block from b up to end that find may find, end if there
+// is none: most of a large volume is not written to while a snapshot is there.
+func (s *snapSet) touched(from uint64, b, end int64) int64 {
 	for _, e := range s.epochs {
 		if e.number >= from {
-			next = min(next, e.idx.touched(b))
+			end = e.idx.touched(b, end)
 		}
 	}
-	return next
+	return end
 }
 
 // newest is the epoch that writers save into; nil if there are no snapshots to save for.

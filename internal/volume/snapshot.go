@@ -210,7 +210,8 @@ func (s *Snapshot) Extents(off, n int64) ([]blockmap.Extent, error) {
 func (s *Snapshot) savedExtents(off, n int64) []blockmap.Extent {
 	set := s.v.snaps.set.Load()
 	var l []blockmap.Extent
-	for b := off / blockmap.DefaultBlockSize; b <= (off+n-1)/blockmap.DefaultBlockSize; b++ {
+	end := (off+n-1)/blockmap.DefaultBlockSize + 1
+	for b := set.touched(s.epoch, off/blockmap.DefaultBlockSize, end); b < end; b = set.touched(s.epoch, b+1, end) {
 		if e, _ := set.find(s.epoch, b); e != nil {
 			l = blockmap.Append(l, blockmap.Extent{Offset: b * blockmap.DefaultBlockSize, Length: blockmap.DefaultBlockSize, State: blockmap.Data})
 		}
