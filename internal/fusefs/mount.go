@@ -34,6 +34,7 @@ func Mount(ctx context.Context, o Options, ready func()) error {
 	if err != nil {
 		return explainMount(dir, err)
 	}
+	ours := self(dir)
 	raiseReadAhead(dir, o.ReadAheadKiB)
 	if ready != nil {
 		ready()
@@ -46,7 +47,7 @@ func Mount(ctx context.Context, o Options, ready func()) error {
 	case <-gone:
 		err = nil
 	default:
-		err = leave(context.WithoutCancel(ctx), server, dir, o.Grace, cut, gone)
+		err = leave(context.WithoutCancel(ctx), server, dir, ours, o.Grace, cut, gone)
 	}
 	cut() // counts and reads that nobody waits for any more
 	t.sizes.wait()
@@ -112,16 +113,36 @@ func (p *pool) keep(ended, gone <-chan struct{}) {
 	}
 }
 
-// leave unmounts: politely for the time of grace, then by force.
-func leave(ctx context.Context, server *fuse.Server, dir string, grace time.Duration, cut func(), gone <-chan struct{}) error {
+// self returns what says whether the mount at dir is still this one. Somebody
+// may have detached it and mounted something else there, which is not ours to
+// unmount. Where that cannot be told, it is.
+func self(dir string) func() bool {
+	was, ok, err := findMount(dir)
+	if err != nil || !ok {
+		return func() bool { return true }
+	}
+	return func() bool {
+		is, ok, err := findMount(dir)
+		return err != nil || ok && is == was
+	}
+}
+
+// errDetached says that the mount is no longer in the tree.
+var errDetached = errors.New("it is detached, but files of it are still open")
+
+// leave unmounts: politely for the time of grace, then by force. A mount that
+// somebody has detached is only waited for.
+func leave(ctx context.Context, server *fuse.Server, dir string, ours func() bool, grace time.Duration, cut func(), gone <-chan struct{}) error {
 	deadline := time.NewTimer(grace)
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := server.Unmount()
-		if err == nil {
-			return nil
+		err := errDetached
+		if ours() {
+			if err = server.Unmount(); err == nil {
+				return nil
+			}
 		}
 		select {
 		case <-gone: // somebody else was faster
@@ -131,8 +152,10 @@ func leave(ctx context.Context, server *fuse.Server, dir string, grace time.Dura
 		case <-deadline.C:
 		}
 		cut()
-		if ferr := forceUnmount(ctx, dir); ferr != nil {
-			return fmt.Errorf("unmount %s: %w (before that: %w)", dir, ferr, err)
+		if ours() {
+			if ferr := forceUnmount(ctx, dir); ferr != nil {
+				return fmt.Errorf("unmount %s: %w (before that: %w)", dir, ferr, err)
+			}
 		}
 		// Cut off means answered with an error; without the right to abort the
 		// connection the last reader has to go by itself.
@@ -142,7 +165,7 @@ func leave(ctx context.Context, server *fuse.Server, dir string, grace time.Dura
 		case <-gone:
 			return nil
 		case <-last.C:
-			return fmt.Errorf("unmount %s: it is detached, but files of it are still open", dir)
+			return fmt.Errorf("unmount %s: %w", dir, errDetached)
 		}
 	}
 }

@@ -455,6 +455,36 @@ func TestUnmountFromOutside(t *testing.T) {
 	m.done = nil
 }
 
+// A mount that was detached leaves alone what is mounted in its place.
+func TestDetached(t *testing.T) {
+	m := mount(t, one(sparse), func(o *Options) { o.Grace = 100 * time.Millisecond })
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount something else")
+	}
+	f, err := os.Open(m.disk())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Unmount(m.dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", m.dir, "tmpfs", 0, "size=64k"); err != nil {
+		missing(t, fmt.Sprintf("needs a tmpfs: %v", err))
+	}
+	m.cancel()
+	if err := <-m.done; err == nil || !strings.Contains(err.Error(), "detached") {
+		t.Errorf("end of a mount that is detached and busy: %v", err)
+	}
+	m.done = nil
+	if x, ok, err := findMount(m.dir); err != nil || !ok || x.kind != "tmpfs" {
+		t.Fatalf("in its place there is %+v, %v, %v", x, ok, err)
+	}
+	if err := unix.Unmount(m.dir, 0); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFuserMount(t *testing.T) {
 	needTool(t, "fusermount3", "fuse3")
 	m := mount(t, one(sparse), func(o *Options) { o.FuserMount = true })
