@@ -70,7 +70,7 @@ func (t *Tracker) swap(l *list, names []label) error {
 		if err := t.settle(); err != nil {
 			return err
 		}
-		s.sum = sumOf(t.bits.sums)
+		s.sum = t.sum()
 	}
 	if err := t.prepare(next.blocks); err != nil {
 		return err

@@ -114,8 +114,7 @@ func (t *Tracker) start() error {
 			return err
 		}
 	} else {
-		sum := sumOf(t.bits.sums)
-		if err := t.log.replace(activity{epoch: t.list.epoch, exact: true, sum: sum}); err != nil {
+		if err := t.log.replace(activity{epoch: t.list.epoch, exact: true, sum: t.sum()}); err != nil {
 			return err
 		}
 		t.exact = true
@@ -142,8 +141,12 @@ func (t *Tracker) flush() error {
 	if err := t.settle(); err != nil {
 		return err
 	}
-	return t.record(activity{epoch: t.list.epoch, exact: true, sum: sumOf(t.bits.sums)})
+	return t.record(activity{epoch: t.list.epoch, exact: true, sum: t.sum()})
 }
+
+// sum is the checksum of the newest segment's bits on disk. A resize that failed
+// may have left more pages than the segment has.
+func (t *Tracker) sum() uint32 { return sumOf(t.bits.sums[:pagesOf(t.list.newest().blocks)]) }
 
 // settle makes all bits durable and all regions cold that are not full.
 func (t *Tracker) settle() error {
