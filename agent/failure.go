@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -90,7 +91,7 @@ func asError(err error) *Error {
 		code = Code(e.Code) // the same words
 	}
 	switch {
-	case errors.Is(err, serve.ErrUnreachable):
+	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores):
 		code = CodeUnavailable
 	case errors.Is(err, catalog.ErrNotFound):
 		code = CodeNotFound
