@@ -41,7 +41,7 @@ EXIT CODES:
   4    busy, or against the state of things: later or with another flag it may work
   5    refused because of the repository: wrong password, another version,
        a store of another repository, too few stores
-  6    no agent (or no data plane) answers
+  6    no agent answers; or no data plane, or too few stores, answer the agent
   7    cairn repo check found damage
   130  interrupted, or the job was canceled`
 

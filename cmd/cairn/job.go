@@ -131,13 +131,21 @@ func outcome(j agent.Job) error {
 	case agent.JobSucceeded:
 		return nil
 	case agent.JobCanceled:
-		return fmt.Errorf("job %s was canceled (%w)", j.ID, errInterrupted)
+		return fmt.Errorf("job %s was canceled (%w)%s", j.ID, errInterrupted, left(j))
 	default:
 		if j.Error == "" {
 			return fmt.Errorf("job %s ended as %s", j.ID, j.State)
 		}
 		return errors.New(j.Error)
 	}
+}
+
+// left says what a canceled restore left behind: over a volume, a mixture.
+func left(j agent.Job) string {
+	if j.Kind != "restore" || j.Error == "" {
+		return ""
+	}
+	return ": " + j.Error
 }
 
 // interrupt cancels the job of a command that shall end.
@@ -153,7 +161,7 @@ func interrupt(c *cli.Context, a *agent.Client, job agent.Job) error {
 	case err != nil:
 		return fmt.Errorf("%w: job %s is being canceled: %w", errInterrupted, job.ID, err)
 	case j.State == agent.JobCanceled:
-		return fmt.Errorf("%w: job %s is canceled", errInterrupted, job.ID)
+		return fmt.Errorf("%w: job %s is canceled%s", errInterrupted, job.ID, left(j))
 	default: // it was faster
 		return fmt.Errorf("%w: job %s had ended already: %s", errInterrupted, job.ID, j.State)
 	}
