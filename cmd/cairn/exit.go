@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -49,7 +50,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case is(repository.ErrPassword, repository.ErrForeign, repository.ErrVersion, repository.ErrTooFewStores):
 		return exitRepository
-	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty):
+	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, syscall.EBUSY):
 		return exitBusy
 	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):
 		return exitUnreachable

@@ -58,7 +58,7 @@ func Open(o Options, dir string) (_ *Volume, err error) {
 	v.flusher.init(v.data.Sync)
 	v.space = spaceGuard{limit: o.PreimageLimit, reserve: o.PreimageReserve}
 	if v.data.size < r.Size && r.Extending == 0 {
-		return nil, fmt.Errorf("%w: %s has %d bytes, the volume has %d; find out what cut it off, and truncate -s %[3]d gives it its size back (with zeros)",
+		return nil, fmt.Errorf("%w: %s has %d bytes, the volume has %d; find out what cut it off, and truncate -s %[4]d gives it its size back (with zeros)",
 			ErrDamaged, r.dataPath(dir), v.data.size, r.Size)
 	}
 	reason, err := v.takeOver()

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -170,6 +171,18 @@ func TestOpenRefuses(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// The size to give a cut file back is the volume's, not the one that is left.
+func TestCutFileSaysItsSize(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "vol")
+	v, err := Create(Options{}, dir, Spec{Name: "vol", Size: 4 * bs, Managed: true})
+	must(t, err)
+	must(t, v.Close())
+	must(t, os.Truncate(filepath.Join(dir, managedFile), bs))
+	if _, err := Open(Options{}, dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("truncate -s %d ", 4*bs)) {
+		t.Fatal(err)
 	}
 }
 
