@@ -100,7 +100,7 @@ func (s *exportSource) sweep(ctx context.Context) error {
 		rest, ours := strings.CutPrefix(e.Name, mountPrefix)
 		pid, _, ok := strings.Cut(rest, "-")
 		n, err := strconv.Atoi(pid)
-		if !ours || !ok || err != nil || e.Clients > 0 || errors.Is(syscall.Kill(n, 0), nil) {
+		if !ours || !ok || err != nil || e.Clients > 0 || !errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
 			continue
 		}
 		if err := s.agent.Unexport(ctx, e.Name); err != nil && !errors.Is(err, agent.ErrNotFound) {

@@ -33,7 +33,11 @@ func (s *Session) Commit(ctx context.Context, rt Root) (Outcome, error) {
 		return OutcomeUnknown, err
 	}
 	defer s.release()
-	stored, err := s.store(ctx, rt)
+	var stored *root
+	err := s.whole()
+	if err == nil {
+		stored, err = s.store(ctx, rt)
+	}
 	if err != nil {
 		// No vote was cast, so that an abort is certain to win.
 		s.abandon(ctx)

@@ -48,6 +48,7 @@ type Session struct {
 	mu      sync.Mutex
 	workers int
 	packNo  uint32
+	lost    error // why chunks that a worker handed out never got into a queue
 	ended   bool
 }
 
@@ -239,6 +240,28 @@ func (s *Session) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.workers--
+}
+
+// lose notes that references to chunks were handed out that no store will have.
+func (s *Session) lose(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost == nil {
+		s.lost = err
+	}
+}
+
+// whole says whether everything that a root record may name is on its way: W6.
+func (s *Session) whole() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.lost != nil:
+		return fmt.Errorf("commit: a pack of this backup was not stored: %w", s.lost)
+	case s.workers > 0:
+		return fmt.Errorf("commit: %d workers are not closed", s.workers)
+	}
+	return nil
 }
 
 // finish makes the session an ended one; only the first caller may end it.

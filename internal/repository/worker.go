@@ -124,9 +124,14 @@ func (w *Worker) send(ctx context.Context) error {
 	w.pack = nil
 	container, err := p.Finish()
 	if err != nil {
-		return fmt.Errorf("finish a pack: %w", err)
+		err = fmt.Errorf("finish a pack: %w", err)
+	} else {
+		err = w.s.ship.ship(ctx, p.ID(), container)
 	}
-	return w.s.ship.ship(ctx, p.ID(), container)
+	if err != nil {
+		w.s.lose(err)
+	}
+	return err
 }
 
 // Close sends what the worker has left. Its pack need not be on the stores when
@@ -140,6 +145,9 @@ func (w *Worker) Close(ctx context.Context) error {
 	var err error
 	if err = ctx.Err(); err != nil {
 		err = fmt.Errorf("close a worker: %w", err) // given up: nothing more is sent
+		if w.pack != nil && w.pack.Len() > 0 {
+			w.s.lose(err)
+		}
 	} else if w.pack != nil && w.pack.Len() > 0 {
 		err = w.send(ctx)
 	}
