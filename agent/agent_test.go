@@ -181,6 +181,13 @@ func TestExports(t *testing.T) {
 	if err := r.agent.Unexport(ctx, "one"); !errors.Is(err, ErrConflict) {
 		t.Errorf("unexport of one of two: %v", err)
 	}
+	guest := r.dial(rw.URI)
+	if err := r.agent.Unexport(ctx, "try"); !errors.Is(err, ErrBusy) {
+		t.Errorf("unexport of an overlay that is written: %v", err)
+	}
+	if err := guest.Close(); err != nil {
+		t.Error(err)
+	}
 	for _, name := range []string{"try", "one"} {
 		if err := r.agent.Unexport(ctx, name); err != nil {
 			t.Error(err)
@@ -196,6 +203,11 @@ func TestExports(t *testing.T) {
 		t.Error(err)
 	} else {
 		r.equal("a new overlay", r.read(x.URI), shadow)
+		guest := r.dial(x.URI)
+		if err := r.agent.ForceUnexport(ctx, "try"); err != nil {
+			t.Error(err)
+		}
+		_ = guest.Close() // the connection is lost
 	}
 }
 

@@ -109,10 +109,15 @@ func (c *Client) Exports(ctx context.Context) ([]ExportInfo, error) {
 }
 
 // Unexport stops to serve a backup; name is that of the export, or the name
-// or ID of the backup. Clients are disconnected, and what they wrote to an
-// overlay is discarded.
+// or ID of the backup. What was written to an overlay is discarded; while a
+// client is connected to one, that is refused.
 func (c *Client) Unexport(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/exports/"+url.PathEscape(name), nil)
+}
+
+// ForceUnexport is Unexport also while a client writes to the overlay.
+func (c *Client) ForceUnexport(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/exports/"+url.PathEscape(name)+"?force=true", nil)
 }
 
 // call sends a request whose answer says nothing.

@@ -87,8 +87,9 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 
 // unexport ends the export of this name, or the only one of this backup.
 func (s *server) unexport(ctx context.Context, r request) (any, error) {
+	force := r.value("force") == "true"
 	if _, ok := s.exports.get(r.ref); ok {
-		return nil, s.exports.remove(ctx, r.ref)
+		return nil, s.exports.remove(ctx, r.ref, force)
 	}
 	b, err := s.findBackup(ctx, r.ref)
 	if err != nil {
@@ -104,7 +105,7 @@ func (s *server) unexport(ctx context.Context, r request) (any, error) {
 	case 0:
 		return nil, refuse(CodeNotFound, "backup %s is not exported: there is nothing to end", b.ID)
 	case 1:
-		return nil, s.exports.remove(ctx, names[0])
+		return nil, s.exports.remove(ctx, names[0], force)
 	default:
 		return nil, refuse(CodeConflict, "backup %s is exported as %v: name one of them", b.ID, names)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -138,13 +139,17 @@ func (x *exports) add(ctx context.Context, e catalog.Export) (ExportInfo, error)
 	return x.info(s), nil
 }
 
-// remove ends an export and discards its overlay.
-func (x *exports) remove(ctx context.Context, name string) error {
+// remove ends an export and discards its overlay. What a connected client wrote
+// is discarded only by force.
+func (x *exports) remove(ctx context.Context, name string, force bool) error {
 	x.changing.Lock()
 	defer x.changing.Unlock()
 	s, ok := x.get(name)
 	if !ok {
 		return refuse(CodeNotFound, "there is no export %q: \"cairn export\" makes one", name)
+	}
+	if s.rec.Overlay && !force && !s.left(ctx) {
+		return refuse(CodeBusy, "export %s has a client, and what it wrote to the overlay would be lost: disconnect it first, or use --force", name)
 	}
 	// Forgotten first: what a crash leaves is swept at the next start.
 	if err := x.cat.RemoveExport(ctx, name); err != nil {
@@ -164,6 +169,23 @@ func (x *exports) remove(ctx context.Context, name string) error {
 		return fmt.Errorf("discard the overlay of export %s: %w", name, err)
 	}
 	return nil
+}
+
+// left reports whether all clients have left, for which it waits a moment: a
+// client that has closed its connection is not gone at once.
+func (s *served) left(ctx context.Context) bool {
+	const moment, step = time.Second, 10 * time.Millisecond
+	for range moment / step {
+		if s.clients == nil || s.clients() == 0 {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(step):
+		}
+	}
+	return false
 }
 
 // of says how a backup is in use, if it is.

@@ -14,10 +14,16 @@ func exportCommand() *cli.Command {
 }
 
 func unexportCommand() *cli.Command {
-	return leaf("unexport", "NAME", "stop to export a backup; what was written to an overlay is discarded", agentFlags(), withAgent(
+	return leaf("unexport", "NAME", "stop to export a backup; what was written to an overlay is discarded", agentFlags(
+		&cli.BoolFlag{Name: "force", Usage: "also while a guest uses an overlay: what it wrote is lost"},
+	), withAgent(
 		func(c *cli.Context, a *agent.Client) error {
 			name := c.Args().First()
-			if err := a.Unexport(c.Context, name); err != nil {
+			unexport := a.Unexport
+			if c.Bool("force") {
+				unexport = a.ForceUnexport
+			}
+			if err := unexport(c.Context, name); err != nil {
 				return err
 			}
 			return emit(c, map[string]string{"unexported": name}, func(t *table) {
