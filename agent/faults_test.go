@@ -225,6 +225,49 @@ func TestCancelRestore(t *testing.T) {
 	}
 }
 
+// A restore that is canceled while its volume is being made, before the agent
+// has heard of it, leaves no volume either.
+func TestCancelRestoreEarly(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	r.put(v, make([]byte, 1<<20), noise(1<<20), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	early := 0
+	for i := range 30 {
+		j, err := r.agent.Restore(ctx, Restore{Backup: b.ID, NewVolume: "new"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pause(ctx, time.Duration(i)*time.Millisecond/2)
+		if _, err = r.agent.CancelJob(ctx, j.ID); err != nil && !errors.Is(err, ErrConflict) {
+			t.Fatal(err)
+		}
+		j, err = r.agent.WaitJob(ctx, j.ID, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.agent.Volume(ctx, "new")
+		switch j.State {
+		case JobCanceled:
+			early++
+			if !errors.Is(err, ErrNotFound) {
+				t.Fatalf("round %d: the canceled restore left its volume: %v", i, err)
+			}
+		default:
+			if err != nil {
+				t.Fatalf("round %d: %+v, and the volume: %v", i, j, err)
+			}
+			if err = r.agent.DeleteVolume(ctx, "new"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if early == 0 {
+		t.Error("no restore was canceled in time: nothing was tested")
+	}
+}
+
 // A restore to a new volume may take longer than cleaning up behind one may.
 func TestSlowRestore(t *testing.T) {
 	short, usual := 300*time.Millisecond, cleanTimeout

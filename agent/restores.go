@@ -10,12 +10,17 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
+
+// createTimeout is how long making a volume may take.
+const createTimeout = time.Minute
 
 // createRestore checks a request and queues its job.
 func (s *server) createRestore(ctx context.Context, r request) (any, error) {
@@ -226,27 +231,37 @@ func restoreProgress(p restore.Progress) Progress {
 
 // toNewVolume makes a volume and restores to it. A failure deletes the volume.
 func (s *server) toNewVolume(ctx context.Context, t *task, img restore.Image, res *RestoreResult, o restore.Options) (restore.Progress, error) {
-	v, err := s.serve.CreateVolume(ctx, serve.CreateVolume{Name: res.Volume, Size: img.Size()})
-	if err != nil {
-		return restore.Progress{}, err
-	}
 	// The records must be written whatever ends ctx, however long the copy takes.
 	clean := context.WithoutCancel(ctx)
-	t.update(func(j *Job) { j.VolumeID = v.ID })
-	// Recorded, so that a kill leaves no half volume either.
-	err = s.cat.PutUnfinished(clean, v.ID, t.id())
-	var p restore.Progress
-	if err == nil {
-		o.Fresh = true
-		p, err = toVolume(ctx, img, v, o)
+	// Recorded before it is made, so that neither a kill nor a lost answer leaves
+	// half a volume.
+	id := uuid.NewString()
+	if err := s.cat.PutUnfinished(clean, id, t.id()); err != nil {
+		return restore.Progress{}, err
 	}
+	p, err := s.fillNewVolume(ctx, t, img, serve.CreateVolume{ID: id, Name: res.Volume, Size: img.Size()}, o)
 	if err == nil {
-		res.VolumeID = v.ID
-		return p, s.cat.RemoveUnfinished(clean, v.ID)
+		res.VolumeID = id
+		return p, s.cat.RemoveUnfinished(clean, id)
 	}
 	clean, cancel := context.WithTimeout(clean, cleanTimeout)
 	defer cancel()
-	return p, errors.Join(err, s.dropUnfinished(clean, v.ID))
+	return p, errors.Join(err, s.dropUnfinished(clean, id))
+}
+
+// fillNewVolume makes a volume and restores to it; a failure may leave it.
+func (s *server) fillNewVolume(ctx context.Context, t *task, img restore.Image, req serve.CreateVolume, o restore.Options) (restore.Progress, error) {
+	// Not given up halfway: a request on its way would be overtaken by the one
+	// that deletes what comes of it.
+	create, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+	defer cancel()
+	v, err := s.serve.CreateVolume(create, req)
+	if err != nil {
+		return restore.Progress{}, err
+	}
+	t.update(func(j *Job) { j.VolumeID = v.ID })
+	o.Fresh = true
+	return toVolume(ctx, img, v, o)
 }
 
 // dropUnfinished deletes a new volume whose restore did not end well. The data

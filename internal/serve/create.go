@@ -25,9 +25,6 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 	if err = p.checkNew(ctx, spec); err != nil {
 		return Volume{}, err
 	}
-	if spec.ID, err = uuid.NewRandom(); err != nil {
-		return Volume{}, fmt.Errorf("draw an ID: %w", err)
-	}
 	e := newEntry(spec.ID, filepath.Join(p.volumes, spec.ID.String()))
 	v, err := volume.Create(p.options(), e.dir, spec) //nolint:contextcheck // Half a volume helps nobody: it ends by itself.
 	if err != nil {
@@ -51,6 +48,10 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 	spec := volume.Spec{Name: req.Name, Size: req.Size, AllowFormat: req.AllowFormat}
 	if err := checkFreeName("volume", req.Name); err != nil {
+		return spec, err
+	}
+	var err error
+	if spec.ID, err = newID(req.ID); err != nil {
 		return spec, err
 	}
 	// A backup needs a snapshot, which has an ID instead of a name.
@@ -81,6 +82,22 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 		spec.Managed = true
 		return spec, checkSize(req.Name, req.Size)
 	}
+}
+
+// newID reads the ID that a new volume is to have, or draws one.
+func newID(asked string) (uuid.UUID, error) {
+	if asked == "" {
+		id, err := uuid.NewRandom()
+		if err != nil {
+			return uuid.Nil, fmt.Errorf("draw an ID: %w", err)
+		}
+		return id, nil
+	}
+	id, ok := parseID(asked)
+	if !ok || id == uuid.Nil {
+		return uuid.Nil, refuse(CodeInvalid, "the ID %q of the new volume is no UUID: leave it out, and one is drawn", clip(asked))
+	}
+	return id, nil
 }
 
 // checkSize refuses sizes that are no volume's, before anything in proportion
@@ -132,6 +149,9 @@ func resolve(spec *volume.Spec, what, path string) error {
 func (p *plane) checkNew(ctx context.Context, spec volume.Spec) error {
 	if p.count() >= maxVolumes {
 		return refuse(CodeConflict, "this data plane has %d volumes, and that is its limit: start another one with another --state", maxVolumes)
+	}
+	if _, err := p.find(spec.ID.String()); err == nil {
+		return refuse(CodeConflict, "there is a volume with the ID %s already: leave the ID out, and one is drawn", spec.ID)
 	}
 	if found := p.named(spec.Name); len(found) > 0 {
 		return refuse(CodeConflict, "there is a volume named %s already, with ID %s: choose another name", spec.Name, found[0].id)

@@ -89,6 +89,9 @@ type Status struct {
 // CreateVolume asks for a volume. Exactly one of Size (a new sparse file),
 // File (an existing raw file) and Device (a block device) is set.
 type CreateVolume struct {
+	// ID is a new random UUID of the caller's, who can delete by it what came of
+	// a request whose answer was lost. Empty: the data plane draws one.
+	ID          string `json:"id,omitempty"`
 	Name        string `json:"name"`
 	Size        int64  `json:"size,omitempty"` // bytes
 	File        string `json:"file,omitempty"`

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -121,9 +122,15 @@ func (p *plane) reopenVolume(ctx context.Context, ref string) (Volume, error) {
 	return e.describe(p.fs, p.nbdDir), nil
 }
 
-// deleteVolume deletes a volume that nobody uses.
+// deleteVolume deletes a volume that nobody uses. One that is still being made
+// is waited for.
 func (p *plane) deleteVolume(ctx context.Context, ref string) error {
 	e, err := p.find(ref)
+	if errors.Is(err, ErrNotFound) {
+		p.create.Lock()
+		e, err = p.find(ref)
+		p.create.Unlock()
+	}
 	if err != nil {
 		return err
 	}
