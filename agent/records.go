@@ -67,6 +67,7 @@ type Restore struct {
 	NewVolume string `json:"new_volume,omitempty"` // name
 	File      string `json:"file,omitempty"`       // absolute path on the agent's machine
 	Overwrite bool   `json:"overwrite,omitempty"`  // replace File if it exists
+	Verify    bool   `json:"verify,omitempty"`     // read back from the target what was written to it
 }
 
 // RestoreResult is the Result of a restore job.

@@ -200,7 +200,7 @@ func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) 
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
 	o := restore.Options{
-		BlockSize: s.repo.Info().BlockSize, Workers: s.o.Limits.RestoreWorkers,
+		BlockSize: s.repo.Info().BlockSize, Workers: s.o.Limits.RestoreWorkers, Verify: req.Verify,
 		Progress: func(p restore.Progress) { t.update(func(j *Job) { j.Progress = restoreProgress(p) }) },
 	}
 	var p restore.Progress

@@ -27,9 +27,14 @@ func backupCommands() *cli.Command {
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
 			&cli.StringFlag{Name: "file", Usage: "to this `file` of the agent's machine"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists"},
+			verifyFlag(),
 			noWaitFlag(),
 		), withAgent(restoreBackup)),
 	)
+}
+
+func verifyFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "verify", Usage: "also read back from the target what was written; what comes from the stores is always verified"}
 }
 
 func noWaitFlag() cli.Flag {
@@ -163,6 +168,7 @@ func deleteBackup(c *cli.Context, a *agent.Client) error {
 func restoreBackup(c *cli.Context, a *agent.Client) error {
 	req := agent.Restore{
 		Backup: c.Args().First(), Volume: c.String("volume"), NewVolume: c.String("name"), Overwrite: c.Bool("overwrite"),
+		Verify: c.Bool("verify"),
 	}
 	var err error
 	if req.File, err = absolute(c.String("file")); err != nil {

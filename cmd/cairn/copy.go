@@ -37,7 +37,7 @@ func copyDisk(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
 	bar := newBar(c.App.ErrWriter)
-	o := restore.Options{Progress: func(p restore.Progress) {
+	o := restore.Options{Verify: true, Progress: func(p restore.Progress) {
 		what := "copy"
 		if p.Hole+p.Same > 0 {
 			what += ", holes and same " + human(p.Hole+p.Same)

@@ -20,6 +20,7 @@ func repoCommands() *cli.Command {
 		leaf("backups", "", "all backups that the stores hold", repositoryFlags(), withRepository(repoBackups)),
 		leaf("restore", "BACKUP FILE", "restore a backup to a file or a block device", repositoryFlags(
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists; a device always needs this"},
+			verifyFlag(),
 		), withRepository(repoRestore)),
 		leaf("mount", "DIR", "mount all backups until Ctrl-C or \"cairn umount\"", repositoryFlags(mountFlags()...), withRepository(repoMount)),
 		leaf("export", "BACKUP", "serve a backup over NBD, read-only, until Ctrl-C", repositoryFlags(
@@ -80,7 +81,7 @@ func repoRestore(c *cli.Context, r *repository.Repository) (err error) {
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
 	bar := newBar(c.App.ErrWriter)
-	o := restore.Options{BlockSize: b.BlockSize, Progress: func(p restore.Progress) {
+	o := restore.Options{BlockSize: b.BlockSize, Verify: c.Bool("verify"), Progress: func(p restore.Progress) {
 		bar.show("restore"+saved(agent.Progress{Hole: p.Hole}, "restore"), p.Done, p.Total)
 	}}
 	p, err := restoreTo(c, img, name, o)

@@ -18,9 +18,12 @@ type worker struct {
 }
 
 func newWorker(r *run) *worker {
-	w := &worker{run: r, fresh: stepBuffer(), back: stepBuffer()}
+	w := &worker{run: r, fresh: stepBuffer()}
 	if !r.o.Fresh {
 		w.had = stepBuffer()
+	}
+	if r.o.Verify {
+		w.back = stepBuffer()
 	}
 	return w
 }
@@ -76,9 +79,9 @@ func (w *worker) step(ctx context.Context, off, n int64, empty bool) (Progress, 
 	}
 }
 
-// write copies a range of the image to the target and reads it back.
+// write copies a range of the image to the target.
 func (w *worker) write(ctx context.Context, off, n int64, d *Progress) error {
-	p, c := w.fresh[:n], w.back[:n]
+	p := w.fresh[:n]
 	if err := w.img.ReadAt(ctx, p, off); err != nil {
 		return fmt.Errorf("read the backup at byte %d: %w", off, err)
 	}
@@ -87,10 +90,20 @@ func (w *worker) write(ctx context.Context, off, n int64, d *Progress) error {
 		return fmt.Errorf("write the target at byte %d: %w", off, err)
 	}
 	d.Written += n
+	return w.verify(ctx, off, n, func(c []byte) bool { return bytes.Equal(c, p) })
+}
+
+// verify reads n bytes of the target back, if that is asked for, and lets right
+// judge them.
+func (w *worker) verify(ctx context.Context, off, n int64, right func([]byte) bool) error {
+	if !w.o.Verify {
+		return nil
+	}
+	c := w.back[:n]
 	if err := w.target.ReadAt(ctx, c, off); err != nil {
 		return fmt.Errorf("read the target back at byte %d: %w", off, err)
 	}
-	if !bytes.Equal(c, p) {
+	if !right(c) {
 		return fmt.Errorf("bytes %d to %d of the target: %w", off, off+n, ErrMismatch)
 	}
 	return nil
@@ -126,14 +139,7 @@ func (w *worker) clear(ctx context.Context, off, n int64, d *Progress) error {
 			return fmt.Errorf("clear the target at byte %d: %w", off, err)
 		}
 		d.Zeroed += n
-		c := w.back[:n]
-		if err := w.target.ReadAt(ctx, c, off); err != nil {
-			return fmt.Errorf("read the target back at byte %d: %w", off, err)
-		}
-		if !zeros(c) {
-			return fmt.Errorf("bytes %d to %d of the target, made zero: %w", off, off+n, ErrMismatch)
-		}
-		return nil
+		return w.verify(ctx, off, n, zeros)
 	})
 }
 

@@ -1,13 +1,13 @@
 // Package restore copies an image – the read-only view of one backup – to a
 // target: an NBD volume, a device or a file. Holes stay holes, pieces are
-// copied in parallel with bounded memory, into a target that has content only
-// blocks that differ are written, and what was written is read back and
-// compared with what was sent.
+// copied in parallel with bounded memory, and into a target that has content
+// only blocks that differ are written.
 //
-// The bytes themselves were proven on their way in: an image checks the chunk
-// ID of all that it returns. Reading back proves the way out, through the
-// file system or the NBD server down to the operating system's cache, not the
-// medium below it.
+// The bytes are proven on their way in: an image checks the chunk ID of all
+// that it returns. [Options.Verify] proves the way out as well, by reading back
+// what was written: from the disk where the target takes direct I/O, else from
+// what the NBD server or the operating system has of it. That doubles what the
+// target's disk has to do.
 package restore
 
 import (
@@ -56,10 +56,12 @@ type Options struct {
 	// Fresh says that the target reads as zeros everywhere, so that holes
 	// need not be written and nothing need be compared.
 	Fresh bool
+	// Verify reads back what was written and compares it with what was sent.
+	Verify bool
 	// BlockSize is the image's; [blockmap.DefaultBlockSize] if 0.
 	BlockSize int
 	// Workers is how many pieces are copied at once, each with two or
-	// three buffers of 1 MiB; 4 if 0.
+	// three buffers of 1 MiB, or one if the target is fresh and not verified; 4 if 0.
 	Workers int
 	// Progress, which may be nil, is called from several goroutines, but not
 	// concurrently.

@@ -120,6 +120,7 @@ type memTarget struct {
 	flushes int
 	faults  *faults
 	lie     bool // return other bytes than were written
+	sticky  bool // zero nothing
 }
 
 func (m *memTarget) Size() int64 { return int64(len(m.data)) }
@@ -144,7 +145,9 @@ func (m *memTarget) WriteAt(_ context.Context, p []byte, off int64) error {
 func (m *memTarget) Zero(_ context.Context, off, n int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	clear(m.data[off : off+n])
+	if !m.sticky {
+		clear(m.data[off : off+n])
+	}
 	m.zeroed += n
 	return m.faults.hit()
 }
@@ -168,7 +171,7 @@ func TestCopy(t *testing.T) {
 		img := drawImage(t, r)
 		want := img.content()
 		target := &memTarget{data: make([]byte, img.size+rapid.Int64Range(0, 100).Draw(t, "more"))}
-		o := Options{Fresh: rapid.Bool().Draw(t, "fresh"), Workers: rapid.IntRange(1, 4).Draw(t, "workers")}
+		o := Options{Fresh: rapid.Bool().Draw(t, "fresh"), Workers: rapid.IntRange(1, 4).Draw(t, "workers"), Verify: rapid.Bool().Draw(t, "verify")}
 		different := int64(0)
 		if !o.Fresh {
 			// What the target holds: the image, but for some blocks.
@@ -227,7 +230,7 @@ func TestCopyFaults(t *testing.T) {
 		} else {
 			target.faults = f
 		}
-		_, err := Copy(context.Background(), img, target, Options{})
+		_, err := Copy(context.Background(), img, target, Options{Verify: rapid.Bool().Draw(t, "verify")})
 		if fired := f.left.Load() <= 0; fired != (err != nil) || err != nil && !errors.Is(err, errFault) {
 			t.Fatalf("fault fired: %v, error: %v", fired, err)
 		}
@@ -246,8 +249,12 @@ func TestCopyRefusals(t *testing.T) {
 	if _, err := Copy(t.Context(), img, &memTarget{data: make([]byte, 1<<20-1)}, Options{}); !errors.Is(err, ErrTooSmall) {
 		t.Errorf("small target: %v", err)
 	}
-	if _, err := Copy(t.Context(), img, &memTarget{data: make([]byte, 1<<20), lie: true}, Options{Fresh: true}); !errors.Is(err, ErrMismatch) {
+	if _, err := Copy(t.Context(), img, &memTarget{data: make([]byte, 1<<20), lie: true}, Options{Fresh: true, Verify: true}); !errors.Is(err, ErrMismatch) {
 		t.Errorf("lying target: %v", err)
+	}
+	old := bytes.Repeat([]byte{1}, 1<<20)
+	if _, err := Copy(t.Context(), &mapImage{size: 1 << 20}, &memTarget{data: old, sticky: true}, Options{Verify: true}); !errors.Is(err, ErrMismatch) {
+		t.Errorf("target that stays as it was: %v", err)
 	}
 	if _, err := Copy(t.Context(), img, &memTarget{}, Options{BlockSize: 3}); err == nil {
 		t.Error("block size 3 was taken")
