@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Full backup, two incrementals and restore beside restic and borg, on the
-# images of mkimage.sh:
+# Full backup, two incrementals, restore and mount beside restic and borg, on
+# the images of mkimage.sh:
 #   bench-peers.sh [--size 4G] [--fill 2300] [--images DIR] [--cairn PATH]
-# prints wall and CPU seconds, peak memory, and what each step stored. Smaller
-# values than the default are for trying. Peers that are not installed (Debian
-# packages restic, borgbackup) are left out, and that is said. What counts are
-# ratios within one run: machines differ.
+# prints wall and CPU seconds, peak memory, and what each step stored; of the
+# mounts the time to the first byte, of a random 4 KiB read, and the sequential
+# rate. Smaller values than the default are for trying. Peers that are not
+# installed (Debian packages restic, borgbackup) are left out, and that is said.
+# What counts are ratios within one run: machines differ.
+#
+# Each step begins when what was written before is on the disk, and a restore
+# ends when its file is. "restore --verify" reads the file back as well, which
+# the peers' restores do not.
 #
 # CPU seconds of cairn are those of the command, the agent and the data plane;
 # its peak is the sum of the peaks of agent and data plane. Sizes are before
@@ -79,6 +84,7 @@ row() { # tool, step, wall, cpu, peak KiB, stored bytes or -
 	rows+=("$(printf '%-8s %-16s %8.2f %8.2f %8.0f %10s' "$1" "$2" "$3" "$4" "$(($5 / 1024))" "$stored")")
 	echo "${rows[-1]}"
 }
+settle() { sync; }                             # nobody pays for what was written before
 warm() { cat "$1" >/dev/null; }                # sources are in the page cache, for all alike
 held() { du -s -B1 "$1" | cut -f 1; }
 field() { sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' "$work/out" | head -n 1; }
@@ -91,6 +97,7 @@ peer() {
 	for v in 1 2 3; do
 		ln -f "$images/v$v.raw" "$work/source/disk.raw" 2>/dev/null || cp --sparse=always "$images/v$v.raw" "$work/source/disk.raw"
 		warm "$work/source/disk.raw"
+		settle
 		measure "$1_backup" "$v"
 		after=$(held "$2")
 		# shellcheck disable=SC2086 # three figures
@@ -98,6 +105,7 @@ peer() {
 		before=$after
 	done
 	mkdir "$work/restored"
+	settle
 	measure "$1_restore"
 	# shellcheck disable=SC2086
 	row "$1" restore $figures -
@@ -115,7 +123,7 @@ cd "$work/source" && exec restic backup disk.raw
 SH
 cat >"$work/bin/restic_restore" <<'SH'
 #!/bin/sh
-exec restic restore latest --target "$work/restored"
+restic restore latest --target "$work/restored" && exec sync "$work/restored/disk.raw"
 SH
 cat >"$work/bin/borg_backup" <<'SH'
 #!/bin/sh
@@ -123,7 +131,7 @@ cd "$work/source" && exec borg create --compression zstd,1 "::v$1" disk.raw
 SH
 cat >"$work/bin/borg_restore" <<'SH'
 #!/bin/sh
-cd "$work/restored" && exec borg extract --sparse ::v3
+cd "$work/restored" && borg extract --sparse ::v3 && exec sync disk.raw
 SH
 chmod +x "$work"/bin/*
 
@@ -137,6 +145,7 @@ peak_of() { cat "/proc/$agent_pid/status" "/proc/$serve_pid/status" | awk '/^VmH
 cairn_step() {
 	local step=$1 before
 	shift
+	settle
 	echo 5 >"/proc/$agent_pid/clear_refs"
 	echo 5 >"/proc/$serve_pid/clear_refs"
 	before=$(cpu_of)
@@ -160,9 +169,62 @@ bench_cairn() {
 		cairn_step "${steps[$v]}" "$cairn" backup create bench --auto -o json
 	done
 	id=$(field id)
-	cairn_step restore "$cairn" backup restore "$id" --file "$work/restored.raw" -o json
-	cmp "$work/restored.raw" "$images/v3.raw"
-	rm "$work/restored.raw"
+	for how in restore 'restore --verify'; do
+		# shellcheck disable=SC2086 # a command and its flag
+		cairn_step "$how" "$cairn" backup $how "$id" --file "$work/restored.raw" -o json
+		cmp "$work/restored.raw" "$images/v3.raw"
+		rm "$work/restored.raw"
+	done
+	mounted cairn bench/latest/disk.raw "$cairn" mount "$work/mnt"
+}
+
+# mounted TOOL FILE COMMAND…: what reading FILE of the mount that COMMAND makes on
+# $work/mnt costs, with nothing of the stores in the page cache where we may
+# empty that.
+mounts=()
+mounted() {
+	local tool=$1 file=$work/mnt/$2 pid
+	shift 2
+	mkdir "$work/mnt"
+	sync
+	[ -w /proc/sys/vm/drop_caches ] && echo 3 >/proc/sys/vm/drop_caches
+	"$@" >"$work/mount.log" 2>&1 &
+	pid=$!
+	until [ -e "$file" ]; do
+		kill -0 "$pid" 2>/dev/null || { cat "$work/mount.log" >&2; exit 1; }
+		sleep 0.02
+	done
+	mounts+=("$(printf '%-8s' "$tool") $(python3 - "$file" "$images/v3.raw" <<'PY'
+import os, random, sys, time
+mounted, image = (os.open(p, os.O_RDONLY) for p in sys.argv[1:])
+size = os.fstat(image).st_size
+
+def took(n, off):
+    t = time.monotonic()
+    got = os.pread(mounted, n, off)
+    t = time.monotonic() - t
+    if got != os.pread(image, n, off):
+        sys.exit("bench-peers: the mount differs at byte %d" % off)
+    return t
+
+# Where there is data: a hole costs nothing, and says nothing.
+r, places = random.Random(7), []
+while len(places) < 201:
+    off = r.randrange(size >> 12) << 12
+    if os.pread(image, 4096, off).strip(b"\0"):
+        places.append(off)
+first = took(4096, places[0])
+some = sorted(took(4096, off) for off in places[1:])
+t = time.monotonic()
+for off in range(0, size, 1 << 20):
+    os.pread(mounted, 1 << 20, off)
+t = time.monotonic() - t
+print("%12.1f %14.2f %16.0f" % (first * 1e3, some[len(some) // 2] * 1e3, size / t / 1e6))
+PY
+	)")
+	umount "$work/mnt"
+	wait "$pid"
+	rmdir "$work/mnt"
 }
 
 printf '%-8s %-16s %8s %8s %8s %10s\n' tool step 'wall s' 'CPU s' 'peak MiB' 'stored MiB'
@@ -175,6 +237,7 @@ rm -rf "$work/state"
 if command -v restic >/dev/null; then
 	restic init -q
 	peer restic "$work/restic"
+	mounted restic snapshots/latest/disk.raw restic mount "$work/mnt"
 else
 	echo "restic is not installed: left out (Debian package restic)"
 fi
@@ -187,3 +250,6 @@ fi
 echo
 printf '%-8s %-16s %8s %8s %8s %10s\n' tool step 'wall s' 'CPU s' 'peak MiB' 'stored MiB'
 printf '%s\n' "${rows[@]}"
+echo
+printf '%-8s %12s %14s %16s\n' mount 'first ms' 'random 4K ms' 'sequential MB/s'
+printf '%s\n' "${mounts[@]}"
