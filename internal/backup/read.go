@@ -11,7 +11,7 @@ import (
 
 const (
 	readSize = 1 << 20 // bytes of one buffer, and of one read at most
-	buffers  = 2       // of a worker: one is worked on, one filled
+	buffers  = 3       // of a worker: one is worked on, the others filled ahead
 	readers  = 4       // reads at a time for the scattered blocks of one buffer
 )
 

@@ -6,14 +6,14 @@
 // A planner deals out leaves of the manifest that have something to do, in
 // ascending order. One fat worker per core takes a leaf, loads it from the
 // parent, and takes every block through all steps itself: read, zero?, ID, same
-// as the parent's?, store. Beside each worker one goroutine reads ahead by one
-// buffer of 1 MiB, so that reading overlaps hashing. Nothing is read but dirty
+// as the parent's?, store. Beside each worker one goroutine reads ahead by two
+// buffers of 1 MiB, so that reading overlaps hashing. Nothing is read but dirty
 // blocks, in runs, and the audit's; a hole that the source knows of costs
 // nothing, whatever its size.
 //
 // # Memory
 //
-// Per worker two read buffers of 1 MiB and three leaves of 8 KiB; 16 bytes for
+// Per worker three read buffers of 1 MiB and three leaves of 8 KiB; 16 bytes for
 // each run of dirty or zero blocks of the plan; the manifest's inner nodes in
 // the making, 60 bytes per 2 GiB of the volume that changed, and 16 KiB for
 // each of the few that are not settled. What a Worker holds comes on top.

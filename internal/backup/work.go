@@ -41,7 +41,7 @@ type run struct {
 	told     time.Time
 }
 
-// work does leaves until there are no more. Reading runs one buffer ahead.
+// work does leaves until there are no more. Reading runs ahead.
 func (r *run) work(ctx context.Context, w Worker) error {
 	ctx, cancel := context.WithCancel(ctx)
 	free := make(chan []byte, buffers)

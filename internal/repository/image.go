@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -340,7 +341,28 @@ func (i *Image) readRunHere(ctx context.Context, r run, keep bool) error {
 	if err := i.r.readContainer(ctx, r.pack, sealed, r.from); err != nil {
 		return fmt.Errorf("backup %s: %w", i.backup.ID, err)
 	}
-	for _, c := range r.pieces {
+	if len(r.pieces) <= openTogether {
+		return i.openPieces(r, r.pieces, sealed, keep)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for some := range slices.Chunk(r.pieces, openTogether) {
+		group.Go(func() error {
+			if ctx.Err() != nil {
+				return fmt.Errorf("backup %s: %w", i.backup.ID, ctx.Err())
+			}
+			return i.openPieces(r, some, sealed, keep)
+		})
+	}
+	return group.Wait() //nolint:wrapcheck // openPieces names what failed
+}
+
+// openTogether is how many pieces of a run one goroutine opens: opening costs
+// many times what reading does, so that a single reader needs all cores.
+const openTogether = 4
+
+// openPieces opens some pieces of a run, whose sealed bytes are given.
+func (i *Image) openPieces(r run, pieces []piece, sealed []byte, keep bool) error {
+	for _, c := range pieces {
 		at := int64(c.ref.Offset) - r.from
 		if err := i.openPiece(c, sealed[at:at+int64(c.ref.Length)], keep); err != nil {
 			return fmt.Errorf("backup %s: %w", i.backup.ID, err)
