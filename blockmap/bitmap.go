@@ -98,35 +98,37 @@ func (b *Bitmap) Count() int64 {
 // Clone returns a copy.
 func (b *Bitmap) Clone() *Bitmap { return &Bitmap{n: b.n, words: slices.Clone(b.words)} }
 
-// next returns the first bit from i on whose value is v, or Len.
-func (b *Bitmap) next(i int64, v bool) int64 {
-	if i >= b.n {
-		return b.n
+// Next returns the first bit from i on whose value is v, or end, if it is not
+// below that. It looks no farther than end, and not beyond Len.
+func (b *Bitmap) Next(i, end int64, v bool) int64 {
+	end = min(end, b.n)
+	if i >= end {
+		return end
 	}
 	flip := ^uint64(0)
 	if v {
 		flip = 0
 	}
-	w := i >> 6
+	w, last := i>>6, (end-1)>>6
 	word := (b.words[w] ^ flip) &^ (1<<(i&63) - 1)
 	for word == 0 {
-		if w++; w == int64(len(b.words)) {
-			return b.n
+		if w++; w > last {
+			return end
 		}
 		word = b.words[w] ^ flip
 	}
-	return min(w<<6+int64(bits.TrailingZeros64(word)), b.n)
+	return min(w<<6+int64(bits.TrailingZeros64(word)), end)
 }
 
 // Runs yields the first bit and the length of each run of set bits, in order.
 func (b *Bitmap) Runs() iter.Seq2[int64, int64] {
 	return func(yield func(first, count int64) bool) {
-		for i := b.next(0, true); i < b.n; {
-			end := b.next(i, false)
+		for i := b.Next(0, b.n, true); i < b.n; {
+			end := b.Next(i, b.n, false)
 			if !yield(i, end-i) {
 				return
 			}
-			i = b.next(end, true)
+			i = b.Next(end, b.n, true)
 		}
 	}
 }

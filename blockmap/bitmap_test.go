@@ -88,6 +88,14 @@ func TestBitmapModel(t *testing.T) {
 		if b.Count() != count || b.Len() != n {
 			r.Fatalf("%d bits of %d", b.Count(), b.Len())
 		}
+		from, to, v := rapid.Int64Range(0, 310).Draw(r, "next"), rapid.Int64Range(0, 310).Draw(r, "before"), rapid.Bool().Draw(r, "value")
+		found := from
+		for found < min(to, n) && b.Test(found) != v {
+			found++
+		}
+		if got := b.Next(from, to, v); got != min(found, to, n) {
+			r.Fatalf("next %v from %d before %d is %d", v, from, to, got)
+		}
 		again, last := NewBitmap(n), int64(-1)
 		for first, k := range b.Runs() {
 			if k < 1 || first <= last {

@@ -229,7 +229,7 @@ func (l *link) statusChunk(c *call, length uint32) error {
 		if n == 0 {
 			return errors.New("the server sent an empty extent")
 		}
-		if at >= l.session.size || len(c.extents) >= c.maxExtent {
+		if at >= l.session.size || c.room.Add(-1) < 0 {
 			return errors.New("the server sent more extents than the range can hold")
 		}
 		c.extents = blockmap.Append(c.extents, blockmap.Extent{Offset: at, Length: int64(n), State: blockmap.State(state)})

@@ -1,12 +1,15 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cairnbackup/cairn/blockmap"
 )
@@ -41,6 +44,13 @@ const (
 	maxRange = 1 << 30
 	// maxMap bounds what Map collects.
 	maxMap = 1 << 24
+	// maxMapRange is the most that one request of Map is about: what 32 bits
+	// can say, in whole MiB.
+	maxMapRange = 1<<32 - 1<<20
+	// mapPending is how many requests Map has on their way: a large volume is
+	// many requests, and waiting for each alone would take its size and not what
+	// is on it.
+	mapPending = 16
 	// zeroPiece is what Zero writes at a time where the server has no command.
 	zeroPiece = 1 << 20
 )
@@ -164,25 +174,51 @@ func (c *Client) Map(ctx context.Context, nbdContext string, off, n int64) ([]bl
 	if i < 0 {
 		return nil, c.unsupported("the metadata context " + nbdContext)
 	}
-	var found []blockmap.Extent
-	err := c.each("map", off, n, maxRange, func(at, n int64) error {
-		for end := at + n; at < end; {
-			if len(found) >= maxMap {
-				return fmt.Errorf("more than %d extents: ask for a smaller range", maxMap)
+	id := c.session.contexts[i].id
+	var parts []*[]blockmap.Extent // in order, one for each request
+	var room atomic.Int64
+	room.Store(maxMap)
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(mapPending)
+	err := c.each("map", off, n, maxMapRange, func(at, n int64) error {
+		part := new([]blockmap.Extent)
+		parts = append(parts, part)
+		group.Go(func() (err error) {
+			if *part, err = c.status(gctx, id, at, n, &room); err != nil {
+				err = fmt.Errorf("nbd: map %d bytes at %d: %w", n, at, err)
 			}
-			k := &call{command: cmdBlockStatus, off: at, context: c.session.contexts[i].id, maxExtent: maxMap - len(found)}
-			if err := c.link().do(ctx, k, 0, uint32(end-at), nil); err != nil { //nolint:gosec // at most maxRange
-				return err
-			}
-			for _, e := range blockmap.Clip(k.extents, at, end-at) {
-				found = blockmap.Append(found, e)
-				at = e.End() // a status has at least one extent, so this moves on
-			}
-		}
+			return err
+		})
 		return nil
 	})
-	if err != nil {
-		return nil, err
+	if err = cmp.Or(err, group.Wait()); err != nil {
+		return nil, err //nolint:wrapcheck // wrapped where it arose
+	}
+	var found []blockmap.Extent
+	for _, part := range parts {
+		for _, e := range *part {
+			found = blockmap.Append(found, e)
+		}
+	}
+	return found, nil
+}
+
+// status is Map for a range that one request can name. What it finds is taken
+// off the room.
+func (c *Client) status(ctx context.Context, nbdContext uint32, at, n int64, room *atomic.Int64) ([]blockmap.Extent, error) {
+	var found []blockmap.Extent
+	for end := at + n; at < end; {
+		if room.Load() <= 0 {
+			return nil, fmt.Errorf("more than %d extents: ask for a smaller range", maxMap)
+		}
+		k := &call{command: cmdBlockStatus, off: at, context: nbdContext, room: room}
+		if err := c.link().do(ctx, k, 0, uint32(end-at), nil); err != nil { //nolint:gosec // at most maxMapRange
+			return nil, err
+		}
+		for _, e := range blockmap.Clip(k.extents, at, end-at) {
+			found = blockmap.Append(found, e)
+			at = e.End() // a status has at least one extent, so this moves on
+		}
 	}
 	return found, nil
 }

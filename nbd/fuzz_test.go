@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -111,9 +112,11 @@ func FuzzClientTransmission(f *testing.F) {
 		in := input{nc: nc}
 		in.resize(clientBuffer)
 		l := newLink(nc, in, s)
+		room := new(atomic.Int64)
+		room.Store(100)
 		calls := []*call{
 			{command: cmdRead, off: 8192, p: make([]byte, 4096)},
-			{command: cmdBlockStatus, off: 0, context: 5, maxExtent: 100},
+			{command: cmdBlockStatus, off: 0, context: 5, room: room},
 			{command: cmdFlush},
 		}
 		for _, c := range calls {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -55,10 +56,10 @@ type call struct {
 	arrived coverage
 
 	// BLOCK_STATUS
-	context   uint32
-	mapped    bool
-	extents   []blockmap.Extent
-	maxExtent int
+	context uint32
+	mapped  bool
+	extents []blockmap.Extent
+	room    *atomic.Int64 // for extents, of all the requests that share it
 
 	err      error         // the server's answer, or the link's end
 	finished chan struct{} // closed after err was set

@@ -183,18 +183,19 @@ func dirtyExtents(b *blockmap.Bitmap, off, n int64) []blockmap.Extent {
 		maxBlocks = 1 << 20
 	)
 	n = min(n, maxBlocks*unit)
-	state := func(block int64) blockmap.State {
-		if block >= b.Len() || b.Test(block) {
-			return blockmap.Dirty
-		}
-		return blockmap.Clean
-	}
 	var es []blockmap.Extent
 	for end := off + n; off < end; {
 		block := off / unit
-		next := min((block+1)*unit, end)
-		es = blockmap.Append(es, blockmap.Extent{Offset: off, Length: next - off, State: state(block)})
-		off = next
+		e := blockmap.Extent{Offset: off, Length: end - off, State: blockmap.Dirty}
+		if block < b.Len() {
+			dirty := b.Test(block)
+			if !dirty {
+				e.State = blockmap.Clean
+			}
+			e.Length = min(b.Next(block, (end-1)/unit+1, !dirty)*unit, end) - off
+		}
+		es = blockmap.Append(es, e)
+		off = e.End()
 	}
 	return es
 }
