@@ -29,6 +29,9 @@ func repoCommands() *cli.Command {
 		leaf("check", "", "prove that every backup can be restored; changes nothing", repositoryFlags(
 			&cli.BoolFlag{Name: "read-data", Usage: "read, decrypt and verify every byte, not only what leads there"},
 		), withRepository(repoCheck)),
+		leaf("prune", "", "remove for good what nothing needs; needs every store, and backups may run meanwhile", repositoryFlags(pruneFlags()...), withRepository(repoPrune)),
+		leaf("trash", "", "deleted backups that no prune has removed yet", repositoryFlags(), withRepository(repoTrash)),
+		leaf("undelete", "BACKUP", "take a backup out of the trash", repositoryFlags(), withRepository(repoUndelete)),
 	)
 }
 
@@ -48,11 +51,13 @@ func repoBackups(c *cli.Context, r *repository.Repository) error {
 	if err != nil {
 		return err
 	}
+	return emitBackups(c, backups)
+}
+
+func emitBackups(c *cli.Context, backups []repository.Backup) error {
 	records := make([]agent.Backup, 0, len(backups))
 	for _, b := range backups {
-		if b.State != repository.Deleted {
-			records = append(records, record(b))
-		}
+		records = append(records, record(b))
 	}
 	return emit(c, records, func(t *table) {
 		t.row("NAME", "VOLUME", "SIZE", "KIND", "STATUS", "CREATED", "STORED", "ID")

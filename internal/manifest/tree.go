@@ -249,25 +249,35 @@ func (t *Tree) Nodes(ctx context.Context, fn func(level int, first int64, r chun
 	})
 }
 
-// Packs returns the packs that hold the tree's nodes and the volume's blocks.
-func (t *Tree) Packs(ctx context.Context) (map[chunk.PackID]struct{}, error) {
-	packs := make(map[chunk.PackID]struct{})
+// Reach calls pack for the pack of every node and block of the tree, some of
+// them more than once. It does not go below a node for whose ID seen says that
+// its content was gone through before; equal nodes reach equal packs.
+func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, pack func(chunk.PackID)) error {
 	l := new(Leaf)
-	err := t.Nodes(ctx, func(level int, _ int64, r chunk.Ref) error {
-		packs[r.Pack] = struct{}{}
+	return t.each(ctx, t.root, t.level, 0, 0, func(level int, _ int64, r chunk.Ref) (bool, error) {
+		pack(r.Pack)
+		if seen(r.ID) {
+			return false, nil
+		}
 		if level > 0 {
-			return nil
+			return true, nil
 		}
 		if err := t.loadLeaf(ctx, r, l); err != nil {
-			return err
+			return false, err
 		}
 		for i := range LeafBlocks {
 			if c, ok := l.At(i); ok {
-				packs[c.Pack] = struct{}{}
+				pack(c.Pack)
 			}
 		}
-		return nil
+		return false, nil
 	})
+}
+
+// Packs returns the packs that hold the tree's nodes and the volume's blocks.
+func (t *Tree) Packs(ctx context.Context) (map[chunk.PackID]struct{}, error) {
+	packs := make(map[chunk.PackID]struct{})
+	err := t.Reach(ctx, func(chunk.ID) bool { return false }, func(p chunk.PackID) { packs[p] = struct{}{} })
 	if err != nil {
 		return nil, err
 	}

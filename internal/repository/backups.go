@@ -222,11 +222,25 @@ func (r *Repository) find(ctx context.Context, id string) (standing, error) {
 // Delete moves a backup to the trash: a tombstone on at least 1+d stores. A
 // prune removes it later; until then its data is whole.
 func (r *Repository) Delete(ctx context.Context, id string) error {
-	st, err := r.find(ctx, id)
-	if err != nil {
-		return err
+	const copies = 100 // root records of one backup, as undeleting makes them
+	for n := range copies {
+		st, err := r.find(ctx, id)
+		if n > 0 && errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			err = r.entomb(ctx, id, st.root.rec.Session)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	name := deletedName(st.root.rec.Session)
+	return fmt.Errorf("delete backup %s: it has more than %d root records: %w", id, copies, ErrDamaged)
+}
+
+// entomb puts the tombstone of one root record.
+func (r *Repository) entomb(ctx context.Context, id string, s ident) error {
+	name := deletedName(s)
 	object, err := r.keys.sealEnvelope(kindTombstone, name, nil)
 	if err != nil {
 		return err

@@ -93,15 +93,12 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		return nil, err
 	}
 	stats := rt.Stats
-	stats.Shards = s.Stored().BytesShards
+	stats.Shards += s.Stored().BytesShards
 	rec := &rootRecord{
 		BackupID: rt.BackupID, Name: rt.Name, Description: rt.Description,
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
-		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(),
+		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: s.parentID,
 		Session: s.id, Voters: s.voters, Stats: stats,
-	}
-	if s.parent != nil {
-		rec.Parent = s.parent.rec.BackupID
 	}
 	name, err := s.r.keys.rootName(rec.Project, rec.VolumeID, s.id)
 	if err != nil {

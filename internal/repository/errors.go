@@ -23,6 +23,9 @@ var (
 	ErrDamaged = errors.New("stored data is damaged")
 	// ErrEnded: the session was committed or aborted already, or has failed.
 	ErrEnded = errors.New("session has ended")
+	// ErrLargePrune: a prune would remove more than may go without being asked
+	// for.
+	ErrLargePrune = errors.New("unusually much would be removed")
 	// ErrInvalid: an argument that makes no sense.
 	ErrInvalid = errors.New("invalid argument")
 )

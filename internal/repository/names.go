@@ -10,32 +10,48 @@ import (
 
 // Names of objects; FORMAT.md lists them.
 const (
-	storeName      = "store"
-	keyPrefix      = "keys/"
-	membersPrefix  = "members/"
-	packPrefix     = "packs/"
-	rootPrefix     = "backups/"
-	sessionPrefix  = "sessions/"
-	deletedPrefix  = "deleted/"
-	purgedPrefix   = "purged/"
-	prunePrefix    = "prune/"
-	owedPrefix     = "owed/"
-	forwardPrefix  = "forwards/"
-	condemnedLeaf  = "condemned"
-	doneLeaf       = "done"
-	closedLeaf     = "closed"
-	packsPerFolder = 1024
+	storeName       = "store"
+	keyPrefix       = "keys/"
+	membersPrefix   = "members/"
+	packPrefix      = "packs/"
+	rootPrefix      = "backups/"
+	sessionPrefix   = "sessions/"
+	deletedPrefix   = "deleted/"
+	purgedPrefix    = "purged/"
+	prunePrefix     = "prune/"
+	owedPrefix      = "owed/"
+	forwardPrefix   = "forwards/"
+	probePrefix     = "probe/"
+	openLeaf        = "open"
+	verdictLeaf     = "verdict"
+	certificateLeaf = "certificate"
+	condemnedLeaf   = "condemned"
+	doneLeaf        = "done"
+	closedLeaf      = "closed"
+	packsPerFolder  = 1024
 )
 
 func keyName(id ident) string        { return keyPrefix + id.String() }
 func membersName(v uint64) string    { return membersPrefix + strconv.FormatUint(v, 10) }
-func openName(s ident) string        { return sessionPrefix + s.String() + "/open" }
-func verdictName(s ident) string     { return sessionPrefix + s.String() + "/verdict" }
-func certificateName(s ident) string { return sessionPrefix + s.String() + "/certificate" }
+func openName(s ident) string        { return sessionPrefix + s.String() + "/" + openLeaf }
+func verdictName(s ident) string     { return sessionPrefix + s.String() + "/" + verdictLeaf }
+func certificateName(s ident) string { return sessionPrefix + s.String() + "/" + certificateLeaf }
 func deletedName(s ident) string     { return deletedPrefix + s.String() }
 func purgedName(s ident) string      { return purgedPrefix + s.String() }
 func condemnedName(p ident) string   { return prunePrefix + p.String() + "/" + condemnedLeaf }
+func doneName(p ident) string        { return prunePrefix + p.String() + "/" + doneLeaf }
+func closedName(p ident) string      { return prunePrefix + p.String() + "/" + closedLeaf }
 func owedName(s ident, n int) string { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
+
+// owedSession returns the session whose owed shards an object lists.
+func owedSession(name string) (ident, bool) {
+	parts := strings.Split(name, "/")
+	if len(parts) != 3 || parts[0]+"/" != owedPrefix {
+		return ident{}, false
+	}
+	s, err := parseIdent(parts[1])
+	return s, err == nil
+}
 
 // tailNumber returns the number that a name has behind a prefix.
 func tailNumber(name, prefix string) (uint64, bool) {
@@ -69,6 +85,16 @@ func rootSession(name string) (ident, bool) {
 	}
 	id, err := parseIdent(parts[3])
 	return id, err == nil
+}
+
+// sessionObject takes the name of an object of a session apart.
+func sessionObject(name string) (s ident, leaf string, ok bool) {
+	parts := strings.Split(name, "/")
+	if len(parts) != 3 || parts[0]+"/" != sessionPrefix {
+		return ident{}, "", false
+	}
+	s, err := parseIdent(parts[1])
+	return s, parts[2], err == nil
 }
 
 // markSession returns the session of a name PREFIX<session>.

@@ -36,9 +36,6 @@ func (s *Session) useParent(ctx context.Context) error {
 		return fmt.Errorf("parent backup %s is of another volume", id)
 	}
 	session := st.root.rec.Session
-	if _, ok := s.avoid.backups[session]; ok {
-		return fmt.Errorf("parent backup %s is being removed by a prune", id)
-	}
 	// What was found may have been read before W2, or be remembered: the root
 	// record, its marks and its votes are read again.
 	names, err := s.r.union(ctx, st.root.name)
@@ -49,35 +46,47 @@ func (s *Session) useParent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, mark := range []string{purgedName(session), deletedName(session)} {
-		marked, markErr := s.r.isMarked(ctx, mark)
-		if markErr != nil {
-			return markErr
-		}
-		if marked {
-			return fmt.Errorf("parent backup %s was deleted", id)
-		}
-	}
-	d, err := s.r.decide(ctx, session, rt.rec.Voters, &rt.digest)
+	deleted, err := s.r.isMarked(ctx, deletedName(session))
 	if err != nil {
 		return err
 	}
-	if d != Committed {
-		return fmt.Errorf("parent backup %s is %s", id, d)
+	if deleted {
+		return fmt.Errorf("parent backup %s was deleted", id)
 	}
-	tree, err := manifest.Open(rt.geometry(), rt.top, s.r.loader(s.domain))
+	tree, err := s.reuse(ctx, rt)
 	if err != nil {
 		return fmt.Errorf("parent backup %s: %w", id, err)
 	}
-	if err := s.checkCondemned(ctx, tree); err != nil {
-		return fmt.Errorf("parent backup %s: %w", id, err)
-	}
-	s.parent, s.parentTree = rt, tree
+	s.parent, s.parentTree, s.parentID = rt, tree, id
 	return nil
 }
 
+// reuse says whether all that a root record reaches may be used again: W3 and
+// W4. The root record was read behind W2.
+func (s *Session) reuse(ctx context.Context, rt *root) (*manifest.Tree, error) {
+	purged, err := s.r.isMarked(ctx, purgedName(rt.rec.Session))
+	if err != nil {
+		return nil, err
+	}
+	if _, condemned := s.avoid.backups[rt.rec.Session]; condemned || purged {
+		return nil, errors.New("it is being removed by a prune")
+	}
+	d, err := s.r.decide(ctx, rt.rec.Session, rt.rec.Voters, &rt.digest)
+	if err != nil {
+		return nil, err
+	}
+	if d != Committed {
+		return nil, fmt.Errorf("it is %s", d)
+	}
+	tree, err := manifest.Open(rt.geometry(), rt.top, s.r.loader(s.domain))
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller names the backup
+	}
+	return tree, s.checkCondemned(ctx, tree)
+}
+
 // errCondemned says that a parent hangs on packs that a prune removes.
-var errCondemned = errors.New("some of its packs are on the list of a prune: everything is stored again")
+var errCondemned = errors.New("some of its packs are on the list of a prune")
 
 // checkCondemned is W4 for the chunks that an incremental takes over unread:
 // none may be in a condemned pack. Lists are rare and short-lived, so that the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +38,9 @@ type rootRecord struct {
 
 // digest is what votes name a root record by: BLAKE3-256 of the object.
 type digest [32]byte
+
+// String returns the digest as votes have it.
+func (d digest) String() string { return hex.EncodeToString(d[:]) }
 
 // root is a root record that was read and authenticated.
 type root struct {

@@ -38,6 +38,7 @@ type Session struct {
 
 	domain        *chunk.Domain
 	parent        *root
+	parentID      string // what the root record names
 	parentTree    *manifest.Tree
 	parentProblem string
 
@@ -144,18 +145,23 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 
 // identify asks a store who it is, past everything that is remembered.
 func (r *Repository) identify(ctx context.Context, m *member) error {
+	_, err := r.storeRecord(ctx, m)
+	return err
+}
+
+// storeRecord is identify that also returns what the store says of itself.
+func (r *Repository) storeRecord(ctx context.Context, m *member) (rec storeRecord, err error) {
 	payload, err := r.getControl(ctx, m.store, kindStore, storeName)
 	if err != nil {
-		return err
+		return rec, err
 	}
-	var rec storeRecord
 	if err := decodeJSON(payload, &rec); err != nil {
-		return err
+		return rec, err
 	}
 	if rec.Repository != r.id || rec.Store != m.id {
-		return fmt.Errorf("%s is now store %s of repository %s: %w", m.url(), rec.Store, rec.Repository, ErrForeign)
+		return rec, fmt.Errorf("%s is now store %s of repository %s: %w", m.url(), rec.Store, rec.Repository, ErrForeign)
 	}
-	return nil
+	return rec, nil
 }
 
 // open is W1. Each store's identity is read before its "open" is written.

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/cairnbackup/cairn/internal/repository"
+)
+
+func pruneFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go"},
+		&cli.BoolFlag{Name: "large", Usage: "also if it is more than a fifth of the repository"},
+		&cli.DurationFlag{Name: "silence", Value: repository.DefaultSilence, Usage: "abort backups that made no progress for this `time`: their writers are taken for dead"},
+	}
+}
+
+// pruneResult is the JSON of a prune.
+type pruneResult struct {
+	DryRun  bool  `json:"dry_run"`
+	Trash   int   `json:"trash"`
+	Backups int   `json:"backups_removed"`
+	Aborted int   `json:"aborted_removed"`
+	Packs   int   `json:"packs_removed"`
+	Bytes   int64 `json:"bytes_removed"`
+	Kept    int64 `json:"bytes_kept"`
+	Fenced  int   `json:"fenced"`
+	Waiting int   `json:"packs_waiting"`
+}
+
+func repoPrune(c *cli.Context, r *repository.Repository) error {
+	bar := newBar(c.App.ErrWriter)
+	o := repository.PruneOptions{
+		DryRun: c.Bool("dry-run"), Silence: c.Duration("silence"),
+		Progress: func(p repository.PruneProgress) { bar.show(p.Step, p.Done, p.Total) },
+	}
+	if o.Silence <= 0 {
+		return usagef("--silence %s is not a time to wait for: give one such as 10m", o.Silence)
+	}
+	if c.Bool("large") {
+		o.MaxShare = 1
+	}
+	rep, err := r.Prune(c.Context, o)
+	bar.end()
+	if err != nil {
+		return err
+	}
+	result := pruneResult{
+		DryRun: o.DryRun, Trash: rep.Trash, Backups: rep.Backups, Aborted: rep.Aborted, Packs: rep.Packs,
+		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting,
+	}
+	return emit(c, result, func(t *table) {
+		t.field("in the trash", fmt.Sprintf("%d backups; a prune removes those that an earlier prune has seen there", rep.Trash))
+		t.field("backups", fmt.Sprintf("%d removed", rep.Backups))
+		t.field("remains", fmt.Sprintf("of %d backups that were never made", rep.Aborted))
+		t.field("packs", fmt.Sprintf("%d removed", rep.Packs))
+		t.field("freed", exact(rep.Bytes))
+		t.field("kept", exact(rep.Kept))
+		if rep.Waiting > 0 {
+			t.field("next time", fmt.Sprintf("%d packs of backups that were not decided when it began", rep.Waiting))
+		}
+	})
+}
+
+func repoTrash(c *cli.Context, r *repository.Repository) error {
+	l, err := r.Trash(c.Context)
+	if err != nil {
+		return err
+	}
+	return emitBackups(c, l)
+}
+
+func repoUndelete(c *cli.Context, r *repository.Repository) error {
+	ref := c.Args().First()
+	l, err := r.Trash(c.Context)
+	if err != nil {
+		return err
+	}
+	id := ref
+	named := 0
+	for _, b := range l {
+		if b.Name == ref && ref != "" {
+			id, named = b.ID, named+1
+		}
+	}
+	if named > 1 {
+		return fmt.Errorf("%d backups in the trash are called %q: name one by its ID: %w", named, ref, repository.ErrAmbiguous)
+	}
+	if err := r.Undelete(c.Context, id); err != nil {
+		return err
+	}
+	return emit(c, map[string]string{"undeleted": id}, func(t *table) { t.field("undeleted", id) })
+}

@@ -1,0 +1,85 @@
+package repository
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// probeRacers is how many writers race for one name.
+const probeRacers = 8
+
+// probeOnce proves the one property that safety hangs on: of several writers
+// that create a name at once exactly one succeeds, and what it wrote is read
+// and listed from then on.
+func probeOnce(ctx context.Context, s objstore.Store) error {
+	id, err := newIdent()
+	if err != nil {
+		return err
+	}
+	name := probePrefix + id.String()
+	won := make(chan int, probeRacers)
+	failed := make(chan error, probeRacers)
+	for i := range probeRacers {
+		go func() {
+			err := s.Put(ctx, name, probeBody(i))
+			if err == nil {
+				won <- i
+			} else if !errors.Is(err, objstore.ErrExist) {
+				failed <- err
+			}
+			failed <- nil
+		}()
+	}
+	var errs []error
+	for done := 0; done < probeRacers; {
+		if err := <-failed; err != nil {
+			errs = append(errs, err)
+		} else {
+			done++
+		}
+	}
+	close(won)
+	if err := errors.Join(errs...); err != nil {
+		return errors.Join(err, s.Delete(context.WithoutCancel(ctx), name))
+	}
+	err = probeSeen(ctx, s, name, won)
+	return errors.Join(err, s.Delete(context.WithoutCancel(ctx), name))
+}
+
+func probeBody(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 64) }
+
+// probeSeen checks what came of the race.
+func probeSeen(ctx context.Context, s objstore.Store, name string, won <-chan int) error {
+	winners := make([]int, 0, 1)
+	for i := range won {
+		winners = append(winners, i)
+	}
+	if len(winners) != 1 {
+		return fmt.Errorf("%s: of %d writers that created one name at once, %d were told that they did, instead of one: it cannot be pruned safely", s.URL(), probeRacers, len(winners))
+	}
+	got, err := s.Get(ctx, name, 0, -1, nil)
+	if err != nil {
+		return fmt.Errorf("read what was just written: %w", err)
+	}
+	if !bytes.Equal(got, probeBody(winners[0])) {
+		return fmt.Errorf("%s: it returned other bytes than the writer wrote that was told to have created the name: it cannot be pruned safely", s.URL())
+	}
+	listed := 0
+	err = s.List(ctx, name, func(i objstore.Info) error {
+		if i.Name == name && i.Size == int64(len(got)) {
+			listed++
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list what was just written: %w", err)
+	}
+	if listed != 1 {
+		return fmt.Errorf("%s: it does not list what was just written: it cannot be pruned safely", s.URL())
+	}
+	return nil
+}

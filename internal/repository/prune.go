@@ -1,0 +1,398 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// A prune drops what no backup needs any more, while others write. It needs
+// every store and the right to delete; nothing else does. The steps P0 to P11 in
+// the comments are those of the protocol, and their order is what makes it safe:
+//
+//	what may go     P1 tombstones, P2 packs, P3 sessions, P4 roots -> condemned
+//	say so          P5 the list, on every store: writers that open from now on avoid it
+//	who knew not    P6 every session that may have opened before is decided
+//	look again      P7 roots: what they reach of the list stays
+//	do it           P8 purged marks, then roots; P9 packs; P10 done; P11 own traces
+//
+// A crash anywhere leaves garbage or a list, never damage: the next prune starts
+// from P0 under a new ID. Any number may run at once.
+
+// PruneOptions say how a prune goes about it.
+type PruneOptions struct {
+	// DryRun stops before P5: nothing is written.
+	DryRun bool
+	// Silence is how long a session that is not decided may show no progress
+	// before it is aborted; its backup then fails. 0 = 10 minutes.
+	Silence time.Duration
+	// MaxShare is the part of the repository's bytes that may go without
+	// being asked for: more is refused with ErrLargePrune. 0 = 0.2; 1 = all.
+	MaxShare float64
+	// Progress, if not nil, is told each step, and while it waits or deletes.
+	Progress func(PruneProgress)
+}
+
+// PruneProgress says where a prune is.
+type PruneProgress struct {
+	Step        string
+	Done, Total int64 // of the step; Total 0 = unknown
+}
+
+// PruneReport is what a prune did, or would do.
+type PruneReport struct {
+	ID      string
+	Trash   int   // backups with a tombstone
+	Backups int   // backups that went for good
+	Aborted int   // sessions without a backup whose remains went
+	Packs   int   // packs that went
+	Bytes   int64 // of their shards, on all stores
+	Kept    int64 // bytes of shards that stay
+	Fenced  int   // sessions that were silent and are aborted now
+	Waiting int   // packs of sessions that were not decided in time for this prune
+	Lists   int   // lists of other prunes that were tidied away
+}
+
+const (
+	// DefaultSilence is what PruneOptions.Silence is if it is not given.
+	DefaultSilence  = 10 * time.Minute
+	defaultMaxShare = 0.2
+	// prunePatience is by how much a prune is more patient with an answer than
+	// others: it lists everything.
+	prunePatience = 20
+	// deletesAtOnce is how many objects are deleted at once on one store.
+	deletesAtOnce = 8
+)
+
+// pruner is one prune.
+type pruner struct {
+	r      *Repository
+	o      PruneOptions
+	t      Timing
+	id     ident
+	keys   *membership // as at P0
+	ms     []*member   // all members, in its order
+	report PruneReport
+
+	tombs  map[ident]bool            // P1: deleted
+	aged   map[ident]bool            // P1: and a whole prune has seen that
+	purged map[ident]bool            // dead for ever
+	packs  map[chunk.PackID]int64    // P2: bytes of all shards
+	owners map[ident]Decision        // P3: sessions that packs are of
+	lists  int                       // P1: lists of other prunes
+	roots  map[ident]string          // P4: names of condemned root records
+	abort  map[ident]bool            // P4: of these, the sessions that were aborted
+	live   map[ident]bool            // P4: sessions whose roots were reached from
+	marked map[chunk.PackID]bool     // P4, P7: what roots reach
+	nodes  map[chunk.ID]struct{}     // manifest nodes that were gone through
+	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
+	moved  map[chunk.PackID][]string // names of the forwardings of each pack
+}
+
+// Prune removes for good what was in the trash when an earlier prune ran, the
+// remains of sessions that made no backup, and all packs that nothing reaches.
+// It needs every member. Backups may be made, restored and deleted meanwhile.
+// What it had done when it failed is in the report.
+func (r *Repository) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
+	if o.Silence <= 0 {
+		o.Silence = DefaultSilence
+	}
+	if o.MaxShare <= 0 {
+		o.MaxShare = defaultMaxShare
+	}
+	if o.Progress == nil {
+		o.Progress = func(PruneProgress) {}
+	}
+	p := &pruner{r: r, o: o, t: r.o.Timing}
+	p.t.Call *= prunePatience
+	err := p.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("prune: %w", err)
+	}
+	return p.report, err
+}
+
+func (p *pruner) run(ctx context.Context) error {
+	look := []step{
+		{"stores", p.begin},
+		{"deleted backups", p.readDeleted},
+		{"packs", p.listPacks},
+		{"sessions", p.decideOwners},
+		{"backups", p.mark},
+	}
+	act := []step{
+		{"announce", p.publish},
+		{"sessions", p.settle},
+		{"backups", p.lookAgain},
+		{"remove backups", p.purge},
+		{"remove packs", p.removePacks},
+		{"record", p.finish},
+		{"tidy", p.tidy},
+	}
+	if err := p.each(ctx, look); err != nil || p.o.DryRun {
+		return err
+	}
+	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting == 0; nothing {
+		if p.report.Trash == len(p.aged) && p.lists == 0 && !p.strayForwardings() {
+			return nil // nor anything for the next prune to know
+		}
+		act = act[len(act)-2:]
+	}
+	return p.each(ctx, act)
+}
+
+// step is one step of the protocol.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+func (p *pruner) each(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		p.tell(s.name, 0, 0)
+		if err := s.do(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pruner) tell(step string, done, total int64) {
+	p.o.Progress(PruneProgress{step, done, total})
+}
+
+// begin is P0: every member is there, is the one it was, is no newcomer, and
+// keeps its one promise.
+func (p *pruner) begin(ctx context.Context) error {
+	p.r.reunite(ctx)
+	if err := p.r.refreshMembership(ctx); err != nil {
+		return err
+	}
+	p.keys, p.ms = p.r.membership(), p.r.current()
+	var err error
+	if p.id, err = newIdent(); err != nil {
+		return err
+	}
+	p.report.ID = p.id.String()
+	if err := p.unchanged(ctx); err != nil {
+		return err
+	}
+	_, err = everywhere(ctx, p, "prove that it creates a name only once", func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, probeOnce(ctx, m.store)
+	})
+	return err
+}
+
+// unchanged says whether all members are still who they were, and the
+// repository what it was.
+func (p *pruner) unchanged(ctx context.Context) error {
+	if p.keys.MinPruner > formatVersion {
+		return versionError("prune", p.keys.MinPruner)
+	}
+	versions, err := everywhere(ctx, p, "say who it is", func(ctx context.Context, m *member) (uint64, error) {
+		rec, err := p.r.storeRecord(ctx, m)
+		if err != nil {
+			return 0, err
+		}
+		if rec.State != stateMember {
+			return 0, fmt.Errorf("%s is %s: prune again when it has become a member", m.url(), rec.State)
+		}
+		latest, err := p.r.latestMembership(ctx, m.store)
+		if err != nil {
+			return 0, err
+		}
+		return latest.Version, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		if v > p.keys.Version {
+			return fmt.Errorf("the members of the repository changed meanwhile: prune again: %w", ErrEnded)
+		}
+	}
+	return nil
+}
+
+// everywhere asks all members; one that fails fails the step. Values come in the
+// order of p.ms.
+func everywhere[T any](ctx context.Context, p *pruner, what string, fn func(context.Context, *member) (T, error)) ([]T, error) {
+	answers := ask(ctx, p.t, p.ms, len(p.ms), fn)
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("canceled: %w", context.Cause(ctx))
+	}
+	out := make([]T, len(answers))
+	for i, a := range answers {
+		if a.err != nil {
+			return nil, fmt.Errorf("every store is needed, and %s did not %s: mend or replace it and prune again: %w: %w", a.m.url(), what, ErrTooFewStores, a.err)
+		}
+		out[i] = a.value
+	}
+	return out, nil
+}
+
+// list returns what all members have under a prefix, with the sum of the sizes
+// and by whom.
+func (p *pruner) list(ctx context.Context, prefix string, fn func(m *member, i objstore.Info)) error {
+	all, err := everywhere(ctx, p, "list "+prefix, func(ctx context.Context, m *member) ([]objstore.Info, error) {
+		var l []objstore.Info
+		err := m.store.List(ctx, prefix, func(i objstore.Info) error {
+			l = append(l, i)
+			return nil
+		})
+		return l, err //nolint:wrapcheck // stores name themselves
+	})
+	if err != nil {
+		return err
+	}
+	for n, l := range all {
+		for _, i := range l {
+			fn(p.ms[n], i)
+		}
+	}
+	return nil
+}
+
+// marks returns the sessions that any member has a genuine mark of.
+func (p *pruner) marks(ctx context.Context, prefix string, kd kind) (map[ident]bool, error) {
+	holders := make(map[ident][]*member)
+	err := p.list(ctx, prefix, func(m *member, i objstore.Info) {
+		if s, ok := markSession(i.Name, prefix); ok {
+			holders[s] = append(holders[s], m)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[ident]bool)
+	for s, ms := range holders {
+		if _, err := p.first(ctx, ms, kd, prefix+s.String()); err == nil {
+			out[s] = true
+		} else if !errors.Is(err, errEnvelope) && !errors.Is(err, objstore.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// first reads a control object from the first of the members that has a genuine
+// one.
+func (p *pruner) first(ctx context.Context, ms []*member, kd kind, name string) ([]byte, error) {
+	var errs []error
+	for _, m := range p.r.byHealth(ms) {
+		payload, err := one(ctx, p.r, m, func(ctx context.Context, m *member) ([]byte, error) {
+			return p.r.getControl(ctx, m.store, kd, name)
+		})
+		if err == nil {
+			return payload, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// readDeleted is P1: what earlier prunes saw, then what is deleted now.
+func (p *pruner) readDeleted(ctx context.Context) error {
+	seen := make(map[ident]bool)
+	traces := make(map[string][]*member)
+	err := p.list(ctx, prunePrefix, func(m *member, i objstore.Info) { traces[i.Name] = append(traces[i.Name], m) })
+	if err != nil {
+		return err
+	}
+	for name, ms := range traces {
+		_, leaf, err := pruneName(name)
+		if err == nil && leaf == condemnedLeaf {
+			p.lists++
+		}
+		if err != nil || leaf != doneLeaf {
+			continue
+		}
+		payload, err := p.first(ctx, ms, kindDone, name)
+		if errors.Is(err, errEnvelope) {
+			continue // nobody's word: what it would have aged waits for another prune
+		}
+		if err != nil {
+			return err
+		}
+		for len(payload) >= len(ident{}) {
+			seen[ident(payload[:len(ident{})])] = true
+			payload = payload[len(ident{}):]
+		}
+	}
+	if p.tombs, err = p.marks(ctx, deletedPrefix, kindTombstone); err != nil {
+		return err
+	}
+	p.aged = make(map[ident]bool)
+	for s := range p.tombs {
+		if seen[s] {
+			p.aged[s] = true
+		}
+	}
+	p.report.Trash = len(p.tombs)
+	p.purged, err = p.marks(ctx, purgedPrefix, kindPurged)
+	return err
+}
+
+// listPacks is P2.
+func (p *pruner) listPacks(ctx context.Context) error {
+	p.packs = make(map[chunk.PackID]int64)
+	return p.list(ctx, packPrefix, func(_ *member, i objstore.Info) {
+		if id, ok := parsePackName(i.Name); ok {
+			p.packs[id] += i.Size
+		}
+	})
+}
+
+// decideOwners is P3.
+func (p *pruner) decideOwners(ctx context.Context) error {
+	p.owners = make(map[ident]Decision)
+	for id := range p.packs {
+		p.owners[packSession(id)] = Undecided
+	}
+	votes, err := p.votes(ctx)
+	if err != nil {
+		return err
+	}
+	for n, s := range slices.Collect(maps.Keys(p.owners)) {
+		p.tell("sessions", int64(n), int64(len(p.owners)))
+		if p.owners[s], err = p.decision(ctx, s, votes[s], nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// condemned are the packs whose sessions are decided and that nothing reaches.
+func (p *pruner) condemn() {
+	p.sweep = make(map[chunk.PackID]int64)
+	for id, size := range p.packs {
+		switch {
+		case p.marked[id]:
+			p.report.Kept += size
+		case p.owners[packSession(id)] == Undecided:
+			p.report.Waiting++
+			p.report.Kept += size
+		default:
+			p.sweep[id] = size
+			p.report.Packs++
+			p.report.Bytes += size
+		}
+	}
+}
+
+// strayForwardings says whether there are forwardings of packs that nothing
+// names.
+func (p *pruner) strayForwardings() bool {
+	for old := range p.moved {
+		if !p.marked[old] {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,470 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/objstore"
+	"github.com/cairnbackup/cairn/internal/objstore/memstore"
+)
+
+// hasty is a prune that waits for nobody and asks nobody.
+var hasty = PruneOptions{Silence: time.Nanosecond, MaxShare: 1}
+
+func mustPrune(tb testing.TB, r *Repository) PruneReport {
+	tb.Helper()
+	rep, err := r.Prune(tb.Context(), hasty)
+	if err != nil {
+		tb.Fatalf("prune: %v, %+v", err, rep)
+	}
+	return rep
+}
+
+// garbage returns the packs on the stores that no root record reaches, and what
+// else is left that should not be.
+func (c *cluster) garbage(ctx context.Context, r *Repository) ([]string, error) {
+	reached := make(map[chunk.PackID]struct{})
+	all, err := r.standings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, err := r.union(ctx, rootPrefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, st := range all {
+		rt, err := r.readRoot(ctx, names[st.root.name], st.root.name)
+		if err != nil {
+			return nil, err
+		}
+		img, err := r.image(rt, st.state)
+		if err != nil {
+			return nil, err
+		}
+		packs, err := img.tree.Packs(ctx)
+		if err = errors.Join(err, img.Close()); err != nil {
+			return nil, err
+		}
+		for p := range packs {
+			reached[p] = struct{}{}
+		}
+	}
+	var left []string
+	for _, m := range c.mem {
+		err := m.List(ctx, "", func(i objstore.Info) error {
+			id, pack := parsePackName(i.Name)
+			_, needed := reached[id]
+			_, leaf, open := sessionObject(i.Name)
+			if pack && !needed || open && leaf == openLeaf || strings.HasSuffix(i.Name, "/"+condemnedLeaf) || strings.HasPrefix(i.Name, probePrefix) {
+				left = append(left, m.URL()+": "+i.Name)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}
+
+// drained runs three quiet prunes, behind which nothing may be left over: I5.
+func (c *cluster) drained(tb testing.TB, r *Repository) {
+	tb.Helper()
+	for range 3 {
+		mustPrune(tb, r)
+	}
+	left, err := c.garbage(tb.Context(), r)
+	if err != nil || len(left) > 0 {
+		tb.Errorf("garbage after three prunes: %v, %v", left, err)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	c, r := fresh(t)
+	rng := seeded(1)
+	one := randomContent(rng, 300, 40)
+	one.mustBackup(t, r, "one", "", nil)
+	two := one.clone()
+	two.mustBackup(t, r, "two", "one", two.change(rng, 20))
+	other := randomContent(rng, 100, 20)
+	other.mustBackup(t, r, "other", "", nil)
+	if rep := mustPrune(t, r); rep.Packs+rep.Backups+rep.Trash != 0 || rep.Kept == 0 {
+		t.Errorf("nothing to prune: %+v", rep)
+	}
+	for _, id := range []string{"one", "other"} {
+		if err := r.Delete(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rep := mustPrune(t, r); rep.Packs+rep.Backups != 0 || rep.Trash != 2 {
+		t.Errorf("the first prune that sees the deletion: %+v", rep)
+	}
+	if err := r.Undelete(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	dry := hasty
+	dry.DryRun = true
+	would, err := r.Prune(t.Context(), dry)
+	if err != nil || would.Packs == 0 {
+		t.Errorf("dry run: %+v, %v", would, err)
+	}
+	rep := mustPrune(t, r)
+	if rep.Packs != would.Packs || rep.Bytes != would.Bytes || rep.Backups != 2 { // "other", and the first record of "one"
+		t.Errorf("second prune: %+v, the dry run said %+v", rep, would)
+	}
+	mustVerify(t, one, r, "one")
+	mustVerify(t, two, r, "two")
+	if _, err := r.Image(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the purged backup: %v", err)
+	}
+	if err := r.Undelete(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("undelete of what is gone: %v", err)
+	}
+	if err := r.Undelete(t.Context(), "two"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("undelete of what is not deleted: %v", err)
+	}
+	check, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+	if err != nil || !check.OK() {
+		t.Errorf("check: %+v, %v", check, err)
+	}
+	// A backup with two root records is deleted with one call.
+	if err := r.Delete(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := r.Backups(t.Context()); err != nil || len(b) != 1 || b[0].ID != "two" {
+		t.Errorf("%+v, %v", b, err)
+	}
+	c.drained(t, r)
+	mustVerify(t, two, r, "two")
+}
+
+func TestPruneRefusals(t *testing.T) {
+	c, r := fresh(t)
+	v := randomContent(seeded(2), 100, 20)
+	v.mustBackup(t, r, "one", "", nil)
+	if err := r.Delete(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	c.faulty[3].SetDown(true)
+	if _, err := r.Prune(t.Context(), hasty); !errors.Is(err, ErrTooFewStores) {
+		t.Errorf("with a store down: %v", err)
+	}
+	c.faulty[3].SetDown(false)
+	mustPrune(t, r)
+	if _, err := r.Prune(t.Context(), PruneOptions{Silence: time.Nanosecond}); !errors.Is(err, ErrLargePrune) {
+		t.Errorf("everything at once: %v", err)
+	}
+	if lists, err := r.union(t.Context(), prunePrefix); err != nil || len(lists) != 1 {
+		t.Errorf("a refused prune left %v, %v", lists, err)
+	}
+	// A store that lets two writers create one name.
+	c.faulty[2].SetFaults(memstore.Faults{Before: func(ctx context.Context, call memstore.Call) error {
+		if call.Op == "put" && strings.HasPrefix(call.Name, probePrefix) {
+			_ = c.mem[2].Delete(ctx, call.Name)
+		}
+		return nil
+	}})
+	if _, err := r.Prune(t.Context(), hasty); err == nil || !strings.Contains(err.Error(), "safely") {
+		t.Errorf("a store that creates a name twice: %v", err)
+	}
+	c.heal()
+	mustPrune(t, r)
+	c.drained(t, r)
+}
+
+// world is a repository in a state where a prune has much to do: a live chain, a
+// backup whose deletion has aged, one that was deleted just now, and the packs
+// of a writer that died.
+type world struct {
+	*cluster
+	first, second, gone, trashed *content
+}
+
+func newWorld(tb testing.TB) *world {
+	tb.Helper()
+	c, r := fresh(tb)
+	rng := seeded(3)
+	w := &world{cluster: c, first: randomContent(rng, 200, 20), gone: randomContent(rng, 60, 10)}
+	w.first.mustBackup(tb, r, "first", "", nil)
+	w.second = w.first.clone()
+	w.second.mustBackup(tb, r, "second", "first", w.second.change(rng, 10))
+	w.gone.mustBackup(tb, r, "gone", "", nil)
+	w.trashed = randomContent(rng, 60, 10)
+	w.trashed.mustBackup(tb, r, "trashed", "", nil)
+	for _, id := range []string{"first", "gone"} {
+		if err := r.Delete(tb.Context(), id); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	mustPrune(tb, r)
+	if err := r.Delete(tb.Context(), "trashed"); err != nil {
+		tb.Fatal(err)
+	}
+	s, err := r.Begin(tb.Context(), SessionOptions{Project: "p", VolumeID: "dead"})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err = randomContent(rng, 60, 10).write(tb.Context(), s, nil); err != nil {
+		tb.Fatal(err)
+	}
+	if err = s.ship.flush(tb.Context()); err != nil {
+		tb.Fatal(err)
+	}
+	s.release() // and is heard of no more
+	return w
+}
+
+// intact checks what must hold whatever happened: I1, I2.
+func (w *world) intact(tb testing.TB, r *Repository, when string) {
+	tb.Helper()
+	if err := w.second.verify(tb.Context(), r, "second"); err != nil {
+		tb.Errorf("%s: the live backup: %v", when, err)
+	}
+	all, err := r.standings(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, st := range all {
+		names, err := r.union(tb.Context(), st.root.name)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		rt, err := r.readRoot(tb.Context(), names[st.root.name], st.root.name)
+		if err != nil {
+			tb.Fatalf("%s: %v", when, err)
+		}
+		img, err := r.image(rt, st.state)
+		if err != nil {
+			tb.Fatalf("%s: %v", when, err)
+		}
+		if st.state == Available {
+			if err := img.ReadAt(tb.Context(), make([]byte, img.Size()), 0); err != nil {
+				tb.Errorf("%s: backup %s is %s and cannot be read: %v", when, st.root.rec.BackupID, st.state, err)
+			}
+		}
+		_ = img.Close()
+	}
+}
+
+var errKilled = fmt.Errorf("killed: %w", objstore.ErrDown)
+
+// onCalls makes every call of the cluster's stores, counted over all of them from
+// 1 on, do something first.
+func (c *cluster) onCalls(do func(n int64) error) {
+	var calls atomic.Int64
+	for _, f := range c.faulty {
+		f.SetFaults(memstore.Faults{Before: func(context.Context, memstore.Call) error { return do(calls.Add(1)) }})
+	}
+}
+
+// stride is how far apart the places are that a test tries: every one of them in
+// a long run.
+func stride(usual, short int64) int64 {
+	switch {
+	case os.Getenv("CAIRN_ROUNDS") != "":
+		return 1
+	case testing.Short():
+		return short
+	default:
+		return usual
+	}
+}
+
+// A prune that is killed at any of its calls damages nothing, and what it leaves
+// goes with the next ones.
+func TestPruneKilled(t *testing.T) {
+	w := newWorld(t)
+	for n := int64(1); ; n += stride(5, 29) {
+		c := &world{cluster: w.clone(), first: w.first, second: w.second, gone: w.gone, trashed: w.trashed}
+		ctx, kill := context.WithCancelCause(t.Context())
+		r := c.open(t)
+		c.onCalls(func(call int64) error {
+			if call < n {
+				return nil
+			}
+			kill(errKilled)
+			return errKilled
+		})
+		_, err := r.Prune(ctx, hasty)
+		killed := ctx.Err() != nil
+		kill(nil)
+		c.heal()
+		if !killed {
+			if err != nil {
+				t.Fatalf("the prune that nobody killed: %v", err)
+			}
+			break
+		}
+		r = c.open(t)
+		c.intact(t, r, fmt.Sprintf("killed at call %d", n))
+		c.drained(t, r)
+		c.intact(t, r, fmt.Sprintf("killed at call %d, then pruned", n))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// Whatever somebody else does between two calls of a prune, what is committed
+// stays.
+func TestPruneAgainst(t *testing.T) {
+	w := newWorld(t)
+	for _, tt := range []struct {
+		name string
+		do   func(ctx context.Context, w *world, r *Repository) (string, *content, error)
+	}{
+		{"incremental", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			v := w.second.clone()
+			o, err := v.backup(ctx, r, "third", "second", v.change(seeded(9), 5))
+			return committed("third", v, o, err)
+		}},
+		{"incremental of what goes", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			v := w.gone.clone()
+			o, err := v.backup(ctx, r, "third", "gone", v.change(seeded(9), 5))
+			return committed("third", v, o, err)
+		}},
+		{"undelete", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			if err := r.Undelete(ctx, "gone"); err != nil {
+				return "", nil, nil // too late: nothing is promised
+			}
+			return "gone", w.gone, nil
+		}},
+		{"undelete from the trash", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			return "trashed", w.trashed, r.Undelete(ctx, "trashed")
+		}},
+		{"another prune", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			_, err := r.Prune(ctx, hasty)
+			return "", nil, err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for n := int64(1); ; n += stride(13, 67) {
+				c := &world{cluster: w.clone(), first: w.first, second: w.second, gone: w.gone, trashed: w.trashed}
+				other := c.open(t)
+				var id string
+				var want *content
+				var failed error
+				done := false
+				r := c.open(t)
+				c.onCalls(func(call int64) error {
+					if call == n {
+						done = true
+						id, want, failed = tt.do(t.Context(), c, other)
+					}
+					return nil
+				})
+				_, err := r.Prune(t.Context(), hasty)
+				c.heal()
+				if !done {
+					break
+				}
+				if err != nil && !errors.Is(err, ErrTooFewStores) && !errors.Is(err, ErrDamaged) {
+					t.Logf("call %d: %v", n, err) // stopped, which is never wrong
+				}
+				if failed != nil {
+					t.Fatalf("call %d: %v", n, failed)
+				}
+				check := func(when string) {
+					when = fmt.Sprintf("call %d, %s", n, when)
+					r := c.open(t)
+					c.intact(t, r, when)
+					if want != nil {
+						if err := want.verify(t.Context(), r, id); err != nil {
+							t.Fatalf("%s: %s: %v", when, id, err)
+						}
+					}
+				}
+				check("at once")
+				c.drained(t, other)
+				check("three prunes later")
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// A prune between any two calls of a writer.
+func TestWriterAgainstPrune(t *testing.T) {
+	w := newWorld(t)
+	for _, tt := range []struct {
+		name, parent string
+		undelete     bool
+	}{
+		{"incremental", "second", false},
+		{"incremental of what goes", "gone", false},
+		{"undelete", "gone", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for n := int64(1); ; n += stride(5, 31) {
+				c := &world{cluster: w.clone(), first: w.first, second: w.second, gone: w.gone, trashed: w.trashed}
+				pruner := c.open(t)
+				r := c.open(t)
+				done := false
+				var pruned error
+				c.onCalls(func(call int64) error {
+					if call == n {
+						done = true
+						_, pruned = pruner.Prune(t.Context(), hasty)
+					}
+					return nil
+				})
+				base := c.second
+				if tt.parent == "gone" {
+					base = c.gone
+				}
+				v, id := base.clone(), "third"
+				var err error
+				outcome := OutcomeFailed
+				if tt.undelete {
+					id = "gone"
+					if err = r.Undelete(t.Context(), "gone"); err == nil {
+						outcome = OutcomeCommitted
+					}
+				} else {
+					outcome, err = v.backup(t.Context(), r, id, tt.parent, v.change(seeded(9), 5))
+				}
+				c.heal()
+				if !done {
+					if err != nil && !tt.undelete {
+						t.Fatal(err)
+					}
+					break
+				}
+				if pruned != nil {
+					t.Logf("call %d: the prune: %v", n, pruned)
+				}
+				check := func(when string) {
+					r := c.open(t)
+					c.intact(t, r, when)
+					if outcome == OutcomeCommitted {
+						if err := v.verify(t.Context(), r, id); err != nil {
+							t.Fatalf("call %d, %s: %v", n, when, err)
+						}
+					}
+				}
+				check("at once")
+				c.drained(t, c.open(t))
+				check("three prunes later")
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+func committed(id string, v *content, o Outcome, err error) (string, *content, error) {
+	if o != OutcomeCommitted {
+		return "", nil, err
+	}
+	return id, v, err
+}
