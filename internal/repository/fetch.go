@@ -139,13 +139,31 @@ func (r *Repository) readContainer(ctx context.Context, id chunk.PackID, p []byt
 		report, err = r.coder.ReadAt(ctx, f, id, p, off)
 		r.blame(holders, report)
 	}
-	if errors.Is(err, pack.ErrLost) {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	if lost, ok := errors.AsType[*pack.LostError](err); ok {
+		return fmt.Errorf("%w: %w", whyLost(lost, len(holders)), err)
 	}
 	if err != nil {
 		return fmt.Errorf("read pack %s: %w", id, err)
 	}
 	return nil
+}
+
+// whyLost tells shards that are gone from those that cannot be asked for now:
+// ErrTooFewStores if enough would be left with the stores that do not answer.
+func whyLost(lost *pack.LostError, total int) error {
+	gone := 0
+	for _, b := range lost.Bad {
+		for _, certain := range []error{objstore.ErrNotExist, objstore.ErrRange, pack.ErrCorrupt, pack.ErrVersion} {
+			if errors.Is(b.Err, certain) {
+				gone++
+				break
+			}
+		}
+	}
+	if total-gone >= lost.Need {
+		return ErrTooFewStores
+	}
+	return ErrDamaged
 }
 
 // blame notes which stores returned wrong bytes.
