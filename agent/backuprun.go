@@ -65,6 +65,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 			r.log.LogAttrs(clean, slog.LevelWarn, "session not aborted: its packs wait for a prune", slog.Any("error", aerr))
 		}
 	}
+	var failed *Error
 	switch outcome {
 	case repository.OutcomeCommitted:
 		r.rec.Status, r.rec.Undecided, r.rec.FailReason = catalog.Available, false, ""
@@ -73,7 +74,8 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 		r.rec.Status, r.rec.Undecided = catalog.Failed, true
 		r.rec.FailReason = fmt.Sprintf("the stores did not say whether it was committed (%v): it becomes available or fails when they answer again", err)
 	default:
-		r.rec.Status, r.rec.FailReason = catalog.Failed, fail(ctx, err)
+		failed = failure(ctx, err)
+		r.rec.Status, r.rec.FailReason = catalog.Failed, failed.Text
 	}
 	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
 		return nil, errors.Join(err, perr) // settled by the session's verdict at the next start
@@ -82,19 +84,9 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 		return s.waitDecision(ctx, t, r.rec, err)
 	}
 	if outcome != repository.OutcomeCommitted {
-		return nil, errors.New(r.rec.FailReason)
+		return nil, failed
 	}
 	return r.rec, nil
-}
-
-// fail is the sentence for a job that ended with err.
-func fail(ctx context.Context, err error) string {
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errCanceled), errors.Is(cause, errStopping):
-		return cause.Error()
-	default:
-		return err.Error()
-	}
 }
 
 // steps does the backup. With OutcomeFailed or OutcomeUnknown comes an error.
@@ -237,7 +229,7 @@ func (r *backupRun) commit(ctx context.Context, root repository.Root) (repositor
 			err = errFailed
 		}
 	case err == nil:
-		err = errors.New("too few stores answered")
+		err = fmt.Errorf("%w answered", repository.ErrTooFewStores)
 	}
 	return outcome, err
 }
@@ -275,7 +267,7 @@ func (s source) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := s.limit.wait(ctx, len(p)); err != nil {
 		return err
 	}
-	return s.c.ReadAt(ctx, p, off)
+	return planeGone(ctx, s.c.ReadAt(ctx, p, off))
 }
 
 // dirtySince returns what the snapshot says to have changed since a

@@ -206,7 +206,8 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 	case errors.Is(t.cause, errCanceled):
 		j.State, j.Error = JobCanceled, err.Error()
 	default:
-		j.State, j.Error = catalog.JobFailed, err.Error()
+		e := asError(err)
+		j.State, j.Error, j.Code = catalog.JobFailed, e.Text, string(e.Code)
 	}
 	if result != nil {
 		data, merr := json.Marshal(result)

@@ -178,7 +178,7 @@ func TestEngineStop(t *testing.T) {
 	}
 	stop()
 	for _, id := range ids {
-		if j := e.wait(t, id); j.State != JobFailed || j.Error != errStopping.Error() {
+		if j := e.wait(t, id); j.State != JobFailed || j.Error != errStopping.Error() || Code(j.Code) != CodeUnavailable {
 			t.Errorf("%+v", j)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/nbd"
 )
 
 // Code says what kind of refusal an [Error] is. The codes are part of the
@@ -80,6 +81,28 @@ func (c Code) httpStatus() int {
 	}
 }
 
+// errPlaneGone: the connection to a volume broke while a job worked on it.
+var errPlaneGone = errors.New("the data plane went away: \"cairn status\" tells whether it is back, then start the job again")
+
+// planeGone marks an error of an NBD request that is not the server's answer,
+// or is its farewell.
+func planeGone(ctx context.Context, err error) error {
+	answer, answered := errors.AsType[nbd.Error](err)
+	if err == nil || ctx.Err() != nil || answered && answer != nbd.ESHUTDOWN {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", errPlaneGone, err)
+}
+
+// failure is what a job that ended with err is recorded with: why it was made
+// to end, if it was, explains more than what it met then.
+func failure(ctx context.Context, err error) *Error {
+	if cause := context.Cause(ctx); errors.Is(cause, errCanceled) || errors.Is(cause, errStopping) {
+		err = cause
+	}
+	return asError(err)
+}
+
 // asError gives any error its code. The text is kept: it was written for the
 // operator where the error arose.
 func asError(err error) *Error {
@@ -91,7 +114,8 @@ func asError(err error) *Error {
 		code = Code(e.Code) // the same words
 	}
 	switch {
-	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores):
+	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone),
+		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted):
 		code = CodeUnavailable
 	case errors.Is(err, catalog.ErrNotFound):
 		code = CodeNotFound

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func TestCancelBackup(t *testing.T) {
 		}
 	}
 	for _, id := range []string{j.ID, queued.ID} {
-		if x, ierr := r.agent.WaitJob(ctx, id, nil); ierr != nil || x.State != JobCanceled || !strings.Contains(x.Error, "canceled") {
+		if x, ierr := r.agent.WaitJob(ctx, id, nil); ierr != nil || x.State != JobCanceled || x.Code != "" || !strings.Contains(x.Error, "canceled") {
 			t.Errorf("%+v, %v", x, ierr)
 		}
 	}
@@ -89,7 +90,7 @@ func TestStoresFail(t *testing.T) {
 	}
 	j := r.wait(r.agent.CreateBackup(ctx, CreateBackup{Volume: "disk", Incremental: true}))
 	b, err := r.agent.Backup(ctx, j.Backup)
-	if err != nil || j.State != JobFailed || b.Status != BackupError || b.FailReason != j.Error || b.Undecided {
+	if err != nil || j.State != JobFailed || b.Status != BackupError || b.FailReason != j.Error || b.Undecided || Code(j.Code) != CodeUnavailable {
 		t.Errorf("%+v, %+v, %v", j, b, err)
 	}
 	r.settled("disk", full)
@@ -102,16 +103,41 @@ func TestStoresFail(t *testing.T) {
 		t.Errorf("next: %+v", next)
 	}
 	r.down(5)
-	if j := r.wait(r.agent.CreateBackup(ctx, CreateBackup{Volume: "disk"})); j.State != JobFailed {
+	if j := r.wait(r.agent.CreateBackup(ctx, CreateBackup{Volume: "disk"})); j.State != JobFailed || Code(j.Code) != CodeUnavailable {
 		t.Errorf("with one store: %+v", j)
 	}
-	if j := r.wait(r.agent.Restore(ctx, Restore{Backup: full.ID, NewVolume: "never"})); j.State != JobFailed {
+	if j := r.wait(r.agent.Restore(ctx, Restore{Backup: full.ID, NewVolume: "never"})); j.State != JobFailed || Code(j.Code) != CodeUnavailable {
 		t.Errorf("restore with one store: %+v", j)
 	}
 	if _, err := r.agent.Volume(ctx, "never"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a failed restore left its volume: %v", err)
 	}
 	r.down(0)
+}
+
+// A job whose data plane goes away says so, and that it is no fault of the job.
+func TestServeGoneInJob(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 48<<20)
+	r.put(v, make([]byte, 48<<20), noise(40<<20), 0)
+	r.stopAgent()
+	r.limits.ReadBytesPerSecond = 1 << 20
+	r.startAgent()
+	j, err := r.agent.CreateBackup(ctx, CreateBackup{Volume: "disk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	j, err = r.agent.WaitJob(ctx, j.ID, func(j Job) {
+		if j.Progress.Read > 0 {
+			once.Do(r.stopServe)
+		}
+	})
+	if err != nil || j.State != JobFailed || Code(j.Code) != CodeUnavailable || !strings.Contains(j.Error, "data plane") {
+		t.Errorf("%+v, %v", j, err)
+	}
+	r.startServe()
 }
 
 // When the stores do not say whether a backup was committed, they are asked

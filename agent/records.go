@@ -22,7 +22,7 @@ type (
 	Backup = catalog.Backup
 	// BackupStatus is the state of a backup.
 	BackupStatus = catalog.Status
-	// Job is the record of a job.
+	// Job is the record of a job. The Code of one that failed is a [Code].
 	Job = catalog.Job
 	// JobState is the state of a job; its method Final says whether the job has ended.
 	JobState = catalog.JobState

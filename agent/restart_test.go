@@ -99,7 +99,7 @@ func TestKilled(t *testing.T) {
 	}
 	r.startAgent()
 	for id, want := range map[string]JobState{"job1": JobSucceeded, "job2": JobFailed, "job3": JobFailed, "job4": JobFailed} {
-		if j, ierr := r.agent.Job(ctx, id); ierr != nil || j.State != want || (want == JobFailed) != strings.Contains(j.Error, "stopped or killed") {
+		if j, ierr := r.agent.Job(ctx, id); ierr != nil || j.State != want || (want == JobFailed) != strings.Contains(j.Error, "stopped or killed") || (want == JobFailed) != (Code(j.Code) == CodeUnavailable) {
 			t.Errorf("%s: %+v, %v", id, j, ierr)
 		}
 	}

@@ -180,11 +180,11 @@ func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup)
 	if err == nil {
 		return res, nil
 	}
-	text := fail(ctx, err)
+	failed := failure(ctx, err)
 	if req.Volume != "" && res.BytesWritten > 0 {
-		text = joinSentences(text, fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", res.Volume))
+		failed.Text = joinSentences(failed.Text, fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", res.Volume))
 	}
-	return res, errors.New(text)
+	return res, failed
 }
 
 // restoreTo restores to the target that is asked for.
@@ -313,19 +313,30 @@ type volumeTarget struct{ *nbd.Client }
 
 var _ restore.Target = volumeTarget{}
 
+// ReadAt reads.
+func (t volumeTarget) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return planeGone(ctx, t.Client.ReadAt(ctx, p, off))
+}
+
 // WriteAt writes; Flush makes it durable.
 func (t volumeTarget) WriteAt(ctx context.Context, p []byte, off int64) error {
-	return t.Client.WriteAt(ctx, p, off, false)
+	return planeGone(ctx, t.Client.WriteAt(ctx, p, off, false))
+}
+
+// Flush makes what was written durable.
+func (t volumeTarget) Flush(ctx context.Context) error {
+	return planeGone(ctx, t.Client.Flush(ctx))
 }
 
 // Zero makes a range zero and frees its space.
 func (t volumeTarget) Zero(ctx context.Context, off, n int64) error {
-	return t.Client.Zero(ctx, off, n, true)
+	return planeGone(ctx, t.Client.Zero(ctx, off, n, true))
 }
 
 // Extents asks the server.
 func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
-	return t.Map(ctx, nbd.ContextAllocation, off, n)
+	l, err := t.Map(ctx, nbd.ContextAllocation, off, n)
+	return l, planeGone(ctx, err)
 }
 
 // tidyRestoring makes the backups available again that no job restores any

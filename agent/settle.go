@@ -76,11 +76,12 @@ func (s *server) recoverBackup(ctx context.Context, b Backup) error {
 
 // recoverJob ends the record of a job that no longer runs.
 func (s *server) recoverJob(ctx context.Context, j Job) error {
-	j.State, j.Error, j.Finished, j.Progress.Phase = catalog.JobFailed, errInterrupted.Error(), time.Now().UTC(), ""
+	j.State, j.Error, j.Code = catalog.JobFailed, errInterrupted.Error(), string(CodeUnavailable)
+	j.Finished, j.Progress.Phase = time.Now().UTC(), ""
 	switch j.Kind {
 	case catalog.BackupJob:
 		if b, err := s.cat.Backup(ctx, j.Backup); err == nil && b.Status == catalog.Available {
-			j.State, j.Error = catalog.Succeeded, ""
+			j.State, j.Error, j.Code = catalog.Succeeded, "", ""
 		} else if err == nil {
 			j.Error = b.FailReason
 		}
@@ -138,10 +139,10 @@ func (s *server) waitDecision(ctx context.Context, t *task, b Backup, cause erro
 		case err == nil && got.Status == catalog.Available:
 			return got, nil
 		case err == nil:
-			return nil, errors.New(got.FailReason)
+			return nil, &Error{Code: asError(cause).Code, Text: got.FailReason}
 		}
 		if stopping := t.stopping(); stopping || !pause(ctx, decideStep) {
-			return nil, errors.New(b.FailReason)
+			return nil, refuse(CodeUnavailable, "%s", b.FailReason)
 		}
 	}
 }

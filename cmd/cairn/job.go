@@ -64,6 +64,7 @@ func emitJob(c *cli.Context, j agent.Job) error {
 		t.field("kind", j.Kind)
 		t.field("state", j.State)
 		t.field("error", j.Error)
+		t.field("code", j.Code)
 		t.field("volume", j.Volume)
 		t.field("backup", j.Backup)
 		t.field("target", j.Target)
@@ -136,7 +137,8 @@ func outcome(j agent.Job) error {
 		if j.Error == "" {
 			return fmt.Errorf("job %s ended as %s", j.ID, j.State)
 		}
-		return errors.New(j.Error)
+		// As if the agent had refused it, for the exit code.
+		return &agent.Error{Code: agent.Code(j.Code), Text: j.Error}
 	}
 }
 

@@ -20,3 +20,16 @@ func TestCanceledRestoreSaysWhatItLeft(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A script learns from the exit code what kind of failure ended a job.
+func TestExitCodeOfFailedJob(t *testing.T) {
+	for code, want := range map[agent.Code]int{
+		agent.CodeUnavailable: exitUnreachable, agent.CodeBusy: exitBusy, agent.CodeConflict: exitBusy, agent.CodeInvalid: exitUsage,
+		agent.CodeNotFound: exitNotFound, agent.CodeNoSpace: exitFailed, agent.CodeInternal: exitFailed, "": exitFailed,
+	} {
+		err := outcome(agent.Job{ID: "j", State: agent.JobFailed, Error: "why", Code: string(code)})
+		if err == nil || err.Error() != "why" || exitCode(err) != want {
+			t.Errorf("%q: %v, exit code %d, want %d", code, err, exitCode(err), want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -183,7 +184,7 @@ func TestJobs(t *testing.T) {
 	for i := range 20 {
 		j := Job{
 			ID: fmt.Sprintf("job%02d", i), Kind: BackupJob, State: states[i%5], Volume: "v", VolumeID: "id",
-			Backup: "b", Target: "t", Owner: "o", Error: "e", Progress: Progress{Phase: "reading", Total: 7, Done: 3}, Result: json.RawMessage(`{"a":1}`),
+			Backup: "b", Target: "t", Owner: "o", Error: "e", Code: "c", Progress: Progress{Phase: "reading", Total: 7, Done: 3}, Result: json.RawMessage(`{"a":1}`),
 			Created: time.Unix(int64(i), 5).UTC(), Started: time.Unix(int64(i), 6).UTC(),
 		}
 		if err := c.PutJob(t.Context(), j); err != nil {
@@ -272,6 +273,37 @@ func TestVersions(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), filepath.Join(t.TempDir(), "no", "such")); err == nil {
 		t.Error("a catalog was made in a folder that is not there")
+	}
+}
+
+// A catalog of the first version keeps its records and gets what was added.
+func TestUpgrade(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "catalog.db")
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{
+		migrations[0], `PRAGMA user_version = 1`,
+		`INSERT INTO jobs VALUES ('j', 'backup', 'failed', 'v', 'volume', 'b', '', 'o', 'e', '{}', '', 1, 2, 3)`,
+	} {
+		if _, err = db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err = db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := c.Job(t.Context(), "j")
+	if err != nil || j.Error != "e" || j.Code != "" || j.Finished.IsZero() {
+		t.Errorf("%+v, %v", j, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -77,6 +77,7 @@ var migrations = []string{
 		volume_id TEXT PRIMARY KEY,
 		job_id    TEXT NOT NULL
 	) STRICT;`,
+	`ALTER TABLE jobs ADD COLUMN code TEXT NOT NULL DEFAULT '';`,
 }
 
 // migrate brings db to this program's schema, in one transaction.
