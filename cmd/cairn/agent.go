@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 
@@ -22,7 +23,7 @@ import (
 const agentMemory = 80 << 20
 
 func agentCommand() *cli.Command {
-	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs", []cli.Flag{
+	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs, and again if it dies", []cli.Flag{
 		&cli.StringFlag{Name: "config", Usage: "`file` with the settings of this command in YAML (" + defaultConfig() + " if it is there); flags go before it"},
 		stateFlag(),
 		socketFlag(),
@@ -34,7 +35,7 @@ func agentCommand() *cli.Command {
 		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
 		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given)"},
 		&cli.StringFlag{Name: "read-limit", Usage: "most that a backup reads from a volume in a second, a `size` such as 200MiB"},
-		&cli.BoolFlag{Name: "no-serve", Usage: "do not start a data plane; \"cairn serve\" runs elsewhere, or will"},
+		&cli.BoolFlag{Name: "no-serve", Usage: "do not start a data plane, nor again one that died; \"cairn serve\" runs elsewhere, or will"},
 		&cli.BoolFlag{Name: "keep-priority", Usage: "do not step behind other programs for processor and disk"},
 		logLevelFlag(),
 		logFormatFlag(),
@@ -67,13 +68,19 @@ func runAgent(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	if !s.NoServe {
-		if err = ensureServe(c.Context, s, log); err != nil {
-			return err
-		}
-	}
 	plane := serve.NewClient(s.Control)
 	defer plane.Close()
+	if !s.NoServe {
+		k := &keeper{s: s, log: log, client: plane}
+		if err = k.ensure(c.Context); err != nil {
+			return err
+		}
+		watch, stop := context.WithCancel(c.Context)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer stop()
+		wg.Go(func() { k.keep(watch) })
+	}
 	return agent.Run(c.Context, agent.Options{
 		State: s.State, Socket: s.Socket, NBDDir: s.NBDDir, Control: s.Control,
 		Repository: r, Serve: plane, Logger: log, Version: version, KeepPriority: s.KeepPriority,

@@ -36,6 +36,7 @@ func TestScripts(t *testing.T) {
 			"json":     jsonCmd,
 			"jsonget":  jsonGetCmd,
 			"await":    awaitCmd,
+			"awaitnot": awaitNotCmd,
 			"random":   randomCmd,
 			"patch":    patchCmd,
 			"same":     sameCmd,
@@ -177,28 +178,33 @@ func jsonGetCmd(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // awaitCmd waits until something is there: "agent", "serve", or a file.
-func awaitCmd(ts *testscript.TestScript, _ bool, args []string) {
+func awaitCmd(ts *testscript.TestScript, _ bool, args []string) { await(ts, args[0], true) }
+
+// awaitNotCmd waits until it is not.
+func awaitNotCmd(ts *testscript.TestScript, _ bool, args []string) { await(ts, args[0], false) }
+
+func await(ts *testscript.TestScript, what string, want bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	ok := func() bool {
+	there := func() bool {
 		var err error
-		switch args[0] {
+		switch what {
 		case "agent":
 			_, err = agent.NewClient(ts.Getenv("CAIRN_SOCKET")).Status(ctx)
 		case "serve":
 			_, err = serve.NewClient(ts.Getenv("CAIRN_CONTROL")).Status(ctx)
 		default:
-			_, err = os.Stat(ts.MkAbs(args[0]))
+			_, err = os.Stat(ts.MkAbs(what))
 		}
 		return err == nil
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for !ok() {
+	for there() != want {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			ts.Fatalf("%s does not come", args[0])
+			ts.Fatalf("%s: there is %v", what, !want)
 		}
 	}
 }

@@ -20,45 +20,133 @@ import (
 // answers: it reads the change maps of all volumes first.
 const serveStart = 2 * time.Minute
 
-// ensureServe starts a data plane if none answers. It is a process of its own,
-// in its own session and with its own log: it outlives the agent, because
-// guests hang on it.
-func ensureServe(ctx context.Context, s *agentSettings, log *slog.Logger) error {
-	client := serve.NewClient(s.Control)
-	defer client.Close()
-	st, err := client.Status(ctx)
+// keeper sees to it that a data plane runs. It is a process of its own, in its
+// own session and with its own log: it outlives the agent, because guests hang
+// on it.
+type keeper struct {
+	s      *agentSettings
+	log    *slog.Logger
+	client *serve.Client
+	ended  <-chan error // of the one that this process started: how it ended; nil if there is none
+}
+
+// ensure starts a data plane if none answers.
+func (k *keeper) ensure(ctx context.Context) error {
+	st, err := k.client.Status(ctx)
 	if err == nil {
-		if st.State != s.State {
-			return fmt.Errorf("the data plane on %s keeps its volumes in %s, not in %s: give the same --state, or another --control", s.Control, st.State, s.State)
+		if st.State != k.s.State {
+			return fmt.Errorf("the data plane on %s keeps its volumes in %s, not in %s: give the same --state, or another --control", k.s.Control, st.State, k.s.State)
 		}
-		log.LogAttrs(ctx, slog.LevelInfo, "data plane runs already", slog.Int("pid", st.PID), slog.String("version", st.Version))
+		k.log.LogAttrs(ctx, slog.LevelInfo, "data plane runs already", slog.Int("pid", st.PID), slog.String("version", st.Version))
 		return nil
 	}
 	if !errors.Is(err, serve.ErrUnreachable) {
 		return err
 	}
-	name := filepath.Join(s.State, "serve.log")
-	cmd, err := startServe(s, name)
+	return k.start(ctx)
+}
+
+// start starts a data plane and returns when it answers.
+func (k *keeper) start(ctx context.Context) error {
+	name := filepath.Join(k.s.State, "serve.log")
+	cmd, err := startServe(k.s, name)
 	if err != nil {
 		return fmt.Errorf("start the data plane: %w", err)
 	}
 	// Waited for as long as this process lives, so that it leaves no zombie.
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	if err := awaitServe(ctx, client, ended, name); err != nil {
+	if err := awaitServe(ctx, k.client, ended, name); err != nil {
 		return err
 	}
-	log.LogAttrs(ctx, slog.LevelInfo, "data plane started", slog.Int("pid", cmd.Process.Pid), slog.String("log", name))
-	go func() {
-		err := <-ended
-		if err == nil {
-			log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "data plane was stopped")
-			return
-		}
-		log.LogAttrs(context.WithoutCancel(ctx), slog.LevelError, "data plane ended: no volume is served until \"cairn serve\" or \"cairn agent\" is started again",
-			slog.String("log", name), slog.Any("error", err))
-	}()
+	k.ended = ended
+	k.log.LogAttrs(ctx, slog.LevelInfo, "data plane started", slog.Int("pid", cmd.Process.Pid), slog.String("log", name))
 	return nil
+}
+
+// How often the data plane is looked after, and how long the first and the
+// longest pause is before one that died is started again. A data plane that ran
+// for the longest pause counts as well: the next pause is the first again.
+const (
+	keepEvery = time.Second
+	keepFirst = 500 * time.Millisecond
+	keepMost  = time.Minute
+)
+
+// keep starts the data plane again when it has died, until ctx ends; one that
+// was stopped stays so. Of one that this process started its end tells which it
+// was. Any other leaves its control socket behind only when it dies.
+func (k *keeper) keep(ctx context.Context) {
+	pause := keepFirst
+	for since := time.Now(); k.died(ctx); since = time.Now() {
+		if time.Since(since) >= keepMost {
+			pause = keepFirst
+		}
+		for !k.again(ctx, pause) {
+			pause = min(2*pause, keepMost)
+		}
+		pause = min(2*pause, keepMost)
+	}
+}
+
+// again starts the data plane after a pause, unless somebody else has. It is
+// true when one runs, or ctx has ended.
+func (k *keeper) again(ctx context.Context, pause time.Duration) bool {
+	k.log.LogAttrs(ctx, slog.LevelError, "data plane died: no volume is served until it is started again", slog.String("pause", pause.String()))
+	if !sleep(ctx, pause) {
+		return true
+	}
+	if _, err := k.client.Status(ctx); err == nil {
+		return true
+	}
+	err := k.start(ctx)
+	if err == nil || ctx.Err() != nil {
+		return true
+	}
+	k.log.LogAttrs(ctx, slog.LevelError, "data plane not started again", slog.Any("error", err))
+	return false
+}
+
+// died returns true when the data plane has died, false when ctx has ended.
+func (k *keeper) died(ctx context.Context) bool {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	refused := 0
+	for refused < 2 { // one that is being stopped may refuse once, just before its socket goes
+		select {
+		case <-ctx.Done():
+			return false
+		case err := <-k.ended:
+			k.ended = nil
+			if err != nil {
+				k.log.LogAttrs(ctx, slog.LevelError, "data plane ended", slog.String("log", filepath.Join(k.s.State, "serve.log")), slog.Any("error", err))
+				return true
+			}
+			k.log.LogAttrs(ctx, slog.LevelInfo, "data plane was stopped: no volume is served until \"cairn serve\" or \"cairn agent\" is started again")
+		case <-tick.C:
+			if k.ended != nil {
+				continue
+			}
+			if _, err := k.client.Status(ctx); errors.Is(err, syscall.ECONNREFUSED) {
+				refused++
+			} else {
+				refused = 0
+			}
+		}
+	}
+	return true
+}
+
+// sleep waits for d; it is false if ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func startServe(s *agentSettings, logName string) (*exec.Cmd, error) {
