@@ -11,7 +11,11 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -41,6 +45,23 @@ type Limits struct {
 	ConcurrentJobs     int   // jobs that run at once; 2
 	ReadBytesPerSecond int64 // from each volume that is backed up; unlimited
 	RestoreWorkers     int   // pieces of one restore in flight; 4
+}
+
+// Check refuses what [Run] would refuse at once: a state folder that another
+// agent uses, a socket that cannot be made. It is for those who prepare things
+// before they call Run, and leaves nothing.
+func Check(ctx context.Context, state, socket string) error {
+	if err := free(ctx, socket); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(state, lockName)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := lockState(state)
+	if err != nil {
+		return err
+	}
+	return lock.Close()
 }
 
 // Run runs an agent until ctx ends, and calls ready once it answers on the

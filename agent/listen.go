@@ -14,28 +14,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// lockName is the file in the state folder that a running agent holds locked.
+const lockName = "agent.lock"
+
 // maxSocketPath is the longest path that a unix socket can have on Linux.
 const maxSocketPath = 107
 
-// listen makes a unix socket with this mode. One that a dead process left is
-// replaced; one on which somebody answers is refused.
-func listen(ctx context.Context, path string, mode uint32) (net.Listener, error) {
+// free refuses a path at which [listen] could not make a socket.
+func free(ctx context.Context, path string) error {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("the socket path %s is %d bytes long, the system's limit is %d: use a shorter folder", path, len(path), maxSocketPath)
+		return refuse(CodeInvalid, "the socket path %s is %d bytes long, the system's limit is %d: use a shorter folder", path, len(path), maxSocketPath)
 	}
 	fi, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return nil
 	case err != nil:
-		return nil, fmt.Errorf("socket: %w", err)
+		return fmt.Errorf("socket: %w", err)
 	case fi.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there and is not a socket: remove it or name another path", path)
+		return refuse(CodeConflict, "%s is there and is not a socket: remove it or name another path", path)
 	case answers(ctx, path):
-		return nil, fmt.Errorf("another program answers on the socket %s: stop it or name another path", path)
-	default:
-		if ierr := gone(os.Remove(path)); ierr != nil {
-			return nil, fmt.Errorf("remove the socket that a dead process left: %w", ierr)
-		}
+		return refuse(CodeBusy, "another program answers on the socket %s: stop it or name another path", path)
+	}
+	return nil
+}
+
+// listen makes a unix socket with this mode. One that a dead process left is
+// replaced; one on which somebody answers is refused.
+func listen(ctx context.Context, path string, mode uint32) (net.Listener, error) {
+	if err := free(ctx, path); err != nil {
+		return nil, err
+	}
+	if err := gone(os.Remove(path)); err != nil {
+		return nil, fmt.Errorf("remove the socket that a dead process left: %w", err)
 	}
 	// The mode of the descriptor becomes that of the name when it is bound:
 	// the socket is never open to others, not even for a moment.
@@ -68,13 +79,13 @@ func lockState(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = fmt.Errorf("another agent uses the state folder %s: stop it, or give this one a folder of its own", dir)
+			err = refuse(CodeBusy, "another agent uses the state folder %s: stop it, or give this one a folder of its own", dir)
 		}
 		return nil, errors.Join(err, f.Close())
 	}

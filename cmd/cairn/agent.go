@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -57,8 +58,17 @@ func runAgent(c *cli.Context) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(agentMemory)
 	}
-	if err = os.MkdirAll(s.State, 0o700); err != nil {
-		return fmt.Errorf("make the state folder: %w", err)
+	plane := serve.NewClient(s.Control)
+	defer plane.Close()
+	k := &keeper{s: s, log: log, client: plane}
+	// What cannot be is refused before anything is made.
+	if err = agent.Check(c.Context, s.State, s.Socket); err != nil {
+		return err
+	}
+	if !s.NoServe {
+		if _, err = k.runs(c.Context); err != nil {
+			return err
+		}
 	}
 	if err = firstRun(c, s); err != nil {
 		return err
@@ -68,10 +78,7 @@ func runAgent(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	plane := serve.NewClient(s.Control)
-	defer plane.Close()
 	if !s.NoServe {
-		k := &keeper{s: s, log: log, client: plane}
 		if err = k.ensure(c.Context); err != nil {
 			return err
 		}
@@ -107,6 +114,9 @@ func firstRun(c *cli.Context, s *agentSettings) error {
 			return usagef("no store is named, and %s holds %s but no stores: name the stores with --store, mount the disk that they are on, or make new ones there with --init", s.State, used)
 		}
 	}
+	if err := s.makeState(); err != nil {
+		return err
+	}
 	made, err := makeRepository(c.Context, initRequest{
 		data: defaultData, parity: defaultParity, passwordFile: s.PasswordFile, state: s.State,
 	})
@@ -125,7 +135,7 @@ func firstRun(c *cli.Context, s *agentSettings) error {
 // there; what the data plane keeps does not count.
 func inUse(state string) (string, error) {
 	entries, err := os.ReadDir(state)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("look at the state folder: %w", err)
 	}
 	for _, e := range entries {
@@ -136,6 +146,13 @@ func inUse(state string) (string, error) {
 	return "", nil
 }
 
+func (s *agentSettings) makeState() error {
+	if err := os.MkdirAll(s.State, 0o700); err != nil {
+		return fmt.Errorf("make the state folder: %w", err)
+	}
+	return nil
+}
+
 // open opens the repository for an agent, which has a dedup index.
 func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository.Repository, error) {
 	names, err := stores(s.Stores, s.State)
@@ -144,6 +161,9 @@ func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository
 	}
 	pw, err := password(s.PasswordFile, s.State)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.makeState(); err != nil {
 		return nil, err
 	}
 	return openRepository(ctx, names, repository.Options{

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"reflect"
+	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/urfave/cli/v2"
@@ -94,12 +99,18 @@ func (s *agentSettings) check() error {
 // read reads a settings file. Keys that it does not know are refused: a typing
 // error shall not be a default. Paths are relative to the folder of the file.
 func (s *agentSettings) read(name string) error {
+	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() { // a pipe would read as empty
+		return usagef("settings file %s is no regular file: name one", name)
+	}
 	b, err := vfs.ReadFile(vfs.OS(), name, 1<<20)
 	if err != nil {
 		return fmt.Errorf("read settings: %w", err)
 	}
+	if bytes.IndexByte(b, 0) >= 0 {
+		return usagef("settings file %s is damaged: it holds bytes that are zero, as a power failure leaves them", name)
+	}
 	if err := yaml.UnmarshalWithOptions(b, s, yaml.Strict()); err != nil {
-		return usagef("settings file %s: %s", name, yaml.FormatError(err, false, true))
+		return usagef("settings file %s, %s", name, yamlProblem(err))
 	}
 	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile} {
 		*p = beside(name, *p)
@@ -112,6 +123,20 @@ func (s *agentSettings) read(name string) error {
 		s.Stores[i] = path
 	}
 	return nil
+}
+
+// yamlProblem says in one line where a settings file is wrong, and how.
+func yamlProblem(err error) string {
+	if e, ok := errors.AsType[*yaml.TypeError](err); ok && e.Token != nil {
+		wants := map[reflect.Kind]string{reflect.Int: "a number", reflect.Bool: "true or false", reflect.String: "text"}[e.DstType.Kind()]
+		return fmt.Sprintf("line %d: %q stands where %s is expected", e.Token.Position.Line, e.Token.Value, cmp.Or(wants, "something else"))
+	}
+	text := yaml.FormatError(err, false, false)
+	if place, what, ok := strings.Cut(strings.TrimPrefix(text, "["), "] "); ok {
+		line, _, _ := strings.Cut(place, ":")
+		return fmt.Sprintf("line %s: %s", line, what)
+	}
+	return text
 }
 
 // beside makes a path of a settings file independent of the working directory.

@@ -79,15 +79,27 @@ log-level: warn
 func TestSettingsErrors(t *testing.T) {
 	for _, c := range []struct{ file, want string }{
 		{"stat: /x", `unknown field "stat"`},
-		{"jobs: many", "cannot unmarshal"},
+		{"jobs: many", "line 1: \"many\" stands where a number is expected"},
 		{"read-limit: 5GB", "write 5GiB"},
 		{"stores: [\"s3://bucket\"]", "does not know s3://"},
 		{"jobs: -1", "cannot run at once"},
 		{": :", "settings file"},
+		{"jobs: 1\nno-serve: perhaps", "line 2: \"perhaps\" stands where true or false is expected"},
+		{"stores: [/a\njobs: 1", "line 2: "},
+		{"\x00\x00", "is damaged"},
 	} {
 		if _, err := settings(t, c.file); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.file, err, c.want)
+		} else if !isUsage(err) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %q is no sentence about usage", c.file, err)
 		}
+	}
+}
+
+// What cannot be read as a whole must not pass for an empty file.
+func TestSettingsFromPipe(t *testing.T) {
+	if err := (&agentSettings{}).read("/dev/null"); !isUsage(err) || !strings.Contains(err.Error(), "no regular file") {
+		t.Error(err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -30,18 +31,31 @@ type keeper struct {
 	ended  <-chan error // of the one that this process started: how it ended; nil if there is none
 }
 
+// runs says whether a data plane answers, and refuses one with another state
+// folder.
+func (k *keeper) runs(ctx context.Context) (bool, error) {
+	st, err := k.client.Status(ctx)
+	switch {
+	case errors.Is(err, serve.ErrUnreachable):
+		return false, nil
+	case err != nil:
+		return false, err
+	case st.State != k.s.State:
+		return false, &agent.Error{Code: agent.CodeConflict, Text: fmt.Sprintf(
+			"the data plane on %s keeps its volumes in %s, not in %s: give the same --state, or another --control", k.s.Control, st.State, k.s.State)}
+	}
+	return true, nil
+}
+
 // ensure starts a data plane if none answers.
 func (k *keeper) ensure(ctx context.Context) error {
-	st, err := k.client.Status(ctx)
-	if err == nil {
-		if st.State != k.s.State {
-			return fmt.Errorf("the data plane on %s keeps its volumes in %s, not in %s: give the same --state, or another --control", k.s.Control, st.State, k.s.State)
-		}
-		k.log.LogAttrs(ctx, slog.LevelInfo, "data plane runs already", slog.Int("pid", st.PID), slog.String("version", st.Version))
-		return nil
-	}
-	if !errors.Is(err, serve.ErrUnreachable) {
+	running, err := k.runs(ctx)
+	if err != nil {
 		return err
+	}
+	if running {
+		k.log.LogAttrs(ctx, slog.LevelInfo, "data plane runs already", slog.String("control", k.s.Control))
+		return nil
 	}
 	return k.start(ctx)
 }
