@@ -126,7 +126,7 @@ func mayBackUp(vol Volume, force bool) error {
 		return refuse(CodeConflict, "volume %s cannot be backed up, as it cannot be read: %s", vol.Name, vol.Error)
 	}
 	if vol.InUse && !force {
-		return refuse(CodeInvalid, "Backing up an in-use volume must use the force flag: %s is used by %s, and its backup will be as after a power failure; or back up a snapshot.", vol.Name, orElse(vol.Writer, "a client"))
+		return refuse(CodeBusy, "Backing up an in-use volume must use the force flag: %s is used by %s, and its backup will be as after a power failure; or back up a snapshot.", vol.Name, orElse(vol.Writer, "a client"))
 	}
 	return nil
 }
@@ -201,7 +201,7 @@ func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, re
 	case newest.backup.ID != "" || req.Auto:
 		return newest, nil
 	default:
-		return parent{}, refuse(CodeInvalid, "No backups available to do an incremental backup: make a full backup of volume %s first, or use --auto.", vol.Name)
+		return parent{}, refuse(CodeConflict, "No backups available to do an incremental backup: make a full backup of volume %s first, or use --auto.", vol.Name)
 	}
 }
 

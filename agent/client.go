@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // maxAnswer caps what the client reads of one answer.
@@ -55,14 +56,14 @@ func (c *Client) Jobs(ctx context.Context, limit int) ([]Job, error) {
 
 // Job returns a job. ref is its ID, or enough of its beginning to be the only one.
 func (c *Client) Job(ctx context.Context, ref string) (Job, error) {
-	return ask[Job](ctx, c, http.MethodGet, "/v1/jobs/"+url.PathEscape(ref), nil)
+	return ask[Job](ctx, c, http.MethodGet, "/v1/jobs/"+segment(ref), nil)
 }
 
 // CancelJob asks a job to stop and returns it as it is then, which may still
 // be running: [Client.WaitJob] tells the end. A backup that is committing ends
 // as it would have. A job that has ended is refused (ErrConflict).
 func (c *Client) CancelJob(ctx context.Context, ref string) (Job, error) {
-	return ask[Job](ctx, c, http.MethodPost, "/v1/jobs/"+url.PathEscape(ref)+"/cancel", nil)
+	return ask[Job](ctx, c, http.MethodPost, "/v1/jobs/"+segment(ref)+"/cancel", nil)
 }
 
 // WaitJob returns a job when it has ended, whatever its end. fn, which may be
@@ -70,7 +71,7 @@ func (c *Client) CancelJob(ctx context.Context, ref string) (Job, error) {
 // several a second, and with the end. Ending ctx leaves the job alone.
 func (c *Client) WaitJob(ctx context.Context, ref string, fn func(Job)) (Job, error) {
 	var last Job
-	resp, err := c.send(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(ref)+"/wait", nil)
+	resp, err := c.send(ctx, http.MethodGet, "/v1/jobs/"+segment(ref)+"/wait", nil)
 	if err != nil {
 		return last, err
 	}
@@ -87,6 +88,15 @@ func (c *Client) WaitJob(ctx context.Context, ref string, fn func(Job)) (Job, er
 		}
 	}
 	return last, nil
+}
+
+// segment makes one segment of a path of anything. One of dots alone would
+// vanish from the path, and the request with it go elsewhere.
+func segment(ref string) string {
+	if strings.Trim(ref, ".") == "" {
+		return strings.ReplaceAll(ref, ".", "%2E")
+	}
+	return url.PathEscape(ref)
 }
 
 // ask sends one request and decodes its answer.

@@ -20,7 +20,7 @@ import (
 // Causes for which a job's context ends.
 var (
 	errCanceled = errors.New("it was canceled on request")
-	errStopping = errors.New("the agent was stopped: start it again when the agent is back")
+	errStopping = errors.New("the agent was stopped: start the job again when the agent is back")
 )
 
 // engine runs jobs: one at a time for each volume, some at a time in all, in

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
@@ -93,7 +94,7 @@ func (s *server) unexport(ctx context.Context, r request) (any, error) {
 	}
 	b, err := s.findBackup(ctx, r.ref)
 	if err != nil {
-		return nil, refuse(CodeNotFound, "there is no export %q: \"cairn status\" shows how many there are, and an export of a backup has the backup's ID as its name", r.ref)
+		return nil, refuse(CodeNotFound, "there is no export %q: \"cairn export\" lists those there are", r.ref)
 	}
 	var names []string
 	for _, x := range s.exports.list() {
@@ -107,6 +108,6 @@ func (s *server) unexport(ctx context.Context, r request) (any, error) {
 	case 1:
 		return nil, s.exports.remove(ctx, names[0], force)
 	default:
-		return nil, refuse(CodeConflict, "backup %s is exported as %v: name one of them", b.ID, names)
+		return nil, refuse(CodeConflict, "backup %s is exported as %s: name one of them", b.ID, strings.Join(names, ", "))
 	}
 }

@@ -146,7 +146,7 @@ func (x *exports) remove(ctx context.Context, name string, force bool) error {
 	defer x.changing.Unlock()
 	s, ok := x.get(name)
 	if !ok {
-		return refuse(CodeNotFound, "there is no export %q: \"cairn export\" makes one", name)
+		return refuse(CodeNotFound, "there is no export %q: \"cairn export\" lists those there are", name)
 	}
 	if s.rec.Overlay && !force && !s.left(ctx) {
 		return refuse(CodeBusy, "export %s has a client, and what it wrote to the overlay would be lost: disconnect it first, or use --force", name)

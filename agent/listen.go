@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -85,9 +86,23 @@ func lockState(dir string) (*os.File, error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = refuse(CodeBusy, "another agent uses the state folder %s: stop it, or give this one a folder of its own", dir)
+			err = refuse(CodeBusy, "another agent%s uses the state folder %s: stop it, or give this one a folder of its own", holder(f), dir)
 		}
 		return nil, errors.Join(err, f.Close())
 	}
+	// Only for the sentence above: that it may be stale or missing, as on a full
+	// disk, does not matter.
+	if f.Truncate(0) == nil {
+		_, _ = fmt.Fprintln(f, os.Getpid())
+	}
 	return f, nil
+}
+
+// holder names the process that wrote its number into a lock file.
+func holder(f *os.File) string {
+	var pid int
+	if _, err := fmt.Fscan(io.LimitReader(f, 20), &pid); err != nil {
+		return ""
+	}
+	return fmt.Sprintf(" (process %d)", pid)
 }

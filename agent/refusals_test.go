@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,7 @@ func TestRefusals(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	backup := func(req CreateBackup) error { _, err := r.agent.CreateBackup(ctx, req); return err }
 	restore := func(req Restore) error { _, err := r.agent.Restore(ctx, req); return err }
-	if err := backup(CreateBackup{Volume: "disk", Incremental: true}); !errors.Is(err, ErrInvalid) || !strings.HasPrefix(err.Error(), "No backups available to do an incremental backup") {
+	if err := backup(CreateBackup{Volume: "disk", Incremental: true}); !errors.Is(err, ErrConflict) || !strings.HasPrefix(err.Error(), "No backups available to do an incremental backup") {
 		t.Errorf("incremental of nothing: %v", err)
 	}
 	b := r.backup(CreateBackup{Volume: "disk", Name: "twin"})
@@ -43,7 +44,7 @@ func TestRefusals(t *testing.T) {
 		want *Error
 		text string
 	}{
-		"in use":             {backup(CreateBackup{Volume: "disk"}), ErrInvalid, "must use the force flag"},
+		"in use":             {backup(CreateBackup{Volume: "disk"}), ErrBusy, "must use the force flag"},
 		"no volume":          {backup(CreateBackup{}), ErrInvalid, "no volume"},
 		"unknown volume":     {backup(CreateBackup{Volume: "dusk"}), ErrNotFound, "dusk"},
 		"both":               {backup(CreateBackup{Volume: "disk", Incremental: true, Auto: true}), ErrInvalid, "exclude"},
@@ -73,6 +74,10 @@ func TestRefusals(t *testing.T) {
 		"export nothing":     {second(r.agent.Export(ctx, Export{})), ErrInvalid, "nothing is named"},
 		"export unknown":     {second(r.agent.Export(ctx, Export{Ref: "none"})), ErrNotFound, "none"},
 		"overlay of volume":  {second(r.agent.Export(ctx, Export{Ref: "disk", Overlay: true})), ErrInvalid, "overlay"},
+		"dots":               {second(r.agent.Volume(ctx, "..")), ErrNotFound, `".."`},
+		"dot deleted":        {r.agent.DeleteSnapshot(ctx, "."), ErrNotFound, `"."`},
+		"dot restored":       {second(r.agent.CancelJob(ctx, ".")), ErrNotFound, `"."`},
+		"clipped name":       {second(r.agent.CreateVolume(ctx, CreateVolume{Name: long, Size: 1 << 20})), ErrInvalid, "xxx…\""},
 		"unexport unknown":   {r.agent.Unexport(ctx, "none"), ErrNotFound, "none"},
 		"delete unknown":     {r.agent.DeleteBackup(ctx, "none"), ErrNotFound, "none"},
 		"delete in use":      {r.agent.DeleteVolume(ctx, "disk"), ErrBusy, "disk"},
@@ -93,7 +98,7 @@ func TestRefusals(t *testing.T) {
 	if l, err := r.agent.Backups(ctx); err != nil || len(l) != 2 {
 		t.Errorf("refused backups left records: %+v, %v", l, err)
 	}
-	if err := Run(ctx, Options{State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "other"), NBDDir: r.dir, KeepPriority: true}, nil); err == nil || !strings.Contains(err.Error(), "another agent uses") {
+	if err := Run(ctx, Options{State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "other"), NBDDir: r.dir, KeepPriority: true}, nil); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), fmt.Sprintf("another agent (process %d) uses", os.Getpid())) {
 		t.Errorf("a second agent on the same state: %v", err)
 	}
 }

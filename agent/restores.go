@@ -113,10 +113,8 @@ func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job
 	return j, nil
 }
 
-// foreignFile refuses a file that belongs to Cairn itself: the agent's state, a
-// store's object, a volume's data, also of a volume that is not open. A folder
-// that is not there is for [restore.CheckFile] to explain.
-func (s *server) foreignFile(ctx context.Context, name string) error {
+// outside refuses a file in the agent's state folder or in a store.
+func (s *server) outside(name string) error {
 	dir := realPath(filepath.Dir(name))
 	within := func(folder string) bool {
 		rel, err := filepath.Rel(realPath(folder), dir)
@@ -129,6 +127,16 @@ func (s *server) foreignFile(ctx context.Context, name string) error {
 		if filepath.IsAbs(url) && within(url) {
 			return refuse(CodeInvalid, "%s lies in the store %s: name a file elsewhere", name, url)
 		}
+	}
+	return nil
+}
+
+// foreignFile refuses a file that belongs to Cairn itself: the agent's state, a
+// store's object, a volume's data, also of a volume that is not open. A folder
+// that is not there is for [restore.CheckFile] to explain.
+func (s *server) foreignFile(ctx context.Context, name string) error {
+	if err := s.outside(name); err != nil {
+		return err
 	}
 	old, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -20,7 +20,7 @@ const (
 )
 
 // errInterrupted is the end of jobs that a stopped agent left behind.
-var errInterrupted = errors.New("the agent was stopped or killed meanwhile: start it again")
+var errInterrupted = errors.New("the agent was stopped or killed meanwhile: start the job again")
 
 // recover settles, before anything else, what the last agent left: no job
 // runs any more, so each record says what its end was. Stores that do not

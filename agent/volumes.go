@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"regexp"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -16,12 +17,20 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 // checkName refuses names that cannot be a socket's, or look like an ID.
 func checkName(what, name string) error {
 	if !validName.MatchString(name) {
-		return refuse(CodeInvalid, "%q cannot be the name of %s: use up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit", name, what)
+		return refuse(CodeInvalid, "%q cannot be the name of %s: use up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit", clip(name), what)
 	}
 	if uuid.Validate(name) == nil {
 		return refuse(CodeInvalid, "%q cannot be the name of %s, as it looks like an ID: choose another", name, what)
 	}
 	return nil
+}
+
+// clip keeps what somebody typed from filling the screen.
+func clip(name string) string {
+	if len(name) <= 80 {
+		return name
+	}
+	return strings.ToValidUTF8(name[:80], "") + "…"
 }
 
 func (s *server) volumes(ctx context.Context) (any, error) {
@@ -39,6 +48,11 @@ func (s *server) createVolume(ctx context.Context, r request) (any, error) {
 	}
 	if err := s.freeVolumeName(req.Name); err != nil {
 		return nil, err
+	}
+	if req.File != "" {
+		if err := s.outside(realPath(req.File)); err != nil {
+			return nil, err
+		}
 	}
 	return s.serve.CreateVolume(ctx, req)
 }

@@ -166,7 +166,8 @@ func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository
 	if err := s.makeState(); err != nil {
 		return nil, err
 	}
-	return openRepository(ctx, names, repository.Options{
+	r, err := openRepository(ctx, names, repository.Options{
 		Password: pw, CacheDir: filepath.Join(s.State, "cache"), Logger: log,
 	})
+	return r, wrongPassword(err, s.PasswordFile, s.State)
 }

@@ -42,7 +42,7 @@ EXIT CODES:
   5    refused because of the repository: wrong password, another version,
        a store of another repository, too few stores
   6    no agent answers; or no data plane, or too few stores, answer the agent
-  7    cairn repo check found damage
+  7    cairn repo check found damage, or stores that it could not ask
   130  interrupted, or the job was canceled`
 
 // helpTemplate is the library's with the commands before the description.
@@ -186,6 +186,9 @@ func countArgs(c *cli.Context, argsUsage string) error {
 		}
 	}
 	full := strings.TrimSpace(c.Command.HelpName + " " + argsUsage)
+	if i := slices.Index(c.Args().Slice(), ""); i >= 0 { // as from a script's variable that is not set
+		return usagef("argument %d is empty: the usage is %s", i+1, full)
+	}
 	switch n := c.Args().Len(); {
 	case n < least:
 		missing := slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "..." || strings.HasPrefix(w, "[") })[n]

@@ -130,14 +130,14 @@ func (a *arranger) flag(w string, next []string) (used int, err error) {
 	}
 	if !hasValue {
 		if len(next) == 0 {
-			return 0, usagef("flag --%s needs a value (see %s --help)", name, a.name())
+			return 0, usagef("flag %s needs a value (see %s --help)", dashed(name), a.name())
 		}
 		value, used = next[0], 1
 	}
 	// As from a script's variable that is not set: to do without the flag could
 	// restore elsewhere, or back something else up, than was meant.
 	if value == "" && name != "name" && name != "description" {
-		return 0, usagef("--%s is empty: give it a value or leave it out", name)
+		return 0, usagef("%s is empty: give it a value or leave it out", dashed(name))
 	}
 	a.flags = append(append(a.flags, w), next[:used]...)
 	return used, nil
@@ -182,11 +182,15 @@ func (a *arranger) unknown(name string) error {
 	if best := closest(name, slices.Sorted(maps.Keys(names))); best != "" {
 		hint = "did you mean --" + best + "?"
 	}
-	dash := "--"
+	return usagef("%s has no flag %s: %s", a.name(), dashed(name), hint)
+}
+
+// dashed is a flag as it is written.
+func dashed(name string) string {
 	if len(name) == 1 {
-		dash = "-"
+		return "-" + name
 	}
-	return usagef("%s has no flag %s%s: %s", a.name(), dash, name, hint)
+	return "--" + name
 }
 
 // line puts everything together.

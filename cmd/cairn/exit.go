@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"syscall"
 
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -25,7 +28,7 @@ const (
 var (
 	// errInterrupted: Ctrl-C, or a job that somebody canceled.
 	errInterrupted = errors.New("interrupted")
-	// errDamage: a check found something.
+	// errDamage: a check found something, if only a store that does not answer.
 	errDamage = errors.New("damage found")
 )
 
@@ -50,7 +53,8 @@ func exitCode(err error) int {
 		return exitNotFound
 	case is(repository.ErrPassword, repository.ErrForeign, repository.ErrVersion, repository.ErrTooFewStores):
 		return exitRepository
-	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, syscall.EBUSY):
+	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty,
+		restore.ErrExists, restore.ErrHeld, fs.ErrExist, syscall.EBUSY):
 		return exitBusy
 	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):
 		return exitUnreachable
@@ -60,4 +64,9 @@ func exitCode(err error) int {
 		return exitInterrupted
 	}
 	return exitFailed
+}
+
+// busyf is a refusal because of the state of things.
+func busyf(format string, args ...any) error {
+	return &agent.Error{Code: agent.CodeBusy, Text: fmt.Sprintf(format, args...)}
 }

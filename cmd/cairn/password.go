@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
@@ -42,6 +43,20 @@ func password(named, state string) ([]byte, error) {
 	return nil, usagef("the repository's password is needed: give --password-file FILE or set CAIRN_PASSWORD_FILE (%s is not there)", statePassword(state))
 }
 
+// wrongPassword says where a wrong password came from.
+func wrongPassword(err error, named, state string) error {
+	if !errors.Is(err, repository.ErrPassword) {
+		return err
+	}
+	if named == "" {
+		named = statePassword(state)
+		if _, serr := os.Stat(named); serr != nil {
+			return err // it was typed
+		}
+	}
+	return fmt.Errorf("%w in %s: name another with --password-file", err, named)
+}
+
 func askPassword(fd int) ([]byte, error) {
 	fmt.Fprint(os.Stderr, "Password of the repository: ")
 	p, err := term.ReadPassword(fd)
@@ -61,7 +76,7 @@ func readPassword(name string) (p []byte, err error) {
 	f, err := os.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("password file %s is not there: %w", name, fs.ErrNotExist)
+		return nil, noPassword(name)
 	case err != nil:
 		return nil, fmt.Errorf("password file: %w", err)
 	}
@@ -82,12 +97,22 @@ func readPassword(name string) (p []byte, err error) {
 	p = bytes.TrimRight(p, "\r\n")
 	switch {
 	case len(p) == 0:
-		return nil, fmt.Errorf("password file %s is empty", name)
+		return nil, fmt.Errorf("password file %s is empty: write the repository's password into it, or name another file", name)
 	case len(p) > maxPassword:
 		return nil, fmt.Errorf("password file %s is longer than %d bytes: is it the right file?", name, maxPassword)
 	}
 	return p, nil
 }
+
+// noPassword is the error for a password file of this name that is not there:
+// fs.ErrNotExist.
+type noPassword string
+
+// Error returns the sentence.
+func (n noPassword) Error() string { return fmt.Sprintf("password file %s is not there", string(n)) }
+
+// Is makes it fs.ErrNotExist.
+func (noPassword) Is(target error) bool { return target == fs.ErrNotExist }
 
 // makePassword writes a new random password to a file that is not there yet.
 func makePassword(name string) ([]byte, error) {

@@ -71,8 +71,17 @@ func emitBackups(c *cli.Context, backups []repository.Backup) error {
 	})
 }
 
+// storedBackup is the backup that the first argument names.
+func storedBackup(c *cli.Context, r *repository.Repository) (repository.Backup, error) {
+	b, err := r.Backup(c.Context, c.Args().First())
+	if errors.Is(err, repository.ErrNotFound) {
+		err = fmt.Errorf("%w: \"cairn repo backups\" shows what there is", err)
+	}
+	return b, err
+}
+
 func repoRestore(c *cli.Context, r *repository.Repository) (err error) {
-	b, err := r.Backup(c.Context, c.Args().Get(0))
+	b, err := storedBackup(c, r)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -60,11 +62,43 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 			}
 		}
 		if lost > 0 {
-			return fmt.Errorf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore\" still gives (%w)", lost, len(result.Backups), errDamage)
+			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore\" still gives", lost, len(result.Backups)))
 		}
-		return fmt.Errorf("every backup can be restored, but not every store holds what it should (%w)", errDamage)
+		return trouble("every backup can be restored, but " + storeTrouble(result.Stores, r.Info().Data+r.Info().Parity))
 	}
 	return nil
+}
+
+// trouble is what a check found; it is errDamage.
+type trouble string
+
+// Error returns the sentence.
+func (t trouble) Error() string { return string(t) }
+
+// Is makes it errDamage.
+func (trouble) Is(target error) bool { return target == errDamage }
+
+// storeTrouble says what is wrong with the stores when every backup can be
+// restored. A store that is down is listed as a member and as what was given.
+func storeTrouble(stores []checkStore, members int) string {
+	up, lacking := 0, 0
+	for _, s := range stores {
+		if s.State != string(repository.StoreUp) {
+			continue
+		}
+		up++
+		if s.Owed > 0 || s.Missing > 0 || s.Damaged > 0 {
+			lacking++
+		}
+	}
+	var l []string
+	if lacking > 0 {
+		l = append(l, fmt.Sprintf("%d of %d stores do not hold all that they should", lacking, members))
+	}
+	if away := members - up; away > 0 {
+		l = append(l, fmt.Sprintf("%d of %d stores could not be asked: bring them back or name them all", away, members))
+	}
+	return cmp.Or(strings.Join(l, ", and "), "not every store is as it should be")
 }
 
 func resultOf(report repository.CheckReport) checkResult {

@@ -69,7 +69,7 @@ func repoExport(c *cli.Context, r *repository.Repository) (err error) {
 	if socket, err = absolute(socket); err != nil {
 		return err
 	}
-	b, err := r.Backup(c.Context, c.Args().First())
+	b, err := storedBackup(c, r)
 	if err != nil {
 		return err
 	}
@@ -107,17 +107,26 @@ func repoExport(c *cli.Context, r *repository.Repository) (err error) {
 	return s.Serve(c.Context, l)
 }
 
+// maxSocketPath is the longest path that a unix socket can have on Linux.
+const maxSocketPath = 107
+
 // listen makes a unix socket that only this user can connect to. A socket that
 // nobody listens on any more is replaced.
 func listen(ctx context.Context, path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, usagef("the socket path %s is %d bytes long, the system's limit is %d: use a shorter folder or name", path, len(path), maxSocketPath)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("make socket %s: its folder is not there: make it first (%w)", path, err)
+	}
 	if _, err := os.Lstat(path); err == nil {
 		var d net.Dialer
 		conn, derr := d.DialContext(ctx, "unix", path)
 		if derr == nil {
-			return nil, errors.Join(fmt.Errorf("socket %s is in use by another program: name another path", path), conn.Close())
+			return nil, errors.Join(busyf("socket %s is in use by another program: name another path", path), conn.Close())
 		}
 		if !errors.Is(derr, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("%s exists and is no socket of ours: name another path", path)
+			return nil, busyf("%s exists and is no socket of ours: name another path", path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("replace a stale socket: %w", err)

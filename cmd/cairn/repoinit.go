@@ -70,6 +70,9 @@ func repoInitCommand() *cli.Command {
 		if err != nil {
 			return err
 		}
+		if made.PasswordFile, err = absolute(made.PasswordFile); err != nil {
+			return err
+		}
 		return emit(c, made, func(t *table) {
 			for _, line := range made.sentences() {
 				t.row(line)

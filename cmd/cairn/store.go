@@ -109,7 +109,7 @@ func withRepository(action func(*cli.Context, *repository.Repository) error) fun
 		}
 		r, err := openRepository(c.Context, names, repository.Options{Password: pw})
 		if err != nil {
-			return err
+			return wrongPassword(err, c.String("password-file"), c.String("state"))
 		}
 		defer func() { err = errors.Join(err, r.Close()) }()
 		return action(c, r)

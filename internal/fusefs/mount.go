@@ -170,6 +170,16 @@ func leave(ctx context.Context, server *fuse.Server, dir string, ours func() boo
 	}
 }
 
+// taken is a refusal because of what is at the mount point already. errors.Is
+// finds it equal to syscall.EBUSY.
+type taken string
+
+// Error returns the sentence.
+func (e taken) Error() string { return string(e) }
+
+// Is makes it EBUSY.
+func (taken) Is(target error) bool { return target == syscall.EBUSY }
+
 // mountPoint checks the directory and returns its absolute path.
 func mountPoint(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
@@ -179,7 +189,7 @@ func mountPoint(dir string) (string, error) {
 	entries, err := os.ReadDir(abs)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
-		return "", fmt.Errorf("%s is a mount point whose process has died: free it with \"cairn umount %s\" (or fusermount3 -u) and mount again", dir, dir)
+		return "", taken(fmt.Sprintf("%s is a mount point whose process has died: free it with \"cairn umount %s\" (or fusermount3 -u) and mount again", dir, dir))
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("mount point %s does not exist: make it with mkdir", dir)
 	case errors.Is(err, syscall.ENOTDIR):
@@ -193,10 +203,10 @@ func mountPoint(dir string) (string, error) {
 	if m, ok, err := findMount(abs); err != nil {
 		return "", err
 	} else if ok && m.cairn() {
-		return "", fmt.Errorf("backups are mounted on %s already: unmount them first with \"cairn umount %s\"", dir, dir)
+		return "", taken(fmt.Sprintf("backups are mounted on %s already: unmount them first with \"cairn umount %s\"", dir, dir))
 	}
 	if len(entries) > 0 {
-		return "", fmt.Errorf("mount point %s is not empty: a mount would hide what is in it; take an empty directory", dir)
+		return "", taken(fmt.Sprintf("mount point %s is not empty: a mount would hide what is in it; take an empty directory", dir))
 	}
 	return abs, nil
 }

@@ -155,11 +155,14 @@ func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
 func volumePath(ref string) string   { return "/v1/volumes/" + segment(ref) }
 func snapshotPath(ref string) string { return "/v1/snapshots/" + segment(ref) }
 
-// segment makes one segment of a path of anything. What would vanish from a
-// path becomes something that no volume or snapshot is called.
+// segment makes one segment of a path of anything. One of dots alone would
+// vanish from the path; the empty one becomes something that nothing is called.
 func segment(ref string) string {
-	if strings.Trim(ref, ".") == "" {
-		return url.PathEscape(`"` + ref + `"`)
+	switch {
+	case ref == "":
+		return url.PathEscape(`""`)
+	case strings.Trim(ref, ".") == "":
+		return strings.ReplaceAll(ref, ".", "%2E")
 	}
 	return url.PathEscape(ref)
 }
