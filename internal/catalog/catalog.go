@@ -15,7 +15,8 @@ import (
 	"os"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite", in pure Go
+	"modernc.org/sqlite" // the driver "sqlite", in pure Go
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrNotFound says that no record has the ID or name that was asked for.
@@ -53,6 +54,9 @@ func Open(ctx context.Context, name string) (*Catalog, error) {
 	// in Go, in order, instead of in SQLite's busy loop.
 	db.SetMaxOpenConns(1)
 	if err := migrate(ctx, db); err != nil {
+		if e, ok := errors.AsType[*sqlite.Error](err); ok && (e.Code()&0xff == sqlite3.SQLITE_NOTADB || e.Code()&0xff == sqlite3.SQLITE_CORRUPT) {
+			err = fmt.Errorf("%w: it is damaged: move the file away to have the backups read again from the repository", err)
+		}
 		return nil, errors.Join(fmt.Errorf("open catalog %s: %w", name, err), db.Close())
 	}
 	return &Catalog{db: db}, nil
