@@ -9,6 +9,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
@@ -117,8 +118,12 @@ func asError(err error) *Error {
 	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone),
 		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted):
 		code = CodeUnavailable
-	case errors.Is(err, catalog.ErrNotFound):
+	case errors.Is(err, catalog.ErrNotFound), errors.Is(err, repository.ErrNotFound):
 		code = CodeNotFound
+	case errors.Is(err, repository.ErrVersion), errors.Is(err, repository.ErrForeign), errors.Is(err, restore.ErrExists):
+		code = CodeConflict
+	case errors.Is(err, restore.ErrHeld):
+		code = CodeBusy
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		code = CodeNoSpace
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
