@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"syscall"
 	"time"
 
 	"modernc.org/sqlite" // the driver "sqlite", in pure Go
@@ -28,7 +29,8 @@ var ErrNewer = errors.New("the catalog was written by a newer version of Cairn: 
 // Catalog is an open catalog. Its methods may be called concurrently, each is
 // one transaction, and a change is on stable storage when its method returns.
 type Catalog struct {
-	db *sql.DB
+	db   *sql.DB
+	name string // of the file
 }
 
 // Open opens the catalog in the file name, makes it when it is not there, and
@@ -59,7 +61,7 @@ func Open(ctx context.Context, name string) (*Catalog, error) {
 		}
 		return nil, errors.Join(fmt.Errorf("open catalog %s: %w", name, err), db.Close())
 	}
-	return &Catalog{db: db}, nil
+	return &Catalog{db: db, name: name}, nil
 }
 
 // Close closes the catalog.
@@ -92,16 +94,25 @@ func (c *Catalog) SetSetting(ctx context.Context, key, value string) error {
 // exec runs one statement; op names it in errors.
 func (c *Catalog) exec(ctx context.Context, op, query string, args ...any) error {
 	if _, err := c.db.ExecContext(ctx, query, args...); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
+		return c.explain(op, err)
 	}
 	return nil
+}
+
+// explain makes an error of SQLite one of ours. A full disk is syscall.ENOSPC,
+// as anywhere else.
+func (c *Catalog) explain(op string, err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code()&0xff == sqlite3.SQLITE_FULL {
+		return fmt.Errorf("%s: %w: free some space on the disk of %s", op, syscall.ENOSPC, c.name)
+	}
+	return fmt.Errorf("%s: %w", op, err)
 }
 
 // one is exec for a statement that must change a record: [ErrNotFound] otherwise.
 func (c *Catalog) one(ctx context.Context, op, query string, args ...any) error {
 	res, err := c.db.ExecContext(ctx, query, args...)
 	if err != nil {
-		return fmt.Errorf("%s: %w", op, err)
+		return c.explain(op, err)
 	}
 	n, err := res.RowsAffected()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -303,6 +304,21 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("%+v, %v", j, err)
 	}
 	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A full disk is told as one, with where it is.
+func TestFull(t *testing.T) {
+	c, name := openTest(t)
+	if _, err := c.db.ExecContext(t.Context(), `PRAGMA max_page_count = 1`); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		err = c.PutJob(t.Context(), Job{ID: fmt.Sprint(i), Error: strings.Repeat("x", 4096)})
+	}
+	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "free some space on the disk of "+name) {
 		t.Error(err)
 	}
 }
