@@ -114,9 +114,6 @@ func firstRun(c *cli.Context, s *agentSettings) error {
 			return usagef("no store is named, and %s holds %s but no stores: name the stores with --store, mount the disk that they are on, or make new ones there with --init", s.State, used)
 		}
 	}
-	if err := s.makeState(); err != nil {
-		return err
-	}
 	made, err := makeRepository(c.Context, initRequest{
 		data: defaultData, parity: defaultParity, passwordFile: s.PasswordFile, state: s.State,
 	})

@@ -120,6 +120,11 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 	if err = folders.note(append(slices.Clip(names), r.state)); err != nil {
 		return made, err
 	}
+	if len(r.stores) == 0 || r.passwordFile == "" {
+		if err = os.MkdirAll(r.state, 0o700); err != nil {
+			return made, errors.Join(fmt.Errorf("make the state folder: %w", err), folders.remove())
+		}
+	}
 	var pw []byte
 	defer func() {
 		if err == nil {
@@ -193,7 +198,7 @@ func initPassword(r initRequest) (pw []byte, file string, made bool, err error) 
 		return pw, file, false, err
 	}
 	pw, err = makePassword(file)
-	return pw, file, true, err
+	return pw, file, err == nil, err
 }
 
 func urls(all []objstore.Store) []string {
