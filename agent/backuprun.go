@@ -78,7 +78,9 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 		r.rec.Status, r.rec.FailReason = catalog.Failed, failed.Text
 	}
 	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
-		return nil, errors.Join(err, perr) // settled by the session's verdict at the next start
+		// Written later; a start before that settles it by the session's verdict.
+		s.late.keep(r.rec)
+		return nil, errors.Join(err, perr)
 	}
 	if outcome == repository.OutcomeUnknown {
 		return s.waitDecision(ctx, t, r.rec, err)

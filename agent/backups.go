@@ -285,6 +285,9 @@ func (s *server) unused(b Backup) error {
 	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
 		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)
 	}
+	if s.late.has(b.ID) {
+		return refuse(CodeBusy, "backup %s has ended, but that could not be recorded yet: see to it that there is room in the agent's state folder %s", b.ID, s.o.State)
+	}
 	if b.Undecided {
 		return refuse(CodeConflict, "backup %s waits for the stores to say whether it was committed: bring them back, then delete it", b.ID)
 	}

@@ -38,6 +38,7 @@ type engine struct {
 	tasks   []*task // queued and running, oldest first
 	running int
 	stopped bool
+	late    map[string]Job // ended, but their end is not in the catalog yet
 }
 
 // task is a job that has not ended.
@@ -60,7 +61,7 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int, ended func()) 
 	if err != nil {
 		host = "localhost"
 	}
-	return &engine{cat: cat, log: log, limit: limit, ended: ended, wake: make(chan struct{}, 1), owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+	return &engine{cat: cat, log: log, limit: limit, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
 }
 
 // submit records a job and queues it. work is called exactly once, also when
@@ -217,13 +218,29 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 		j.Result = data
 	}
 	if perr := e.cat.PutJob(ctx, *j); perr != nil {
-		// The next start finds it unfinished and settles it.
+		// Recorded later; a start before that finds it unfinished and settles it.
+		e.late[j.ID] = *j
 		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
 	}
 	e.running--
 	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
 	close(t.done)
 	e.poke()
+}
+
+// record writes the ends of jobs that could not be written at once.
+func (e *engine) record(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var errs []error
+	for id, j := range e.late {
+		if err := e.cat.PutJob(ctx, j); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(e.late, id)
+	}
+	return errors.Join(errs...)
 }
 
 // update changes a running job's record in memory; it is written at its end.
@@ -266,9 +283,20 @@ func (e *engine) live(id string) (*task, Job, bool) {
 	return nil, Job{}, false
 }
 
+// known returns a job of which more is known than the catalog has.
+func (e *engine) known(id string) (Job, bool) {
+	if _, j, ok := e.live(id); ok {
+		return j, true
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	j, ok := e.late[id]
+	return j, ok
+}
+
 // current returns a job as it is now.
 func (e *engine) current(ctx context.Context, id string) (Job, error) {
-	if _, j, ok := e.live(id); ok {
+	if j, ok := e.known(id); ok {
 		return j, nil
 	}
 	return e.cat.Job(ctx, id)
@@ -278,7 +306,7 @@ func (e *engine) current(ctx context.Context, id string) (Job, error) {
 func (e *engine) jobs(ctx context.Context, limit int) ([]Job, error) {
 	l, err := e.cat.Jobs(ctx, limit)
 	for i := range l {
-		if _, j, ok := e.live(l[i].ID); ok {
+		if j, ok := e.known(l[i].ID); ok {
 			l[i] = j
 		}
 	}

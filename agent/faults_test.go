@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -321,5 +322,63 @@ func TestSlowRestore(t *testing.T) {
 		t.Error(err)
 	} else {
 		r.equal("the new volume", r.read(n.URI), shadow)
+	}
+}
+
+// Whoever waits for a job hears its end also when that cannot be recorded, as
+// on a full disk, and it is recorded as soon as it can be.
+func TestEndNotRecorded(t *testing.T) {
+	r := testRig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	v := r.volume("disk", 1<<20)
+	r.put(v, make([]byte, 1<<20), noise(1<<20), 0)
+	db, err := sql.Open("sqlite", filepath.Join(r.dir, "agent", "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	exec := func(statements ...string) {
+		t.Helper()
+		for _, q := range statements {
+			if _, err := db.ExecContext(ctx, q); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	exec(`CREATE TRIGGER j BEFORE INSERT ON jobs WHEN NEW.finished > 0 BEGIN SELECT RAISE(FAIL, 'no room'); END`,
+		`CREATE TRIGGER b BEFORE INSERT ON backups WHEN NEW.status <> 'creating' BEGIN SELECT RAISE(FAIL, 'no room'); END`)
+	j, err := r.agent.CreateBackup(ctx, CreateBackup{Volume: "disk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err = r.agent.WaitJob(ctx, j.ID, nil)
+	if err != nil || j.State != JobFailed || !strings.Contains(j.Error, "no room") {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	if again, werr := r.agent.WaitJob(ctx, j.ID, nil); werr != nil || again.State != JobFailed {
+		t.Errorf("waited for again: %+v, %v", again, werr)
+	}
+	if l, lerr := r.agent.Jobs(ctx, 0); lerr != nil || len(l) != 1 || l[0].State != JobFailed {
+		t.Errorf("jobs: %+v, %v", l, lerr)
+	}
+	if derr := r.agent.DeleteBackup(ctx, j.Backup); !errors.Is(derr, ErrBusy) || !strings.Contains(derr.Error(), "could not be recorded") {
+		t.Errorf("delete: %v", derr)
+	}
+	exec(`DROP TRIGGER j`, `DROP TRIGGER b`)
+	r.backup(CreateBackup{Volume: "disk"}) // the end of each job wakes the tidying
+	for {
+		b, berr := r.agent.Backup(ctx, j.Backup)
+		if berr != nil {
+			t.Fatal(berr)
+		}
+		if b.Status == BackupAvailable { // the stores had taken it
+			break
+		}
+		pause(ctx, 10*time.Millisecond)
+	}
+	var state string
+	if err := db.QueryRowContext(ctx, `SELECT state FROM jobs WHERE id = ?`, j.ID).Scan(&state); err != nil || state != string(JobFailed) {
+		t.Errorf("recorded as %q, %v", state, err)
 	}
 }

@@ -146,13 +146,18 @@ func (s *server) waitJob(w http.ResponseWriter, r *http.Request) {
 		if _, ierr := w.Write(append(data, '\n')); ierr != nil || out.Flush() != nil || j.State.Final() {
 			return
 		}
+		var done chan struct{} // stays nil for a job that only the catalog knows
 		if t, _, ok := s.jobs.live(j.ID); ok {
-			select {
-			case <-tick.C:
-			case <-t.done:
-			case <-r.Context().Done():
-				return
-			}
+			done = t.done
+		} else if k, ok := s.jobs.known(j.ID); ok {
+			j = k
+			continue
+		}
+		select {
+		case <-tick.C:
+		case <-done:
+		case <-r.Context().Done():
+			return
 		}
 		if j, err = s.jobs.current(r.Context(), j.ID); err != nil {
 			return

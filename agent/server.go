@@ -37,6 +37,7 @@ type server struct {
 	exports *exports
 	started time.Time
 	tidy    chan struct{} // something is to be cleaned up
+	late    lateRecords
 
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
@@ -214,7 +215,7 @@ func (s *server) reconcile(ctx context.Context) {
 		}
 		s.exports.retry(ctx)
 		for what, f := range map[string]func(context.Context) error{
-			"undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
+			"records": s.recordLate, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
 			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring,
 		} {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
@@ -226,6 +227,49 @@ func (s *server) reconcile(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// lateRecords are records of backups whose job has ended, which could not be
+// written then: the disk was full.
+type lateRecords struct {
+	mu      sync.Mutex
+	backups map[string]Backup
+}
+
+func (l *lateRecords) keep(b Backup) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.backups == nil {
+		l.backups = map[string]Backup{}
+	}
+	l.backups[b.ID] = b
+}
+
+func (l *lateRecords) has(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.backups[id]
+	return ok
+}
+
+// write writes them with put and forgets those that it took.
+func (l *lateRecords) write(put func(Backup) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for id, b := range l.backups {
+		if err := put(b); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(l.backups, id)
+	}
+	return errors.Join(errs...)
+}
+
+// recordLate writes what could not be written when it happened.
+func (s *server) recordLate(ctx context.Context) error {
+	return errors.Join(s.jobs.record(ctx), s.late.write(func(b Backup) error { return s.cat.PutBackup(ctx, b) }))
 }
 
 // decideAll asks again about the backups that are undecided. Those that a job
