@@ -80,6 +80,9 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
 		// Written later; a start before that settles it by the session's verdict.
 		s.late.keep(r.rec)
+		if err != nil && err.Error() == perr.Error() {
+			return nil, perr // the same disk is full still
+		}
 		return nil, errors.Join(err, perr)
 	}
 	if outcome == repository.OutcomeUnknown {
