@@ -51,9 +51,11 @@ func pointers(l []string) []*string {
 }
 
 func TestSettings(t *testing.T) {
-	t.Setenv("CAIRN_SOCKET", "") // put back at the end
-	if err := os.Unsetenv("CAIRN_SOCKET"); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"CAIRN_SOCKET", "CAIRN_STATE", "CAIRN_NBD_DIR", "CAIRN_PASSWORD_FILE", "CAIRN_CONTROL"} {
+		t.Setenv(name, "") // put back at the end
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s, err := settings(t, `
 state: /srv/cairn
