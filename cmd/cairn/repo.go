@@ -29,6 +29,10 @@ func repoCommands() *cli.Command {
 		leaf("check", "", "prove that every backup can be restored; changes nothing", repositoryFlags(
 			&cli.BoolFlag{Name: "read-data", Usage: "read, decrypt and verify every byte, not only what leads there"},
 		), withRepository(repoCheck)),
+		leaf("repair", "", "rebuild what stores lost or changed; without --apply only say what", repositoryFlags(
+			&cli.BoolFlag{Name: "apply", Usage: "do it"},
+			&cli.BoolFlag{Name: "read-data", Usage: "read every byte, to find damage that nothing else shows"},
+		), withRepository(repoRepair)),
 		leaf("prune", "", "remove for good what nothing needs; needs every store, and backups may run meanwhile", repositoryFlags(pruneFlags()...), withRepository(repoPrune)),
 		leaf("trash", "", "deleted backups that no prune has removed yet", repositoryFlags(), withRepository(repoTrash)),
 		leaf("undelete", "BACKUP", "take a backup out of the trash", repositoryFlags(), withRepository(repoUndelete)),

@@ -86,31 +86,47 @@ func addProblem(to *[]string, text string) {
 // every byte. It never writes. The error is one of the check itself; what it
 // finds is in the report.
 func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
+	c := newChecker(r, o)
+	err := c.find(ctx)
+	if err == nil {
+		err = c.judge(ctx)
+	}
+	return c.report, err
+}
+
+func newChecker(r *Repository, o CheckOptions) *checker {
 	if o.Progress == nil {
 		o.Progress = func(CheckProgress) {}
 	}
-	c := &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool)}
+	return &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool)}
+}
+
+// find learns which packs are needed and what the stores have of them.
+func (c *checker) find(ctx context.Context) error {
 	if err := c.roots(ctx); err != nil {
-		return c.report, err
+		return err
 	}
 	for n, b := range c.images {
 		if err := c.walk(ctx, n, b); err != nil {
-			return c.report, err
+			return err
 		}
-		o.Progress(CheckProgress{"backups", int64(n + 1), int64(len(c.images))})
+		c.o.Progress(CheckProgress{"backups", int64(n + 1), int64(len(c.images))})
 	}
 	if err := c.stores(ctx); err != nil {
-		return c.report, err
+		return err
 	}
-	if o.ReadData {
-		if err := c.shards(ctx); err != nil {
-			return c.report, err
-		}
+	if c.o.ReadData {
+		return c.shards(ctx)
 	}
+	return nil
+}
+
+// judge says what that means for the backups, and ends with them.
+func (c *checker) judge(ctx context.Context) error {
 	c.judgePacks()
 	for n, b := range c.images {
 		if err := c.blocks(ctx, n, b); err != nil {
-			return c.report, err
+			return err
 		}
 	}
 	for _, p := range c.packs {
@@ -118,7 +134,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 			c.report.Packs++
 		}
 	}
-	return c.report, nil
+	return nil
 }
 
 // packCheck is what is known of one pack.
@@ -135,6 +151,7 @@ type packCheck struct {
 type checker struct {
 	r      *Repository
 	o      CheckOptions
+	trash  bool // deleted backups as well
 	report CheckReport
 	images []*Image // parallel to report.Backups; nil = cannot be opened
 	packs  map[chunk.PackID]*packCheck
@@ -153,7 +170,7 @@ func (c *checker) roots(ctx context.Context) error {
 		return err
 	}
 	for _, s := range all {
-		if s.state == Deleted {
+		if s.state == Deleted && !c.trash {
 			continue
 		}
 		b := BackupReport{Backup: s.root.backup(s.state), Restorable: true}
