@@ -28,7 +28,8 @@ func mustPrune(tb testing.TB, r *Repository) PruneReport {
 }
 
 // garbage returns the packs on the stores that no root record reaches, and what
-// else is left that should not be.
+// else is left that should not be. The list of a prune that was killed stays
+// while anything on it exists: some of it may have turned out to be needed.
 func (c *cluster) garbage(ctx context.Context, r *Repository) ([]string, error) {
 	reached := make(map[chunk.PackID]struct{})
 	all, err := r.standings(ctx)
@@ -57,12 +58,32 @@ func (c *cluster) garbage(ctx context.Context, r *Repository) ([]string, error) 
 		}
 	}
 	var left []string
+	there := newCondemned()
+	for _, m := range c.mem {
+		for _, name := range m.Names() {
+			if id, ok := parsePackName(name); ok {
+				there.packs[id] = struct{}{}
+			}
+			if s, ok := rootSession(name); ok {
+				there.backups[s] = struct{}{}
+			}
+		}
+	}
 	for _, m := range c.mem {
 		err := m.List(ctx, "", func(i objstore.Info) error {
 			id, pack := parsePackName(i.Name)
 			_, needed := reached[id]
 			_, leaf, open := sessionObject(i.Name)
-			if pack && !needed || open && leaf == openLeaf || strings.HasSuffix(i.Name, "/"+condemnedLeaf) || strings.HasPrefix(i.Name, probePrefix) {
+			list := false
+			if strings.HasSuffix(i.Name, "/"+condemnedLeaf) {
+				payload, err := r.getControl(ctx, m, kindCondemned, i.Name)
+				c := newCondemned()
+				if err = errors.Join(err, c.decode(payload)); err != nil {
+					return err
+				}
+				list = !c.meets(there)
+			}
+			if pack && !needed || open && leaf == openLeaf || list || strings.HasPrefix(i.Name, probePrefix) {
 				left = append(left, m.URL()+": "+i.Name)
 			}
 			return nil
