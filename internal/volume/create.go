@@ -160,7 +160,7 @@ func makeBeat(o Options, dir string, r *record, d *dataFile) error {
 		return err
 	}
 	b := beatRecord{Volume: r.ID, Boot: boot}
-	h, err := openBeat(o.FS, o.Host, filepath.Join(dir, beatFile), &b)
+	h, err := openBeat(o.FS, o.Host, new(gate), filepath.Join(dir, beatFile), &b)
 	if err != nil {
 		return err
 	}

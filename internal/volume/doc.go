@@ -4,7 +4,7 @@
 //
 // # A write
 //
-//	validate -> gate (shared) -> mark in the tracker -> preimages -> write -> gate
+//	validate -> gate (shared) -> mark in the tracker -> preimages -> lease -> write -> gate
 //
 // The gate is what a snapshot closes for an instant; nothing else makes writers
 // wait for each other, except that two that overwrite the same unsaved block share

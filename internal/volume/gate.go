@@ -83,13 +83,25 @@ func (g *gate) unlock() {
 	g.excl.Unlock()
 }
 
+// traffic returns how often writers have entered, and whether one that had
+// entered before the call is still inside.
+func (g *gate) traffic() (entered uint64, inside bool) {
+	entered, left := g.sums()
+	return entered, entered != left
+}
+
 func (g *gate) empty() bool {
-	var in, out uint64
+	in, out := g.sums()
+	return in == out
+}
+
+// sums adds up the exits, and after that the entries.
+func (g *gate) sums() (in, out uint64) {
 	for i := range g.shards {
 		out += g.shards[i].out.Load()
 	}
 	for i := range g.shards {
 		in += g.shards[i].in.Load()
 	}
-	return in == out
+	return in, out
 }

@@ -2,12 +2,8 @@ package volume
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -109,78 +105,6 @@ func decodeTime(n uint64) time.Time {
 	return time.Unix(0, int64(n)) //nolint:gosec // two's complement on disk
 }
 
-// The lease is the heartbeat: before the first write of every second the record
-// is moved ahead, without fsync (it has to outlive the process, not the kernel).
-// After a kill, a file time later than the lease is somebody else's write. The
-// margin keeps a write that was stuck behind others from looking like one; in
-// exchange a stranger's write within it after the kill goes unseen here, and is
-// left to the audit.
-const (
-	leaseLength = 4 * time.Second
-	leaseMargin = 3 * time.Second
-)
-
-// heartbeat keeps the record of an open volume.
-type heartbeat struct {
-	host  Host
-	fresh atomic.Bool // the lease was moved within the last second
-
-	mu    sync.Mutex
-	f     vfs.File
-	rec   beatRecord
-	timer *time.Timer // ends fresh
-}
-
-// pulse is called before every change of the data file. It costs one load, for
-// a clock would cost more than the rest of the write path.
-func (h *heartbeat) pulse() {
-	if !h.fresh.Load() {
-		h.renew()
-	}
-}
-
-// renew moves the lease. A failure costs a false doubt at the worst, so the
-// guest's write goes on.
-func (h *heartbeat) renew() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.fresh.Load() {
-		return
-	}
-	h.rec.Lease = h.host.Now().Add(leaseLength)
-	if _, err := h.f.WriteAt(h.rec.encode(), 0); err == nil {
-		h.fresh.Store(true)
-		h.timer = time.AfterFunc(leaseLength-leaseMargin, func() { h.fresh.Store(false) })
-	}
-}
-
-// close gives the file back; the record stays as it is.
-func (h *heartbeat) close() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.timer != nil {
-		h.timer.Stop()
-	}
-	if err := h.f.Close(); err != nil {
-		return fmt.Errorf("close the heartbeat record: %w", err)
-	}
-	return nil
-}
-
-// save changes the record and makes it durable.
-func (h *heartbeat) save(change func(*beatRecord)) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	change(&h.rec)
-	if _, err := h.f.WriteAt(h.rec.encode(), 0); err != nil {
-		return fmt.Errorf("write the heartbeat record: %w", err)
-	}
-	if err := h.f.Sync(); err != nil {
-		return fmt.Errorf("sync the heartbeat record: %w", err)
-	}
-	return nil
-}
-
 // readBeat reads the record of the last owner.
 func readBeat(fsys vfs.FS, name string) (beatRecord, error) {
 	p, err := vfs.ReadFile(fsys, name, beatSize)
@@ -188,23 +112,4 @@ func readBeat(fsys vfs.FS, name string) (beatRecord, error) {
 		return beatRecord{}, fmt.Errorf("read the heartbeat record: %w", err)
 	}
 	return decodeBeat(p)
-}
-
-// openBeat takes the heartbeat over: from here on the data file may be changed.
-func openBeat(fsys vfs.FS, host Host, name string, rec *beatRecord) (_ *heartbeat, err error) {
-	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the heartbeat record: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close())
-		}
-	}()
-	h := &heartbeat{host: host, f: f, rec: *rec}
-	h.rec.Lease = host.Now().Add(leaseLength)
-	if err := h.save(func(*beatRecord) {}); err != nil {
-		return nil, err
-	}
-	return h, nil
 }

@@ -129,7 +129,7 @@ func (v *Volume) takeOver() (reason string, err error) {
 	next := beatRecord{Volume: v.id, Generation: last.Generation + 1, Boot: f.boot, Size: v.data.size, Inode: v.data.inode}
 	// The doubt has to survive a crash between here and the tracker's record of it.
 	next.Failed = reason != ""
-	v.beat, err = openBeat(v.fs, v.host, name, &next)
+	v.beat, err = openBeat(v.fs, v.host, &v.gate, name, &next)
 	return reason, err
 }
 

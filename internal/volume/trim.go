@@ -78,6 +78,7 @@ func (v *Volume) punch(off, n int64) error {
 	if err := v.markChanged(off, n); err != nil {
 		return err
 	}
+	v.beat.pulse()
 	return v.data.Zero(off, n, true)
 }
 

@@ -85,8 +85,8 @@ func (v *Volume) checkWrite(off, n int64) error {
 	return nil
 }
 
-// prepare is called inside the gate before the bytes change: heartbeat, mark,
-// preimages.
+// prepare is called inside the gate before the bytes change: mark, preimages,
+// lease.
 func (v *Volume) prepare(off, n int64) error {
 	if n == 0 {
 		return nil
@@ -95,12 +95,15 @@ func (v *Volume) prepare(off, n int64) error {
 		return err
 	}
 	v.deferred.cancel(off, n)
-	return v.preserve(off, n)
+	if err := v.preserve(off, n); err != nil {
+		return err
+	}
+	v.beat.pulse()
+	return nil
 }
 
 // markChanged makes the tracker cover the range.
 func (v *Volume) markChanged(off, n int64) error {
-	v.beat.pulse()
 	if err := v.tracker.Mark(off, n); err != nil {
 		return fmt.Errorf("track %d bytes at %d of volume %s: %w", n, off, v.name, err)
 	}
