@@ -222,30 +222,65 @@ func (b *bitsFile) orPage(dst *Bitmap, blocks, page int64, bad uint8) {
 	}
 }
 
-// readBits sets the bits of a closed segment in dst. When the file cannot be
-// trusted it returns why, and the bits of all blocks are set.
+// closedBits are the bits of a closed segment, before they are read. The file is
+// open, so that they can be read even if the segment is dropped meanwhile.
+type closedBits struct {
+	volume [16]byte
+	seg    segment
+	file   vfs.File
+	doubt  string // why there is no file
+}
+
+func openClosed(fsys vfs.FS, dir string, volume [16]byte, s segment) closedBits {
+	c := closedBits{volume: volume, seg: s, doubt: s.doubt}
+	if c.doubt != "" {
+		return c
+	}
+	var err error
+	if c.file, err = fsys.OpenFile(bitsName(dir, s.id), os.O_RDONLY, 0); err != nil {
+		c.doubt = c.unreadable(err)
+	}
+	return c
+}
+
+// read sets the bits in dst. When the file cannot be trusted it returns why, and
+// the bits of all blocks are set.
+func (c closedBits) read(dst *Bitmap) (doubt string, damaged int64) {
+	doubt = c.doubt
+	if doubt == "" {
+		b := newBitsFile(c.volume, c.seg.id, c.seg.blocks)
+		b.file = c.file
+		d := b.load(dst, c.seg.blocks)
+		damaged = int64(len(d.pages))
+		switch {
+		case d.missing != nil:
+			doubt = c.unreadable(d.missing)
+		case damaged == 0 && sumOf(b.sums) != c.seg.sum:
+			doubt = fmt.Sprintf("the record of changes %s is not what was written", c.name())
+		}
+	}
+	if doubt != "" {
+		dst.Set(0, c.seg.blocks)
+		return doubt, 0
+	}
+	return "", damaged
+}
+
+func (c closedBits) unreadable(err error) string {
+	return fmt.Sprintf("the record of changes %s cannot be read: %v", c.name(), err)
+}
+
+func (c closedBits) name() string { return filepath.Base(bitsName("", c.seg.id)) }
+
+func (c closedBits) close() {
+	if c.file != nil {
+		_ = c.file.Close() // It was only read.
+	}
+}
+
+// readBits reads a closed segment at once.
 func readBits(fsys vfs.FS, dir string, volume [16]byte, s segment, dst *Bitmap) (doubt string, damaged int64) {
-	all := func(why string) (string, int64) {
-		dst.Set(0, s.blocks)
-		return why, 0
-	}
-	if s.doubt != "" {
-		return all(s.doubt)
-	}
-	name := bitsName(dir, s.id)
-	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
-	if err != nil {
-		return all(fmt.Sprintf("the record of changes %s cannot be read: %v", filepath.Base(name), err))
-	}
-	b := newBitsFile(volume, s.id, s.blocks)
-	b.file = f
-	d := b.load(dst, s.blocks)
-	_ = f.Close() // It was only read.
-	switch {
-	case d.missing != nil:
-		return all(fmt.Sprintf("the record of changes %s cannot be read: %v", filepath.Base(name), d.missing))
-	case len(d.pages) == 0 && sumOf(b.sums) != s.sum:
-		return all(fmt.Sprintf("the record of changes %s is not what was written", filepath.Base(name)))
-	}
-	return "", int64(len(d.pages))
+	c := openClosed(fsys, dir, volume, s)
+	defer c.close()
+	return c.read(dst)
 }

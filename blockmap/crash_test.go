@@ -321,6 +321,7 @@ func TestConcurrentPowerLoss(t *testing.T) {
 				}
 				tr.Stats()
 				tr.Checkpoints()
+				tr.Changes()
 			}
 		})
 		wg.Wait()

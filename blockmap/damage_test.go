@@ -109,7 +109,7 @@ func verifyDamaged(t *testing.T, m *vfs.Mem, want *model, file string) {
 				t.Fatalf("%s damaged: since %s: %v", file, from, err)
 			}
 		}
-		tr.Checkpoints()
+		tr.Changes()
 		for _, from := range checkpointNames(tr) { // Merging reads damaged files, too.
 			if len(checkpointNames(tr)) > 2 && slices.Contains(want.names(), from) && from[len(from)-1]%2 == 0 {
 				check(t, tr.DropCheckpoint(from))

@@ -13,7 +13,7 @@ import (
 // OpenTracker opens the tracker in dir. After an unclean stop what the activity
 // log names counts as changed. Files that are missing, damaged, of another
 // volume or of another size make no error: everything counts as changed since
-// every checkpoint, and [Tracker.Checkpoints] says why. If even the names are
+// every checkpoint, and [Tracker.Changes] says why. If even the names are
 // lost there are no checkpoints. An error means that dir is not there or could
 // not be written.
 func OpenTracker(fsys vfs.FS, dir string, o TrackerOptions) (*Tracker, error) {

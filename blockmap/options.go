@@ -22,10 +22,15 @@ type TrackerOptions struct {
 
 // Checkpoint is a position in a volume's history of changes, under one of its names.
 type Checkpoint struct {
-	Name        string
-	Created     time.Time
-	Doubt       string // why all blocks count as changed since then; "" = exact
-	DirtyBlocks int64  // blocks that may have changed since then
+	Name    string
+	Created time.Time
+	Doubt   string // why all blocks count as changed since then; "" = exact
+}
+
+// Change is what happened since a checkpoint.
+type Change struct {
+	Checkpoint
+	DirtyBlocks int64 // that may have changed
 }
 
 // TrackerStats are figures of a tracker since it was opened.

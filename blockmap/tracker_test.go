@@ -147,12 +147,12 @@ func TestCheckpoints(t *testing.T) {
 		name  string
 		dirty int64
 	}{{"a", 3}, {"a2", 3}, {"b", 1}, {"b2", 1}}
-	got := tr.Checkpoints()
+	got := tr.Changes()
 	if len(got) != len(want) || tr.Stats().Segments != 2 {
 		t.Fatalf("checkpoints %v in %d segments", got, tr.Stats().Segments)
 	}
 	for i, w := range want {
-		if got[i].Name != w.name || got[i].DirtyBlocks != w.dirty || got[i].Doubt != "" || got[i].Created.IsZero() {
+		if got[i].Name != w.name || got[i].DirtyBlocks != w.dirty || got[i].Doubt != "" || got[i].Created.IsZero() || tr.Checkpoints()[i] != got[i].Checkpoint {
 			t.Errorf("checkpoint %d: %+v, want %+v", i, got[i], w)
 		}
 	}

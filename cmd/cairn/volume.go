@@ -115,7 +115,10 @@ func emitVolume(c *cli.Context, v agent.Volume) error {
 		t.field("created", when(v.Created))
 		t.field("snapshots", v.Snapshots)
 		for _, p := range v.Checkpoints {
-			changed := human(p.DirtyBytes) + " changed since"
+			changed := "nobody knows what changed since"
+			if p.DirtyBytes != nil {
+				changed = human(*p.DirtyBytes) + " changed since"
+			}
 			if p.Doubt != "" {
 				changed = "everything counts as changed: " + p.Doubt
 			}

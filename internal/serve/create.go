@@ -40,7 +40,7 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 	p.mu.Lock()
 	p.entries[e.id] = e
 	p.mu.Unlock()
-	return e.describe(p.fs, p.nbdDir), nil
+	return p.describe(e, changes), nil
 }
 
 // checkCreate checks a request as far as nothing but itself matters, and

@@ -160,15 +160,24 @@ func contexts(checkpoints []Checkpoint) []string {
 	return cs
 }
 
-// checkpoints lists those of a volume that are not snapshots' positions.
-func checkpoints(v *volume.Volume) []Checkpoint {
+// positions lists the checkpoints of a volume that are not snapshots'.
+func positions(v *volume.Volume) []Checkpoint {
 	cs := []Checkpoint{}
 	for _, c := range v.Checkpoints() {
 		if !strings.HasPrefix(c.Name, snapshotPosition) {
-			cs = append(cs, Checkpoint{
-				Name: c.Name, Created: c.Created, Doubt: c.Doubt,
-				DirtyBytes: min(c.DirtyBlocks*blockmap.DefaultBlockSize, v.Size()),
-			})
+			cs = append(cs, Checkpoint{Name: c.Name, Created: c.Created, Doubt: c.Doubt})
+		}
+	}
+	return cs
+}
+
+// changes lists them with what changed since, which is read from disk.
+func changes(v *volume.Volume) []Checkpoint {
+	cs := []Checkpoint{}
+	for _, c := range v.Changes() {
+		if !strings.HasPrefix(c.Name, snapshotPosition) {
+			dirty := min(c.DirtyBlocks*blockmap.DefaultBlockSize, v.Size())
+			cs = append(cs, Checkpoint{Name: c.Name, Created: c.Created, Doubt: c.Doubt, DirtyBytes: &dirty})
 		}
 	}
 	return cs

@@ -40,7 +40,9 @@ type entry struct {
 	snaps map[uuid.UUID]*snap
 	gone  bool // deleted
 
-	offered []string // metadata contexts; asking the tracker for each handshake would be slow
+	offered []string // metadata contexts; kept for those who shake hands while the tracker is busy
+
+	looking sync.WaitGroup // those who look at vol without mu or changing; begun under mu
 }
 
 func newEntry(id uuid.UUID, dir string) *entry {
@@ -152,7 +154,7 @@ func (p *plane) serve(ctx context.Context, e *entry, v *volume.Volume) error {
 // API.
 func (e *entry) refresh(v *volume.Volume) {
 	e.dirty.changed()
-	cs := contexts(checkpoints(v))
+	cs := contexts(positions(v))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.offered = cs
@@ -209,6 +211,7 @@ func (e *entry) shutDown() error {
 	if d != nil {
 		errs = append(errs, d.stop())
 	}
+	e.looking.Wait()
 	if v != nil {
 		if err := v.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close volume %s: %w", e.title(), err))
@@ -238,12 +241,24 @@ func readSpec(fsys vfs.FS, dir string) volume.Spec {
 	return volume.Spec{Name: r.Name, Path: r.Path, Size: r.Size, Managed: r.Managed, Device: r.Kind == KindDevice}
 }
 
-// describe shows the volume.
-func (e *entry) describe(fsys vfs.FS, nbdDir string) Volume {
+// describe shows the volume, its checkpoints as positions or changes lists them.
+func (p *plane) describe(e *entry, checkpoints func(*volume.Volume) []Checkpoint) Volume {
+	r, v, done := e.look(p.nbdDir)
+	defer done()
+	if v != nil {
+		r.Allocated = allocated(p.fs, r)
+		r.Checkpoints = checkpoints(v)
+	}
+	return r
+}
+
+// look shows what is known of the volume without reading from disk, and returns
+// the volume, nil if it is not open, which is not closed before done is called.
+func (e *entry) look(nbdDir string) (r Volume, v *volume.Volume, done func()) {
 	u := e.access.use()
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	r := Volume{
+	r = Volume{
 		ID: e.id.String(), Name: e.spec.Name, Path: e.path(), Kind: KindFile, Managed: e.spec.Managed, Size: e.spec.Size,
 		Status: StatusAvailable, Writers: u.writers, Readers: u.readers, InUse: u.writers > 0, Writer: u.holder,
 		Created: e.spec.Created, Checkpoints: []Checkpoint{},
@@ -258,18 +273,17 @@ func (e *entry) describe(fsys vfs.FS, nbdDir string) Volume {
 	}
 	if e.vol == nil {
 		r.Status, r.Error = StatusError, e.err.Error()
-		return r
+		return r, nil, func() {}
 	}
 	if err := e.vol.Failed(); err != nil {
 		r.Status, r.Error = StatusError, err.Error()
 	}
 	r.Size = e.vol.Size()
-	r.Allocated = allocated(fsys, r)
 	r.Socket = filepath.Join(nbdDir, e.spec.Name+socketSuffix)
 	r.URI = nbd.URI(r.Socket, e.spec.Name)
 	r.Snapshots = len(e.snaps)
-	r.Checkpoints = checkpoints(e.vol)
-	return r
+	e.looking.Add(1)
+	return r, e.vol, e.looking.Done
 }
 
 // path of the data; e.mu is held.

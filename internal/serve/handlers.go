@@ -20,7 +20,7 @@ func (c *controller) volume(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.describe(c.p.fs, c.p.nbdDir), nil
+	return c.p.describe(e, changes), nil
 }
 
 func (c *controller) createVolume(r *http.Request) (any, error) {

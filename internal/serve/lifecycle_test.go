@@ -150,7 +150,7 @@ func TestDirtyMapOfSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Checkpoints) != 2 || got.Checkpoints[0].Name != "b1" || got.Checkpoints[0].DirtyBytes != 4*block || got.Checkpoints[1].DirtyBytes != block {
+	if len(got.Checkpoints) != 2 || got.Checkpoints[0].Name != "b1" || *got.Checkpoints[0].DirtyBytes != 4*block || *got.Checkpoints[1].DirtyBytes != block {
 		t.Errorf("checkpoints %+v", got.Checkpoints)
 	}
 	if err := p.DropCheckpoint(t.Context(), "db", "b1"); err != nil {

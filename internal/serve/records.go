@@ -48,8 +48,8 @@ type Volume struct {
 type Checkpoint struct {
 	Name       string    `json:"name"`
 	Created    time.Time `json:"created_at"`
-	Doubt      string    `json:"doubt,omitempty"` // why everything since counts as changed; empty = exact
-	DirtyBytes int64     `json:"dirty_bytes"`     // changed since, in whole blocks
+	Doubt      string    `json:"doubt,omitempty"`       // why everything since counts as changed; empty = exact
+	DirtyBytes *int64    `json:"dirty_bytes,omitempty"` // changed since, in whole blocks; nil = not looked up, as in a list of volumes
 }
 
 // Snapshot is one snapshot as the control API shows it.

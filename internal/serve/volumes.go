@@ -13,11 +13,11 @@ import (
 	"github.com/cairnbackup/cairn/internal/volume"
 )
 
-// listVolumes shows all volumes.
+// listVolumes shows all volumes, reading nothing that grows with them.
 func (p *plane) listVolumes() []Volume {
 	vs := []Volume{}
 	for _, e := range p.sorted() {
-		vs = append(vs, e.describe(p.fs, p.nbdDir))
+		vs = append(vs, p.describe(e, positions))
 	}
 	return vs
 }
@@ -58,7 +58,7 @@ func (p *plane) extendVolume(ctx context.Context, ref string, size int64) (Volum
 	if err != nil {
 		return Volume{}, err
 	}
-	return e.describe(p.fs, p.nbdDir), nil
+	return p.describe(e, changes), nil
 }
 
 // change locks an open volume for a change.
@@ -119,7 +119,7 @@ func (p *plane) reopenVolume(ctx context.Context, ref string) (Volume, error) {
 	if _, err := e.live(); err != nil {
 		return Volume{}, err
 	}
-	return e.describe(p.fs, p.nbdDir), nil
+	return p.describe(e, changes), nil
 }
 
 // deleteVolume deletes a volume that nobody uses. One that is still being made

@@ -112,8 +112,11 @@ func (v *Volume) Failed() error {
 func (v *Volume) DataFile() (*os.File, bool) { return v.data.os, v.data.os != nil }
 
 // Checkpoints lists the tracker's positions, oldest first, snapshots' own
-// ("snapshot:<uuid>") included.
+// ("snapshot:<uuid>") included, with what is known without reading.
 func (v *Volume) Checkpoints() []blockmap.Checkpoint { return v.tracker.Checkpoints() }
+
+// Changes lists them with what changed since, which is read from disk.
+func (v *Volume) Changes() []blockmap.Change { return v.tracker.Changes() }
 
 // AliasCheckpoint gives the position of a snapshot a further name, which outlives
 // the snapshot as one given in SnapshotOptions does. It is durable when nil is
@@ -142,6 +145,3 @@ func (v *Volume) DropCheckpoint(name string) error { return v.tracker.DropCheckp
 func (v *Volume) Dirty(from, to string) (*blockmap.Bitmap, string, error) {
 	return v.tracker.Dirty(from, to)
 }
-
-// TrackerStats returns the tracker's figures for status pages.
-func (v *Volume) TrackerStats() blockmap.TrackerStats { return v.tracker.Stats() }
