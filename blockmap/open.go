@@ -74,7 +74,7 @@ func (l *list) mismatch(o TrackerOptions, blockSize int) string {
 		return fmt.Sprintf("the record of changes belongs to another volume (%x)", l.volume)
 	case blockSize != 0 && l.geometry.BlockSize != blockSize:
 		return fmt.Sprintf("the record of changes is in blocks of %d bytes, not %d", l.geometry.BlockSize, blockSize)
-	case l.geometry.Size != o.Size:
+	case l.geometry.Size != o.Size && (o.Resizing == 0 || l.geometry.Size != o.Resizing):
 		return fmt.Sprintf("the record of changes is of a volume of %d bytes, which has %d now", l.geometry.Size, o.Size)
 	}
 	return ""

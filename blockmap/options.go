@@ -18,6 +18,9 @@ type TrackerOptions struct {
 	// Doubt is for Open only: the reason of a caller that distrusts the
 	// files. Everything counts as changed since every checkpoint.
 	Doubt string
+	// Resizing is for Open only: the size that an interrupted Resize was to give
+	// the files, which may have it, or Size. The caller does the Resize again.
+	Resizing int64
 }
 
 // Checkpoint is a position in a volume's history of changes, under one of its names.

@@ -182,5 +182,5 @@ func usableSize(d *dataFile, path string, s *Spec) (int64, error) {
 }
 
 func trackerOptions(r *record, doubt string) blockmap.TrackerOptions {
-	return blockmap.TrackerOptions{VolumeID: r.ID, Size: r.Size, BlockSize: r.BlockSize, Doubt: doubt}
+	return blockmap.TrackerOptions{VolumeID: r.ID, Size: r.Size, BlockSize: r.BlockSize, Doubt: doubt, Resizing: r.Extending}
 }

@@ -61,7 +61,7 @@ func (v *Volume) grow(size int64) error {
 	r := v.rec
 	r.Size, r.Extending = size, 0
 	if err := v.saveRecord(&r); err != nil {
-		return err
+		return errors.Join(err, v.tracker.Resize(v.rec.Size)) // or it would not be believed
 	}
 	v.size.Store(size)
 	return nil

@@ -337,3 +337,33 @@ func TestRottenHeader(t *testing.T) {
 	}
 	must(t, v.Close())
 }
+
+// TestFailedExtendIsNoDoubt: an Extend that fails in its last step costs nothing but itself.
+func TestFailedExtendIsNoDoubt(t *testing.T) {
+	m := vfs.NewMem()
+	o := memOptions(m, newHost())
+	v := newManaged(t, o, 4*bs)
+	must(t, second(v.WriteAt([]byte("old"), 0)))
+	snap(t, v, SnapshotOptions{Checkpoint: "c"})
+	must(t, second(v.WriteAt([]byte("new"), 0)))
+	saves := 0
+	m.FailOn(func(op, name string) error {
+		if op == "rename" && strings.Contains(name, recordFile) {
+			if saves++; saves == 2 {
+				return syscall.EIO
+			}
+		}
+		return nil
+	})
+	if err := v.Extend(8 * bs); !errors.Is(err, syscall.EIO) || v.Size() != 4*bs {
+		t.Fatalf("%d bytes, %v", v.Size(), err)
+	}
+	m.FailOn(nil)
+	must(t, v.Close())
+	v, err := Open(o, "/state/vol")
+	must(t, err)
+	expectDoubt(t, v, false)
+	must(t, v.Extend(8*bs))
+	expectDoubt(t, v, false)
+	must(t, v.Close())
+}
