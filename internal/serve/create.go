@@ -28,14 +28,10 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 	e := newEntry(spec.ID, filepath.Join(p.volumes, spec.ID.String()))
 	v, err := volume.Create(p.options(), e.dir, spec) //nolint:contextcheck // Half a volume helps nobody: it ends by itself.
 	if err != nil {
-		// If the folder is complete, it is the opening that failed.
-		if _, statErr := p.fs.Stat(e.dir); statErr == nil {
-			err = errors.Join(err, p.discard(e))
-		}
 		return Volume{}, err
 	}
 	if err := p.serve(ctx, e, v); err != nil {
-		return Volume{}, errors.Join(err, v.Close(), p.discard(e))
+		return Volume{}, errors.Join(err, v.Close(), volume.Destroy(p.options(), e.dir))
 	}
 	p.mu.Lock()
 	p.entries[e.id] = e

@@ -20,12 +20,8 @@ import (
 	"github.com/cairnbackup/cairn/nbd"
 )
 
-// A volume's state folder is named by its ID. When it is deleted it gets a
-// prefix first, so that after a crash there is nothing to guess.
-const (
-	volumesDir = "volumes"
-	deleting   = "gone-"
-)
+// volumesDir holds the volumes' state folders, named by their IDs.
+const volumesDir = "volumes"
 
 // Bounds of what one data plane serves.
 const (
@@ -108,14 +104,6 @@ func (p *plane) openAll(ctx context.Context) error {
 			}
 			p.open(ctx, e)
 			e.unlock()
-		case strings.HasPrefix(d.Name(), deleting) && d.IsDir():
-			if _, ok := parseID(strings.TrimPrefix(d.Name(), deleting)); !ok {
-				p.log.LogAttrs(ctx, slog.LevelWarn, "not a volume's folder: left alone", slog.String("path", path))
-				continue
-			}
-			if err := os.RemoveAll(path); err != nil {
-				p.log.LogAttrs(ctx, slog.LevelWarn, "deleted volume not removed", slog.String("path", path), slog.Any("error", err))
-			}
 		default:
 			p.log.LogAttrs(ctx, slog.LevelWarn, "not a volume's folder: left alone", slog.String("path", path))
 		}

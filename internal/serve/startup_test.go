@@ -65,7 +65,7 @@ func TestLeftovers(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{id + ".new", "gone-" + id, "gone-something"} {
+	for _, dir := range []string{id + ".new", id + ".deleted", "something"} {
 		sub := filepath.Join(volumes, dir, "tracker")
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			t.Fatal(err)
@@ -78,7 +78,7 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 	p = start(t, p.o)
-	for dir, want := range map[string]error{id + ".new": fs.ErrNotExist, "gone-" + id: fs.ErrNotExist, "gone-something": nil, v.ID: nil} {
+	for dir, want := range map[string]error{id + ".new": fs.ErrNotExist, id + ".deleted": fs.ErrNotExist, "something": nil, v.ID: nil} {
 		if _, err := os.Lstat(filepath.Join(volumes, dir)); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", dir, err, want)
 		}

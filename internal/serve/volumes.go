@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,24 +18,6 @@ func (p *plane) listVolumes() []Volume {
 		vs = append(vs, p.describe(e, positions))
 	}
 	return vs
-}
-
-// discard removes the state folder of a closed volume, with managed data. The
-// rename is the deletion; what a crash leaves under the other name is removed
-// at the next start.
-func (p *plane) discard(e *entry) error {
-	going := filepath.Join(p.volumes, deleting+e.id.String())
-	if err := p.fs.Rename(e.dir, going); err != nil {
-		return fmt.Errorf("delete volume %s: %w", e.title(), err)
-	}
-	if err := p.fs.SyncDir(p.volumes); err != nil {
-		return fmt.Errorf("delete volume %s: %w", e.title(), err)
-	}
-	//nolint:gosec // Made of our own folder and an ID.
-	if err := os.RemoveAll(going); err != nil {
-		return fmt.Errorf("delete volume %s: it is gone, but its space is not free before the next start: %w", e.title(), err)
-	}
-	return nil
 }
 
 // extendVolume grows a volume, in use or not.
@@ -149,11 +129,11 @@ func (p *plane) deleteVolume(ctx context.Context, ref string) error {
 		// Its state was to be saved, and is about to go.
 		p.log.LogAttrs(ctx, slog.LevelWarn, "deleted volume closed with an error", slog.String("volume", title), slog.Any("error", err))
 	}
-	if err := p.discard(e); err != nil {
+	if err := volume.Destroy(p.options(), e.dir); err != nil {
 		if _, statErr := p.fs.Stat(e.dir); statErr == nil { // nothing happened yet
 			p.open(ctx, e)
 			e.access.reopen()
-			return err
+			return fmt.Errorf("delete volume %s: %w", title, err)
 		}
 		p.log.LogAttrs(ctx, slog.LevelWarn, "deleted volume not wholly removed: the next start will", slog.String("volume", title), slog.Any("error", err))
 	}

@@ -23,7 +23,7 @@ const (
 
 // Create makes the state folder dir of a new volume, and its data file when it
 // is managed, and opens the volume. dir must not exist; it appears complete or
-// not at all. An existing file or device keeps its content; it is refused when
+// not at all, and after an error nothing is left. An existing file or device keeps its content; it is refused when
 // it looks like an image format (unless AllowFormat) or when another process
 // holds it.
 func Create(o Options, dir string, s Spec) (*Volume, error) {
@@ -31,7 +31,11 @@ func Create(o Options, dir string, s Spec) (*Volume, error) {
 	if err := create(o, dir, s); err != nil {
 		return nil, fmt.Errorf("create volume %s: %w", s.Name, err)
 	}
-	return Open(o, dir)
+	v, err := Open(o, dir)
+	if err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", s.Name, errors.Join(err, Destroy(o, dir)))
+	}
+	return v, nil
 }
 
 func create(o Options, dir string, s Spec) (err error) {
@@ -71,7 +75,7 @@ func create(o Options, dir string, s Spec) (err error) {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	if err := o.FS.SyncDir(filepath.Dir(dir)); err != nil {
-		return fmt.Errorf("sync %s: %w", filepath.Dir(dir), err)
+		return errors.Join(fmt.Errorf("sync %s: %w", filepath.Dir(dir), err), Destroy(o, dir))
 	}
 	return nil
 }

@@ -63,24 +63,25 @@ func (h *heartbeat) stop(d *dataFile) error {
 	})
 }
 
-// Destroy closes the volume and removes its state folder, with the data file of
-// a managed volume. The folder goes at once, by a rename; what a crash leaves
-// under the other name is removed by Sweep. Data files that were there before the
-// volume are left alone.
-func (v *Volume) Destroy() error {
-	cerr := v.Close() // a volume that cannot be closed cleanly can be destroyed all the same
-	gone := v.dir + goneSuffix
-	if err := removeAll(v.fs, gone); err != nil {
-		return fmt.Errorf("destroy volume %s: %w", v.name, errors.Join(cerr, err))
+// Destroy removes the state folder of a volume that is not open, with the data
+// file of a managed one. The folder goes at once, by a rename: if it is still
+// there after an error, the volume is whole, and if not, Sweep removes what is
+// left of it under the other name. Data files that were there before the volume
+// are left alone.
+func Destroy(o Options, dir string) error {
+	o.setDefaults()
+	gone := dir + goneSuffix
+	if err := removeAll(o.FS, gone); err != nil {
+		return fmt.Errorf("remove state folder %s: %w", dir, err)
 	}
-	if err := v.fs.Rename(v.dir, gone); err != nil {
-		return fmt.Errorf("destroy volume %s: %w", v.name, errors.Join(cerr, err))
+	if err := o.FS.Rename(dir, gone); err != nil {
+		return fmt.Errorf("remove state folder %s: %w", dir, err)
 	}
-	if err := v.fs.SyncDir(filepath.Dir(v.dir)); err != nil {
-		return fmt.Errorf("destroy volume %s: %w", v.name, err)
+	if err := o.FS.SyncDir(filepath.Dir(dir)); err != nil {
+		return fmt.Errorf("remove state folder %s: %w", dir, err)
 	}
-	if err := removeAll(v.fs, gone); err != nil {
-		return fmt.Errorf("destroy volume %s: it is gone, but not all of its space: %w", v.name, err)
+	if err := removeAll(o.FS, gone); err != nil {
+		return fmt.Errorf("remove state folder %s: the volume is gone, but its space is not free before the next start: %w", dir, err)
 	}
 	return nil
 }

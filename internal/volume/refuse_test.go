@@ -100,7 +100,8 @@ func TestHeldExclusively(t *testing.T) {
 	must(t, v.Close())
 	v, err = Open(Options{}, filepath.Join(dir, "a"))
 	must(t, err)
-	must(t, v.Destroy())
+	must(t, v.Close())
+	must(t, Destroy(Options{}, filepath.Join(dir, "a")))
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("the file of an unmanaged volume: %v", err)
 	}

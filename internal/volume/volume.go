@@ -54,8 +54,8 @@ type Spec struct {
 
 // Volume is a live volume: a raw file or block device and its state folder. It
 // is held exclusively from Open to Close. All methods may be called
-// concurrently, except that nothing may be called during or after Close and
-// Destroy, and no writes while Revert runs.
+// concurrently, except that nothing may be called during or after Close, and no
+// writes while Revert runs.
 type Volume struct {
 	fs   vfs.FS
 	log  *slog.Logger
