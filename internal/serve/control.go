@@ -31,9 +31,6 @@ type endpoint func(r *http.Request) (any, error)
 type controller struct {
 	p   *plane
 	log *slog.Logger
-
-	running sync.RWMutex // shared: requests; exclusive: the end of them all
-	stopped bool         // guarded by running
 }
 
 // handler returns the whole API. CONTROL.md describes it.
@@ -83,7 +80,7 @@ func (c *controller) answer(w http.ResponseWriter, r *http.Request, h endpoint) 
 	var v any
 	if err == nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		v, err = c.run(r, h)
+		v, err = h(r)
 	}
 	status := http.StatusOK
 	if err != nil {
@@ -97,16 +94,6 @@ func (c *controller) answer(w http.ResponseWriter, r *http.Request, h endpoint) 
 		status = http.StatusNoContent
 	}
 	c.send(w, r, status, v)
-}
-
-// run runs an endpoint unless the plane is about to close.
-func (c *controller) run(r *http.Request, h endpoint) (any, error) {
-	c.running.RLock()
-	defer c.running.RUnlock()
-	if c.stopped {
-		return nil, refuse(CodeBusy, "the data plane is stopping: start it again")
-	}
-	return h(r)
 }
 
 func (c *controller) logRefusal(r *http.Request, e *Error) {
@@ -144,21 +131,31 @@ func (c *controller) send(w http.ResponseWriter, r *http.Request, status int, v 
 	}
 }
 
-// serve runs the API on l until ctx ends. Requests that run then get a moment
-// to end, are canceled after it, and have ended when serve returns.
+// serve runs the API on l until ctx ends, or l fails, which is an error. Requests
+// that run then get a moment to end and are canceled after it; nothing of them, or
+// of their connections, is left when serve returns.
 func (c *controller) serve(ctx context.Context, l net.Listener) error {
+	var conns sync.WaitGroup // their goroutines
 	srv := &http.Server{
 		Handler:           c.handler(),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       controlIdle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(c.log.Handler(), slog.LevelWarn),
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew: // before its goroutine begins
+				conns.Add(1)
+			case http.StateClosed: // at the end of it
+				conns.Done()
+			}
+		},
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(limitListener(l, maxControlConns)) }()
+	var died error
 	select {
-	case err := <-ended:
-		return err
+	case died = <-ended:
 	case <-ctx.Done():
 	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
@@ -167,11 +164,12 @@ func (c *controller) serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close() // cancels the contexts of those requests
 	}
-	c.running.Lock() // waits for them
-	c.stopped = true
-	c.running.Unlock()
-	if e := <-ended; !errors.Is(e, http.ErrServerClosed) {
-		err = errors.Join(err, e)
+	if died == nil {
+		died = <-ended
+	}
+	conns.Wait()
+	if !errors.Is(died, http.ErrServerClosed) {
+		err = errors.Join(died, err)
 	}
 	return err
 }

@@ -42,16 +42,9 @@ func (f slowFile) ReadAt(p []byte, off int64) (int, error) {
 // TestShowHoldsNobodyUp: while what changed in a volume is read from a slow disk,
 // lists, handshakes and snapshots go on; only its close waits.
 func TestShowHoldsNobodyUp(t *testing.T) {
-	dir, err := os.MkdirTemp("", "cairn") //nolint:usetesting // A path with the test's name is too long for sockets.
-	must(t, err)
-	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
-	o := Options{State: filepath.Join(dir, "state"), Control: filepath.Join(dir, "c"), NBDDir: filepath.Join(dir, "nbd"), Logger: slog.New(slog.DiscardHandler)}
-	gid, err := o.prepare()
-	must(t, err)
 	slow := &slowFS{FS: vfs.OS()}
-	p := newPlane(o, slow, gid)
-	must(t, p.openAll(t.Context()))
-	_, err = p.createVolume(t.Context(), CreateVolume{Name: "vol", Size: 1 << 20})
+	p := testPlane(t, slow)
+	_, err := p.createVolume(t.Context(), CreateVolume{Name: "vol", Size: 1 << 20})
 	must(t, err)
 	snapshot := func(checkpoint string) {
 		s, err := p.createSnapshots(t.Context(), CreateSnapshots{Volumes: []string{"vol"}, Temporary: true, Checkpoints: []string{checkpoint}})
@@ -93,7 +86,7 @@ func TestShowHoldsNobodyUp(t *testing.T) {
 	within("the status", func() { p.status() })
 	within("a snapshot", func() { snapshot("c") })
 	within("a handshake", func() {
-		c, err := nbd.Dial(t.Context(), nbd.URI(filepath.Join(o.NBDDir, "vol.sock"), "vol"), nbd.ClientOptions{})
+		c, err := nbd.Dial(t.Context(), nbd.URI(filepath.Join(p.nbdDir, "vol.sock"), "vol"), nbd.ClientOptions{})
 		if err != nil {
 			t.Error(err)
 			return
@@ -117,7 +110,21 @@ func TestShowHoldsNobodyUp(t *testing.T) {
 		t.Errorf("shown: %+v", v)
 	}
 	must(t, <-closed)
-	must(t, p.close())
+}
+
+// testPlane is a plane without its control socket.
+func testPlane(t *testing.T, fsys vfs.FS) *plane {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cairn") //nolint:usetesting // A path with the test's name is too long for sockets.
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	o := Options{State: filepath.Join(dir, "state"), Control: filepath.Join(dir, "c"), NBDDir: filepath.Join(dir, "nbd"), Logger: slog.New(slog.DiscardHandler)}
+	gid, err := o.prepare()
+	must(t, err)
+	p := newPlane(o, fsys, gid)
+	must(t, p.openAll(t.Context()))
+	t.Cleanup(func() { must(t, p.close()) })
+	return p
 }
 
 func must(t *testing.T, err error) {
