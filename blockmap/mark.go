@@ -68,21 +68,6 @@ func setAtomic(words []uint64, start, end int64) {
 	}
 }
 
-// Hot tells whether a [Tracker.Mark] of the n bytes at off would return without
-// I/O, so that a server can do others' work first. It may be out of date when
-// it returns.
-func (t *Tracker) Hot(off, n int64) bool {
-	if off < 0 || n <= 0 || off > t.size-n {
-		return true
-	}
-	for r := off >> t.regionShift; r <= (off+n-1)>>t.regionShift; r++ {
-		if !t.regions.hot(r) {
-			return false
-		}
-	}
-	return true
-}
-
 // markRegions sees to it that all regions of a range are hot, or its bits
 // durable. The bits are set already.
 func (t *Tracker) markRegions(off, n int64) error {

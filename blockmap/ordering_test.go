@@ -21,12 +21,12 @@ func TestRegionIsColdBeforeItsBitsAreRead(t *testing.T) {
 	m.OnOp(func(op, name string) {
 		if strings.Contains(name, bitsPrefix) && op == "write" {
 			looked = true
-			if tr.Hot(0, 1) {
+			if tr.regions.hot(0) {
 				t.Error("the region is hot while its bits are being written")
 			}
 		}
 	})
-	if !tr.Hot(0, 1) || tr.Hot(testRegion, 1) {
+	if !tr.regions.hot(0) || tr.regions.hot(1) {
 		t.Fatal("only the first region should be hot")
 	}
 	check(t, tr.Mark(testRegion, 1))

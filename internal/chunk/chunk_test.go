@@ -168,7 +168,7 @@ func TestIDs(t *testing.T) {
 		seen[id] = name
 	}
 	p := NewPackID([16]byte{1, 15: 2}, 0x1234, [14]byte{3, 13: 4})
-	if p.Session() != [16]byte{1, 15: 2} || p.Epoch() != 0x1234 || p.Random() != [14]byte{3, 13: 4} {
+	if p != (PackID{1, 15: 2, 16: 0x12, 17: 0x34, 18: 3, 31: 4}) || p.Session() != [16]byte{1, 15: 2} || p.Epoch() != 0x1234 {
 		t.Errorf("parts of %s", p)
 	}
 	if q, err := ParsePackID(p.String()); err != nil || q != p {

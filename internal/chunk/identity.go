@@ -111,9 +111,6 @@ func (p PackID) Session() [16]byte { return [16]byte(p[:16]) }
 // to stores.
 func (p PackID) Epoch() uint16 { return binary.BigEndian.Uint16(p[16:]) }
 
-// Random returns the part of the ID that tells a session's packs apart.
-func (p PackID) Random() [14]byte { return [14]byte(p[18:]) }
-
 // String returns the ID as 64 lower-case hexadecimal digits.
 func (p PackID) String() string { return hex.EncodeToString(p[:]) }
 

@@ -22,7 +22,6 @@ type Tree struct {
 	g     blockmap.Geometry
 	l     Loader
 	level int
-	top   []byte
 	root  view
 }
 
@@ -35,7 +34,7 @@ func Open(g blockmap.Geometry, top []byte, l Loader) (*Tree, error) {
 	if g.BlockSize > chunk.MaxPlain {
 		return nil, fmt.Errorf("open a manifest: blocks of %d bytes do not fit into chunks: %w", g.BlockSize, blockmap.ErrGeometry)
 	}
-	t := &Tree{g: g, l: l, level: topLevel(g), top: top}
+	t := &Tree{g: g, l: l, level: topLevel(g)}
 	if err := decodeNode(top, t.level, func(int, chunk.Ref) {}); err != nil {
 		return nil, fmt.Errorf("top node of a manifest: %w", err)
 	}
@@ -67,9 +66,6 @@ func (t *Tree) Geometry() blockmap.Geometry { return t.g }
 
 // Leaves returns the number of leaves, holes included, that the volume has.
 func (t *Tree) Leaves() int64 { return leaves(t.g) }
-
-// Top returns the encoded top node; it must not be changed.
-func (t *Tree) Top() []byte { return t.top }
 
 // load reads the child at a slot of a node of that level.
 func (t *Tree) load(ctx context.Context, v view, level, slot int) (view, error) {

@@ -73,16 +73,6 @@ func (b *Builder) Add(k chunk.Kind, id chunk.ID, plain []byte) (chunk.Ref, error
 	return chunk.Ref{ID: id, Location: chunk.Location{Pack: b.id, Offset: offset, Length: length}}, nil
 }
 
-// Read appends the plaintext of a chunk that this pack holds already, so that
-// a writer can read back what it has not shipped yet.
-func (b *Builder) Read(dst []byte, k chunk.Kind, r chunk.Ref) ([]byte, error) {
-	end := uint64(r.Offset) + uint64(r.Length)
-	if r.Pack != b.id || end > uint64(len(b.buf)) {
-		return dst, fmt.Errorf("pack %s: %w", b.id, ErrRange)
-	}
-	return b.sealer.Open(dst, r.Offset, k, r.ID, b.buf[r.Offset:end])
-}
-
 // Finish ends the pack and returns its container, in the buffer given to
 // NewBuilder: the sealed chunks, the sealed table of contents, the trailer.
 func (b *Builder) Finish() ([]byte, error) {

@@ -43,11 +43,6 @@ func TestBuilder(t *testing.T) {
 			}
 			items = append(items, item{k, ref, plain})
 		}
-		for _, x := range items {
-			if got, rerr := b.Read(nil, x.k, x.ref); rerr != nil || !bytes.Equal(got, x.plain) {
-				t.Fatalf("read back: %v", rerr)
-			}
-		}
 		container, err := b.Finish()
 		if err != nil || &container[0] != &buf[:1][0] || len(container) > TargetSize {
 			t.Fatalf("finish: %d bytes, %v", len(container), err)
