@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+
+	"github.com/cairnbackup/cairn/internal/unixhttp"
 )
 
 // Volumes returns all volumes, ordered by name.
@@ -15,7 +17,7 @@ func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
 
 // Volume returns the volume with this name or ID.
 func (c *Client) Volume(ctx context.Context, ref string) (Volume, error) {
-	return ask[Volume](ctx, c, http.MethodGet, "/v1/volumes/"+segment(ref), nil)
+	return ask[Volume](ctx, c, http.MethodGet, "/v1/volumes/"+unixhttp.Segment(ref), nil)
 }
 
 // CreateVolume makes a volume, which is exported at once.
@@ -25,7 +27,7 @@ func (c *Client) CreateVolume(ctx context.Context, req CreateVolume) (Volume, er
 
 // ExtendVolume grows a volume to size bytes.
 func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volume, error) {
-	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+segment(ref)+"/extend", extendVolume{Size: size})
+	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+unixhttp.Segment(ref)+"/extend", extendVolume{Size: size})
 }
 
 // ReopenVolume has a volume closed and opened: one that could not be opened when
@@ -33,13 +35,13 @@ func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volu
 // refused while a job works on the volume or anybody is connected to it or its
 // snapshots (ErrBusy).
 func (c *Client) ReopenVolume(ctx context.Context, ref string) (Volume, error) {
-	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+segment(ref)+"/reopen", nil)
+	return ask[Volume](ctx, c, http.MethodPost, "/v1/volumes/"+unixhttp.Segment(ref)+"/reopen", nil)
 }
 
 // DeleteVolume deletes a volume; its backups stay. It is refused while a job
 // works on the volume (ErrBusy).
 func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/volumes/"+segment(ref), nil)
+	return c.call(ctx, http.MethodDelete, "/v1/volumes/"+unixhttp.Segment(ref), nil)
 }
 
 // CreateSnapshots snapshots volumes at one instant: all of them or none.
@@ -54,18 +56,18 @@ func (c *Client) Snapshots(ctx context.Context, volumeRef string) ([]Snapshot, e
 
 // Snapshot returns the snapshot with this ID, name, or VOLUME@NAME.
 func (c *Client) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
-	return ask[Snapshot](ctx, c, http.MethodGet, "/v1/snapshots/"+segment(ref), nil)
+	return ask[Snapshot](ctx, c, http.MethodGet, "/v1/snapshots/"+unixhttp.Segment(ref), nil)
 }
 
 // DeleteSnapshot deletes a snapshot. It is refused while a job reads it (ErrBusy).
 func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/snapshots/"+segment(ref), nil)
+	return c.call(ctx, http.MethodDelete, "/v1/snapshots/"+unixhttp.Segment(ref), nil)
 }
 
 // RevertVolume makes the content of a snapshot's volume that of the snapshot.
 // It is refused while the volume is used, or a job works on it (ErrBusy).
 func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
-	return c.call(ctx, http.MethodPost, "/v1/snapshots/"+segment(snapshotRef)+"/revert", nil)
+	return c.call(ctx, http.MethodPost, "/v1/snapshots/"+unixhttp.Segment(snapshotRef)+"/revert", nil)
 }
 
 // CreateBackup starts a backup and returns its job; the job's Backup is the
@@ -82,14 +84,14 @@ func (c *Client) Backups(ctx context.Context) ([]Backup, error) {
 // Backup returns the backup with this name or ID. A name that several have is
 // refused (ErrConflict).
 func (c *Client) Backup(ctx context.Context, ref string) (Backup, error) {
-	return ask[Backup](ctx, c, http.MethodGet, "/v1/backups/"+segment(ref), nil)
+	return ask[Backup](ctx, c, http.MethodGet, "/v1/backups/"+unixhttp.Segment(ref), nil)
 }
 
 // DeleteBackup deletes a backup. Others that started from it are complete and
 // stay. It is refused while the backup is exported, being restored or being
 // made.
 func (c *Client) DeleteBackup(ctx context.Context, ref string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/backups/"+segment(ref), nil)
+	return c.call(ctx, http.MethodDelete, "/v1/backups/"+unixhttp.Segment(ref), nil)
 }
 
 // Restore starts a restore and returns its job.
@@ -112,12 +114,12 @@ func (c *Client) Exports(ctx context.Context) ([]ExportInfo, error) {
 // or ID of the backup. What was written to an overlay is discarded; while a
 // client is connected to one, that is refused.
 func (c *Client) Unexport(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/exports/"+segment(name), nil)
+	return c.call(ctx, http.MethodDelete, "/v1/exports/"+unixhttp.Segment(name), nil)
 }
 
 // ForceUnexport is Unexport also while a client writes to the overlay.
 func (c *Client) ForceUnexport(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/exports/"+segment(name)+"?force=true", nil)
+	return c.call(ctx, http.MethodDelete, "/v1/exports/"+unixhttp.Segment(name)+"?force=true", nil)
 }
 
 // call sends a request whose answer says nothing.

@@ -25,6 +25,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/chunk", ""},
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
+	{"internal/unixhttp", ""},
 
 	// One leaf away.
 	{"blockmap", "internal/vfs"},
@@ -40,11 +41,11 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/backup", "blockmap internal/chunk internal/manifest"},
 
 	// The data plane, and what is stored and how it comes back.
-	{"internal/serve", "blockmap internal/vfs internal/volume nbd"},
+	{"internal/serve", "blockmap internal/unixhttp internal/vfs internal/volume nbd"},
 	{"internal/repository", "blockmap internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
 
 	// The control plane.
-	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve nbd"},
+	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve internal/unixhttp nbd"},
 	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.

@@ -1,86 +1,65 @@
 package serve
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
-)
 
-// maxAnswer caps what the client reads of one answer: 4096 volumes with
-// their checkpoints fit several times.
-const maxAnswer = 64 << 20
+	"github.com/cairnbackup/cairn/internal/unixhttp"
+)
 
 // Client speaks the control API on the data plane's unix socket. It is safe
 // for concurrent use. Its errors are *Error (the data plane refused: the text
 // is a sentence for the operator), wrap ErrUnreachable, or are the context's.
-type Client struct {
-	socket string
-	http   *http.Client
-}
+type Client struct{ http *unixhttp.Client }
 
 // NewClient returns a client of the control socket at path. It connects when
 // it is first used, and again whenever the data plane was restarted.
 func NewClient(socket string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}
-	return &Client{
-		socket: socket,
-		http: &http.Client{Transport: &http.Transport{
-			DialContext:         dial,
-			MaxIdleConnsPerHost: 2,
-			// Shorter than the server's, so that a connection is never
-			// reused just as the server closes it.
-			IdleConnTimeout: controlIdle / 2,
-		}},
-	}
+	return &Client{unixhttp.New(unixhttp.Server{
+		Socket: socket, Name: "data plane", Idle: controlIdle, Refusal: decodeRefusal,
+		Unreachable: ErrUnreachable, Hint: "is cairn serve running, and does it belong to this user?",
+	})}
 }
 
 // controlIdle is how long the server keeps an idle control connection.
 const controlIdle = time.Minute
 
 // Close closes idle connections. The client may still be used.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.http.Close() }
 
 // Status returns the state of the data plane.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+	return s, c.http.Do(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
 // Volumes returns all volumes, ordered by name.
 func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
 	var vs []Volume
-	return vs, c.do(ctx, http.MethodGet, "/v1/volumes", nil, &vs)
+	return vs, c.http.Do(ctx, http.MethodGet, "/v1/volumes", nil, &vs)
 }
 
 // Volume returns the volume with this name or ID. A name that several
 // volumes have is refused (ErrConflict).
 func (c *Client) Volume(ctx context.Context, ref string) (Volume, error) {
 	var v Volume
-	return v, c.do(ctx, http.MethodGet, volumePath(ref), nil, &v)
+	return v, c.http.Do(ctx, http.MethodGet, volumePath(ref), nil, &v)
 }
 
 // CreateVolume makes a volume and exports it.
 func (c *Client) CreateVolume(ctx context.Context, req CreateVolume) (Volume, error) {
 	var v Volume
-	return v, c.do(ctx, http.MethodPost, "/v1/volumes", req, &v)
+	return v, c.http.Do(ctx, http.MethodPost, "/v1/volumes", req, &v)
 }
 
 // ExtendVolume grows a volume to size bytes. Connections that are open keep
 // the old size; new ones see the new one.
 func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volume, error) {
 	var v Volume
-	return v, c.do(ctx, http.MethodPost, volumePath(ref)+"/extend", extendVolume{Size: size}, &v)
+	return v, c.http.Do(ctx, http.MethodPost, volumePath(ref)+"/extend", extendVolume{Size: size}, &v)
 }
 
 // ReopenVolume closes and opens a volume again: one that could not be opened
@@ -89,20 +68,20 @@ func (c *Client) ExtendVolume(ctx context.Context, ref string, size int64) (Volu
 // Temporary snapshots end.
 func (c *Client) ReopenVolume(ctx context.Context, ref string) (Volume, error) {
 	var v Volume
-	return v, c.do(ctx, http.MethodPost, volumePath(ref)+"/reopen", nil, &v)
+	return v, c.http.Do(ctx, http.MethodPost, volumePath(ref)+"/reopen", nil, &v)
 }
 
 // DeleteVolume deletes a volume, and its data if we made the data file. It is
 // refused while somebody is connected (ErrBusy) or it has snapshots
 // (ErrConflict).
 func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
-	return c.do(ctx, http.MethodDelete, volumePath(ref), nil, nil)
+	return c.http.Do(ctx, http.MethodDelete, volumePath(ref), nil, nil)
 }
 
 // DropCheckpoint forgets a checkpoint of a volume. Positions of snapshots
 // cannot be dropped: delete the snapshot.
 func (c *Client) DropCheckpoint(ctx context.Context, volumeRef, name string) error {
-	return c.do(ctx, http.MethodDelete, volumePath(volumeRef)+"/checkpoints/"+segment(name), nil, nil)
+	return c.http.Do(ctx, http.MethodDelete, volumePath(volumeRef)+"/checkpoints/"+unixhttp.Segment(name), nil, nil)
 }
 
 // CreateSnapshots snapshots one or more volumes at one instant and exports
@@ -110,7 +89,7 @@ func (c *Client) DropCheckpoint(ctx context.Context, volumeRef, name string) err
 // req.Volumes. A volume in use is refused (ErrBusy) unless req.Force.
 func (c *Client) CreateSnapshots(ctx context.Context, req CreateSnapshots) ([]Snapshot, error) {
 	var ss []Snapshot
-	return ss, c.do(ctx, http.MethodPost, "/v1/snapshots", req, &ss)
+	return ss, c.http.Do(ctx, http.MethodPost, "/v1/snapshots", req, &ss)
 }
 
 // Snapshots returns the snapshots of one volume, or of all with "", ordered
@@ -121,27 +100,27 @@ func (c *Client) Snapshots(ctx context.Context, volumeRef string) ([]Snapshot, e
 		path += "?volume=" + url.QueryEscape(volumeRef)
 	}
 	var ss []Snapshot
-	return ss, c.do(ctx, http.MethodGet, path, nil, &ss)
+	return ss, c.http.Do(ctx, http.MethodGet, path, nil, &ss)
 }
 
 // Snapshot returns the snapshot with this ID, name, or VOLUME@NAME. A name
 // that several snapshots have is refused (ErrConflict).
 func (c *Client) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
 	var s Snapshot
-	return s, c.do(ctx, http.MethodGet, snapshotPath(ref), nil, &s)
+	return s, c.http.Do(ctx, http.MethodGet, snapshotPath(ref), nil, &s)
 }
 
 // DeleteSnapshot deletes a snapshot. It is refused while somebody reads it
 // (ErrBusy); a reader that has just hung up is waited for.
 func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
-	return c.do(ctx, http.MethodDelete, snapshotPath(ref), nil, nil)
+	return c.http.Do(ctx, http.MethodDelete, snapshotPath(ref), nil, nil)
 }
 
 // AliasCheckpoint adds a checkpoint to a snapshot's volume, at the very
 // position of the snapshot. It outlives the snapshot. A name that the volume
 // has already is refused (ErrConflict).
 func (c *Client) AliasCheckpoint(ctx context.Context, snapshotRef, name string) error {
-	return c.do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/checkpoints", aliasCheckpoint{Name: name}, nil)
+	return c.http.Do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/checkpoints", aliasCheckpoint{Name: name}, nil)
 }
 
 // RevertVolume makes the content of a snapshot's volume that of the
@@ -149,75 +128,13 @@ func (c *Client) AliasCheckpoint(ctx context.Context, snapshotRef, name string) 
 // is in use (ErrBusy). Once it changes the volume ctx does not stop it; if it
 // fails then, the volume refuses writes until a revert succeeds.
 func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
-	return c.do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/revert", nil, nil)
+	return c.http.Do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/revert", nil, nil)
 }
 
-func volumePath(ref string) string   { return "/v1/volumes/" + segment(ref) }
-func snapshotPath(ref string) string { return "/v1/snapshots/" + segment(ref) }
+func volumePath(ref string) string   { return "/v1/volumes/" + unixhttp.Segment(ref) }
+func snapshotPath(ref string) string { return "/v1/snapshots/" + unixhttp.Segment(ref) }
 
-// segment makes one segment of a path of anything. One of dots alone would
-// vanish from the path; the empty one becomes something that nothing is called.
-func segment(ref string) string {
-	switch {
-	case ref == "":
-		return url.PathEscape(`""`)
-	case strings.Trim(ref, ".") == "":
-		return strings.ReplaceAll(ref, ".", "%2E")
-	}
-	return url.PathEscape(ref)
-}
-
-// do sends one request; in and out may be nil.
-func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("encode request to data plane: %w", err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://cairn"+path, body)
-	if err != nil {
-		return refuse(CodeInvalid, "the request cannot be made: %v", err)
-	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return c.unreachable(ctx, err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return c.unreachable(ctx, err)
-	}
-	if resp.StatusCode >= 300 {
-		return decodeRefusal(resp.StatusCode, b)
-	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("decode answer of data plane: %w", err)
-	}
-	return nil
-}
-
-// unreachable explains a request that got no answer.
-func (c *Client) unreachable(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("ask data plane: %w", context.Cause(ctx))
-	}
-	// The method and the made-up URL around the cause say nothing.
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		err = ue.Err
-	}
-	return fmt.Errorf("%w on %s: is cairn serve running, and does it belong to this user? (%w)", ErrUnreachable, c.socket, err)
-}
-
-// decodeRefusal makes an *Error of an answer that is not a success.
+// decodeRefusal makes an *Error of an answer that is no success.
 func decodeRefusal(status int, body []byte) error {
 	var e Error
 	if err := json.Unmarshal(body, &e); err != nil || e.Code == "" || e.Text == "" {
