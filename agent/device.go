@@ -16,6 +16,7 @@ import (
 // imageDevice serves a backup over NBD to one connection: read-only, or
 // through an overlay. The functions hold the connection's context.
 type imageDevice struct {
+	guests  *guests
 	size    int64
 	read    func(p []byte, off int64) error
 	write   func(p []byte, off int64) error // nil = read-only, and so are the next two
@@ -26,16 +27,19 @@ type imageDevice struct {
 
 var _ nbd.Device = (*imageDevice)(nil)
 
-// openDevice makes the device of one connection; o is nil for a read-only one.
-func openDevice(ctx context.Context, img image, o *overlay) *imageDevice {
+// openDevice makes the device of a connection that has entered; o is nil for a
+// read-only one.
+func openDevice(ctx context.Context, img image, o *overlay, g *guests) *imageDevice {
 	if o == nil {
 		return &imageDevice{
+			guests:  g,
 			size:    img.Size(),
 			read:    func(p []byte, off int64) error { return img.ReadAt(ctx, p, off) },
 			extents: func(off, n int64) ([]blockmap.Extent, error) { return img.Extents(ctx, off, n) },
 		}
 	}
 	return &imageDevice{
+		guests:  g,
 		size:    o.size,
 		read:    func(p []byte, off int64) error { return o.readAt(ctx, p, off) },
 		write:   func(p []byte, off int64) error { return o.writeAt(ctx, p, off) },
@@ -95,7 +99,10 @@ func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) 
 }
 
 // Close ends the connection; backup and overlay stay open.
-func (d *imageDevice) Close() error { return nil }
+func (d *imageDevice) Close() error {
+	d.guests.leave()
+	return nil
+}
 
 // diskFile is an overlay's file on a file system.
 type diskFile struct{ *os.File }

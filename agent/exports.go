@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -35,11 +34,11 @@ type exports struct {
 
 // served is one export. Without a stop function it is not served: err says why.
 type served struct {
-	rec     catalog.Export
-	size    int64
-	stop    func() error // ends it and returns when it has ended
-	clients func() int
-	err     error
+	rec    catalog.Export
+	size   int64
+	stop   func() error // ends it and returns when it has ended
+	guests *guests
+	err    error
 }
 
 func newExports(cat *catalog.Catalog, repo *repository.Repository, log *slog.Logger, dir, state string) *exports {
@@ -148,11 +147,14 @@ func (x *exports) remove(ctx context.Context, name string, force bool) error {
 	if !ok {
 		return refuse(CodeNotFound, "there is no export %q: \"cairn export\" lists those there are", name)
 	}
-	if s.rec.Overlay && !force && !s.left(ctx) {
+	if s.rec.Overlay && !force && s.guests != nil && !s.guests.close(ctx) {
 		return refuse(CodeBusy, "export %s has a client, and what it wrote to the overlay would be lost: disconnect it first, or use --force", name)
 	}
 	// Forgotten first: what a crash leaves is swept at the next start.
 	if err := x.cat.RemoveExport(ctx, name); err != nil {
+		if s.guests != nil {
+			s.guests.open()
+		}
 		return err
 	}
 	x.mu.Lock()
@@ -169,23 +171,6 @@ func (x *exports) remove(ctx context.Context, name string, force bool) error {
 		return fmt.Errorf("discard the overlay of export %s: %w", name, err)
 	}
 	return nil
-}
-
-// left reports whether all clients have left, for which it waits a moment: a
-// client that has closed its connection is not gone at once.
-func (s *served) left(ctx context.Context) bool {
-	const moment, step = time.Second, 10 * time.Millisecond
-	for range moment / step {
-		if s.clients == nil || s.clients() == 0 {
-			return true
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(step):
-		}
-	}
-	return false
 }
 
 // of says how a backup is in use, if it is.
@@ -240,8 +225,8 @@ func (x *exports) info(s *served) ExportInfo {
 	if s.err != nil {
 		i.Error = s.err.Error()
 	}
-	if s.clients != nil {
-		i.Clients = s.clients()
+	if s.guests != nil {
+		i.Clients = s.guests.count()
 	}
 	return i
 }

@@ -36,16 +36,21 @@ func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *se
 		}
 		closers = append(closers, o.close)
 	}
-	counters := &nbd.Counters{}
+	inside := &guests{}
 	l, err := listen(ctx, x.socket(e.Name), 0o660)
 	if err != nil {
 		return nil, fmt.Errorf("export backup %s: %w", e.Backup, err)
 	}
 	export := &nbd.Export{
-		Name: e.Name, Description: "backup " + e.Backup, ReadOnly: o == nil, MultiConn: true, Counters: counters,
+		Name: e.Name, Description: "backup " + e.Backup, ReadOnly: o == nil, MultiConn: true,
 		Contexts: func() []string { return []string{nbd.ContextAllocation} },
 		Size:     img.Size,
-		Open:     func(ctx context.Context, _ nbd.Peer) (nbd.Device, error) { return openDevice(ctx, img, o), nil },
+		Open: func(ctx context.Context, _ nbd.Peer) (nbd.Device, error) {
+			if ierr := inside.enter(); ierr != nil {
+				return nil, ierr
+			}
+			return openDevice(ctx, img, o, inside), nil
+		},
 	}
 	srv := nbd.NewServer(nbd.ServerOptions{
 		Lookup: func(name string, _ nbd.Peer) (*nbd.Export, bool) { return export, name == "" || name == e.Name },
@@ -71,7 +76,7 @@ func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *se
 		return nil, errors.Join(fmt.Errorf("export backup %s: %w", e.Backup, context.Cause(ctx)), l.Close())
 	}
 	stop := sync.OnceValue(func() error { close(end); return <-ended })
-	return &served{rec: e, size: img.Size(), stop: stop, clients: func() int { return int(counters.Connections.Load()) }}, nil
+	return &served{rec: e, size: img.Size(), stop: stop, guests: inside}, nil
 }
 
 // openOverlay opens the files of an overlay.
