@@ -341,7 +341,7 @@ func TestEndNotRecorded(t *testing.T) {
 	exec := func(statements ...string) {
 		t.Helper()
 		for _, q := range statements {
-			if _, err := db.ExecContext(ctx, q); err != nil {
+			if _, err = db.ExecContext(ctx, q); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -89,7 +89,7 @@ func (s heldSegment) read(dst *Bitmap) (doubt string) {
 
 func (h held) close() {
 	for _, s := range h {
-		s.closedBits.close()
+		s.close()
 	}
 }
 

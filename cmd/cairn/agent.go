@@ -160,7 +160,7 @@ func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository
 	if err != nil {
 		return nil, err
 	}
-	if err := s.makeState(); err != nil {
+	if err = s.makeState(); err != nil {
 		return nil, err
 	}
 	r, err := openRepository(ctx, names, repository.Options{

@@ -76,7 +76,7 @@ func readPassword(name string) (p []byte, err error) {
 	f, err := os.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, noPassword(name)
+		return nil, noPasswordError(name)
 	case err != nil:
 		return nil, fmt.Errorf("password file: %w", err)
 	}
@@ -104,15 +104,17 @@ func readPassword(name string) (p []byte, err error) {
 	return p, nil
 }
 
-// noPassword is the error for a password file of this name that is not there:
+// noPasswordError is the error for a password file of this name that is not there:
 // fs.ErrNotExist.
-type noPassword string
+type noPasswordError string
 
 // Error returns the sentence.
-func (n noPassword) Error() string { return fmt.Sprintf("password file %s is not there", string(n)) }
+func (n noPasswordError) Error() string {
+	return fmt.Sprintf("password file %s is not there", string(n))
+}
 
 // Is makes it fs.ErrNotExist.
-func (noPassword) Is(target error) bool { return target == fs.ErrNotExist }
+func (noPasswordError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // makePassword writes a new random password to a file that is not there yet.
 func makePassword(name string) ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -316,7 +317,7 @@ func TestFull(t *testing.T) {
 	}
 	var err error
 	for i := 0; err == nil && i < 1000; i++ {
-		err = c.PutJob(t.Context(), Job{ID: fmt.Sprint(i), Error: strings.Repeat("x", 4096)})
+		err = c.PutJob(t.Context(), Job{ID: strconv.Itoa(i), Error: strings.Repeat("x", 4096)})
 	}
 	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "free some space on the disk of "+name) {
 		t.Error(err)

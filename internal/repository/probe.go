@@ -21,40 +21,40 @@ func probeOnce(ctx context.Context, s objstore.Store) error {
 		return err
 	}
 	name := probePrefix + id.String()
-	won := make(chan int, probeRacers)
+	won := make(chan byte, probeRacers)
 	failed := make(chan error, probeRacers)
-	for i := range probeRacers {
+	for i := range byte(probeRacers) {
 		go func() {
-			err := s.Put(ctx, name, probeBody(i))
-			if err == nil {
+			putErr := s.Put(ctx, name, probeBody(i))
+			if putErr == nil {
 				won <- i
-			} else if !errors.Is(err, objstore.ErrExist) {
-				failed <- err
+			} else if !errors.Is(putErr, objstore.ErrExist) {
+				failed <- putErr
 			}
 			failed <- nil
 		}()
 	}
 	var errs []error
 	for done := 0; done < probeRacers; {
-		if err := <-failed; err != nil {
-			errs = append(errs, err)
+		if putErr := <-failed; putErr != nil {
+			errs = append(errs, putErr)
 		} else {
 			done++
 		}
 	}
 	close(won)
-	if err := errors.Join(errs...); err != nil {
+	if err = errors.Join(errs...); err != nil {
 		return errors.Join(err, s.Delete(context.WithoutCancel(ctx), name))
 	}
 	err = probeSeen(ctx, s, name, won)
 	return errors.Join(err, s.Delete(context.WithoutCancel(ctx), name))
 }
 
-func probeBody(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 64) }
+func probeBody(i byte) []byte { return bytes.Repeat([]byte{i}, 64) }
 
 // probeSeen checks what came of the race.
-func probeSeen(ctx context.Context, s objstore.Store, name string, won <-chan int) error {
-	winners := make([]int, 0, 1)
+func probeSeen(ctx context.Context, s objstore.Store, name string, won <-chan byte) error {
+	winners := make([]byte, 0, 1)
 	for i := range won {
 		winners = append(winners, i)
 	}

@@ -180,7 +180,7 @@ func (p *pruner) begin(ctx context.Context) error {
 		return err
 	}
 	p.report.ID = p.id.String()
-	if err := p.unchanged(ctx); err != nil {
+	if err = p.unchanged(ctx); err != nil {
 		return err
 	}
 	_, err = everywhere(ctx, p, "prove that it creates a name only once", func(ctx context.Context, m *member) (struct{}, error) {
@@ -306,19 +306,19 @@ func (p *pruner) readDeleted(ctx context.Context) error {
 		return err
 	}
 	for name, ms := range traces {
-		_, leaf, err := pruneName(name)
-		if err == nil && leaf == condemnedLeaf {
+		_, leaf, bad := pruneName(name)
+		if bad == nil && leaf == condemnedLeaf {
 			p.lists++
 		}
-		if err != nil || leaf != doneLeaf {
+		if bad != nil || leaf != doneLeaf {
 			continue
 		}
-		payload, err := p.first(ctx, ms, kindDone, name)
-		if errors.Is(err, errEnvelope) {
+		payload, failed := p.first(ctx, ms, kindDone, name)
+		if errors.Is(failed, errEnvelope) {
 			continue // nobody's word: what it would have aged waits for another prune
 		}
-		if err != nil {
-			return err
+		if failed != nil {
+			return failed
 		}
 		for len(payload) >= len(ident{}) {
 			seen[ident(payload[:len(ident{})])] = true

@@ -142,13 +142,13 @@ func TestPrune(t *testing.T) {
 	}
 	mustVerify(t, one, r, "one")
 	mustVerify(t, two, r, "two")
-	if _, err := r.Image(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
+	if _, err = r.Image(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the purged backup: %v", err)
 	}
-	if err := r.Undelete(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
+	if err = r.Undelete(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("undelete of what is gone: %v", err)
 	}
-	if err := r.Undelete(t.Context(), "two"); !errors.Is(err, ErrInvalid) {
+	if err = r.Undelete(t.Context(), "two"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("undelete of what is not deleted: %v", err)
 	}
 	check, err := r.Check(t.Context(), CheckOptions{ReadData: true})
@@ -352,15 +352,15 @@ func TestPruneAgainst(t *testing.T) {
 			return committed("third", v, o, err)
 		}},
 		{"undelete", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
-			if err := r.Undelete(ctx, "gone"); err != nil {
-				return "", nil, nil // too late: nothing is promised
+			if r.Undelete(ctx, "gone") == nil {
+				return "gone", w.gone, nil
 			}
-			return "gone", w.gone, nil
+			return "", nil, nil // too late: nothing is promised
 		}},
 		{"undelete from the trash", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
 			return "trashed", w.trashed, r.Undelete(ctx, "trashed")
 		}},
-		{"another prune", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+		{"another prune", func(ctx context.Context, _ *world, r *Repository) (string, *content, error) {
 			_, err := r.Prune(ctx, hasty)
 			return "", nil, err
 		}},

@@ -48,11 +48,11 @@ func (p *pruner) put(ctx context.Context, kd kind, name string, payload []byte) 
 		return err
 	}
 	_, err = everywhere(ctx, p, "take "+name, func(ctx context.Context, m *member) (struct{}, error) {
-		err := p.r.identify(ctx, m)
-		if err == nil {
-			err = putSame(ctx, m.store, name, object)
+		putErr := p.r.identify(ctx, m)
+		if putErr == nil {
+			putErr = putSame(ctx, m.store, name, object)
 		}
-		return struct{}{}, err
+		return struct{}{}, putErr
 	})
 	return err
 }
@@ -133,14 +133,14 @@ func (p *pruner) removePacks(ctx context.Context) error {
 	if err := p.remove(ctx, "remove packs", names); err != nil {
 		return err
 	}
-	names = nil
+	var strays []string
 	for old, forwardings := range p.moved {
 		if !p.marked[old] {
-			names = append(names, forwardings...)
+			strays = append(strays, forwardings...)
 		}
 	}
-	slices.Sort(names)
-	return p.remove(ctx, "remove packs", names)
+	slices.Sort(strays)
+	return p.remove(ctx, "remove packs", strays)
 }
 
 // finish is P10: the tombstones that this prune saw have aged.
@@ -166,9 +166,9 @@ func (p *pruner) tidy(ctx context.Context) error {
 	}
 	dead := make(map[ident]bool)
 	for s, b := range votes {
-		d, err := p.decision(ctx, s, b, nil, nil)
-		if err != nil {
-			return err
+		d, failed := p.decision(ctx, s, b, nil, nil)
+		if failed != nil {
+			return failed
 		}
 		dead[s] = p.purged[s] || d == Aborted
 		if d != Undecided && len(b.open) > 0 {
@@ -215,16 +215,16 @@ func (p *pruner) closeLists(ctx context.Context) error {
 	}
 	lists := make(map[ident]condemned)
 	for id, ms := range holders {
-		payload, err := p.first(ctx, ms, kindCondemned, condemnedName(id))
+		payload, failed := p.first(ctx, ms, kindCondemned, condemnedName(id))
 		c := newCondemned()
-		if err == nil {
-			err = c.decode(payload)
+		if failed == nil {
+			failed = c.decode(payload)
 		}
 		switch {
-		case errors.Is(err, objstore.ErrNotExist):
+		case errors.Is(failed, objstore.ErrNotExist):
 			continue // its own prune was faster
-		case err != nil:
-			return fmt.Errorf("the list of prune %s: %w", id, err)
+		case failed != nil:
+			return fmt.Errorf("the list of prune %s: %w", id, failed)
 		}
 		lists[id] = c
 	}

@@ -285,4 +285,3 @@ func (p *repairer) genuine(ctx context.Context, kd kind, name string, m *member)
 		return object, err
 	})
 }
-

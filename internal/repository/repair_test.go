@@ -126,7 +126,7 @@ func TestRepairOwed(t *testing.T) {
 		for _, name := range c.mem[n].Names() {
 			if strings.HasPrefix(name, packPrefix) && (lost == "" || name == lost) {
 				lost = name
-				if err := c.mem[n].Delete(t.Context(), name); err != nil {
+				if err = c.mem[n].Delete(t.Context(), name); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -141,7 +141,7 @@ func TestRepairOwed(t *testing.T) {
 		t.Error("something was deleted")
 	}
 	// A store that takes nothing is not called mended.
-	if err := c.mem[5].Delete(t.Context(), lost); err == nil {
+	if err = c.mem[5].Delete(t.Context(), lost); err == nil {
 		c.faulty[5].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
 			if call.Op == "put" {
 				return memstore.FailBefore

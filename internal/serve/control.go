@@ -148,6 +148,7 @@ func (c *controller) serve(ctx context.Context, l net.Listener) error {
 				conns.Add(1)
 			case http.StateClosed: // at the end of it
 				conns.Done()
+			case http.StateActive, http.StateIdle, http.StateHijacked: // nobody hijacks
 			}
 		},
 	}

@@ -60,7 +60,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 		m := vfs.NewMem()
 		must(t, m.Mkdir("/state", 0o700))
 		n := 0
-		m.FailOn(func(op, name string) error {
+		m.FailOn(func(string, string) error {
 			if n++; n == at {
 				return syscall.EIO
 			}

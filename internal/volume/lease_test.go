@@ -137,7 +137,7 @@ func TestBeatComes(t *testing.T) {
 	l.host.mu.Unlock()
 	must(t, l.v.BeginWrite(0, 512))
 	first := l.lease(t)
-	for end := time.Now().Add(time.Minute); l.lease(t) == first; {
+	for end := time.Now().Add(time.Minute); l.lease(t).Equal(first); {
 		if time.Now().After(end) {
 			t.Fatal("no beat in a minute")
 		}
