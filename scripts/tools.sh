@@ -8,13 +8,12 @@ strict=0
 
 # program:package
 wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
-mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit"
+mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd"
 
 missing() {
 	for pair in $wanted; do
 		PATH="$PATH:/sbin:/usr/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || echo "$pair"
 	done
-	/usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo "python3-nbd:python3-libnbd"
 }
 
 pairs=$(missing)
