@@ -20,7 +20,7 @@ build: ## the static binary bin/cairn
 demo: build ## the main job, end to end, on local folders
 	scripts/demo.sh bin/cairn
 
-tools: ## the Debian packages whose programs the tests drive
+tools: ## the Debian packages and the S3 servers that the tests drive
 	@scripts/tools.sh
 
 test: tools build ## all tests; what is skipped is named at the end

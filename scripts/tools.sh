@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests drive, where it can:
-# as root on a system with apt-get. Says plainly what stays missing; the tests
+# as root on a system with apt-get; and builds the S3 servers that they run,
+# through the Go module proxy, into $CAIRN_TOOLS (cairn-tools in the user's
+# cache folder), once for all clones. Says plainly what stays missing; the tests
 # that need it skip then (in CI they fail). Exits 0 unless --strict is given.
 set -u
 strict=0
@@ -28,7 +30,45 @@ if [ -n "$pairs" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; 
 	rm -f /tmp/cairn-tools.$$.log
 	pairs=$(missing)
 fi
-[ -n "$pairs" ] || exit 0
-echo "not installed, so the tests that drive them are skipped:"
-printf '%s\n' "$pairs" | sed 's/\(.*\):\(.*\)/  \1 (Debian package \2)/'
-exit $strict
+status=0
+if [ -n "$pairs" ]; then
+	echo "not installed, so the tests that drive them are skipped:"
+	printf '%s\n' "$pairs" | sed 's/\(.*\):\(.*\)/  \1 (Debian package \2)/'
+	status=$strict
+fi
+
+# S3 servers: program, package@version.
+servers="versitygw=github.com/versity/versitygw/cmd/versitygw@v1.8.0
+minio=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+cache=${CAIRN_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn-tools}
+
+# server PROGRAM PACKAGE builds one that is missing or of another version.
+server() {
+	[ -x "$cache/$1" ] && [ "$(cat "$cache/$1.version" 2>/dev/null)" = "$2" ] && return 0
+	command -v "${GO:-go}" >/dev/null 2>&1 || { echo "  $1: no Go to build it with"; return 1; }
+	echo "building $1 into $cache, once; it takes some minutes ($2)"
+	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
+	if (cd "$build" && GOFLAGS='-trimpath' GOWORK=off CGO_ENABLED=0 GOBIN="$build" nice -n 10 "${GO:-go}" install -ldflags '-s -w' "$2") >"$build/log" 2>&1; then
+		# The program first: a version without it would not be built again.
+		mv "$build/$1" "$cache/$1" && echo "$2" >"$cache/$1.version"
+	else
+		echo "$1 could not be built, so the tests that run it are skipped:"
+		tail -n 5 "$build/log" | sed 's/^/  /'
+		rm -rf "$build"
+		return 1
+	fi
+	rm -rf "$build"
+}
+
+if mkdir -p "$cache"; then
+	# Not twice at once by two clones.
+	exec 9>"$cache/lock"
+	command -v flock >/dev/null 2>&1 && flock 9
+	for s in $servers; do
+		server "${s%%=*}" "${s#*=}" || status=$strict
+	done
+else
+	echo "the S3 servers cannot be built without $cache: set CAIRN_TOOLS to a folder that can be written"
+	status=$strict
+fi
+exit $status

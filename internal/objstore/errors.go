@@ -15,6 +15,9 @@ var (
 	ErrDown = errors.New("store is down")
 	// ErrNoSpace: the store has no room for the object. Nothing was changed.
 	ErrNoSpace = errors.New("store is full")
+	// ErrBusy: the store refused the call for now. Nothing was changed, and a
+	// later try may succeed.
+	ErrBusy = errors.New("store is busy")
 	// ErrName: the name cannot be one of an object.
 	ErrName = errors.New("invalid object name")
 	// ErrTooLarge: the object is larger than MaxObject.
