@@ -33,6 +33,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore/memstore", "internal/objstore"},
 	{"internal/objstore/dirstore", "internal/objstore internal/vfs"},
 	{"internal/objstore/s3store", "internal/objstore"},
+	{"internal/objstore/retry", "internal/objstore"},
 	{"internal/objstore/storetest", "internal/objstore"},
 	{"internal/objstore/s3test", ""},
 	{"internal/pack", "internal/chunk"},
