@@ -34,6 +34,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore/dirstore", "internal/objstore internal/vfs"},
 	{"internal/objstore/s3store", "internal/objstore"},
 	{"internal/objstore/retry", "internal/objstore"},
+	{"internal/objstore/limit", "internal/objstore"},
 	{"internal/objstore/storetest", "internal/objstore"},
 	{"internal/objstore/s3test", ""},
 	{"internal/pack", "internal/chunk"},
