@@ -27,6 +27,15 @@ Flags may stand before, between and behind other arguments; "--" ends them.
 Volumes, snapshots, backups and jobs go by name or ID; a name that several
 share is refused. Sizes are 512MiB, 4GiB, 1.5T (1 KiB is 1024 bytes).
 
+STORES:
+  /mnt/a               a folder
+  's3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=R'
+                       a bucket that exists, without endpoint at Amazon. More
+                       parameters: style=path|host|auto, profile=P, ca=/FILE.pem,
+                       bandwidth=50MiB and requests=100 (most in a second).
+                       Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
+                       or a profile of the shared credentials file; never a URL.
+
 ENVIRONMENT:
   CAIRN_SOCKET         the agent's socket, in place of --socket
   CAIRN_PASSWORD_FILE  the repository's password, in place of --password-file

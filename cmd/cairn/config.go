@@ -116,11 +116,13 @@ func (s *agentSettings) read(name string) error {
 		*p = beside(name, *p)
 	}
 	for i, st := range s.Stores {
-		path, err := storePath(beside(name, st))
+		p, err := placeOf(beside(name, st))
 		if err != nil {
 			return fmt.Errorf("settings file %s: %w", name, err)
 		}
-		s.Stores[i] = path
+		if p.folder != "" {
+			s.Stores[i] = p.folder
+		}
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func TestSettings(t *testing.T) {
 	}
 	s, err := settings(t, `
 state: /srv/cairn
-stores: [/a, b, "file:///c"]
+stores: [/a, b, "file:///c", "s3://bucket/p?endpoint=https://h:9000&profile=x&bandwidth=50MiB"]
 password-file: secret
 read-limit: 200MiB
 jobs: 3
@@ -70,7 +70,7 @@ log-level: warn
 	}
 	want := &agentSettings{
 		State: "/srv/cairn", Socket: defaultSocket(), Control: "/x/y.sock", NBDDir: defaultNBDDir(),
-		Stores: []string{"/a", "DIR/b", "/c"}, PasswordFile: "DIR/secret",
+		Stores: []string{"/a", "DIR/b", "/c", "s3://bucket/p?endpoint=https://h:9000&profile=x&bandwidth=50MiB"}, PasswordFile: "DIR/secret",
 		Jobs: 5, ReadLimit: "200MiB", readLimit: 200 << 20, LogLevel: "warn", LogFormat: "text",
 	}
 	if !reflect.DeepEqual(s, want) {
@@ -83,7 +83,8 @@ func TestSettingsErrors(t *testing.T) {
 		{"stat: /x", `unknown field "stat"`},
 		{"jobs: many", "line 1: \"many\" stands where a number is expected"},
 		{"read-limit: 5GB", "write 5GiB"},
-		{"stores: [\"s3://bucket\"]", "does not know s3://"},
+		{"stores: [\"swift://container\"]", "does not know swift://"},
+		{"stores: [\"s3://Bucket\"]", "is no bucket's name"},
 		{"jobs: -1", "cannot run at once"},
 		{": :", "settings file"},
 		{"jobs: 1\nno-serve: perhaps", "line 2: \"perhaps\" stands where true or false is expected"},

@@ -14,7 +14,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
-	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
 	"github.com/cairnbackup/cairn/internal/repository"
 )
 
@@ -136,12 +135,12 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 		err = errors.Join(err, folders.remove())
 		made = initResult{}
 	}()
-	all, err := openStores(names, dirstore.Create)
+	all, err := openStores(names, true)
 	if err != nil {
 		return made, err
 	}
 	defer func() { err = errors.Join(err, closeStores(all)) }()
-	if err = apart(urls(all)); err != nil {
+	if err = apart(names); err != nil {
 		return made, err
 	}
 	if pw, made.PasswordFile, made.PasswordMade, err = initPassword(r); err != nil {
@@ -157,14 +156,31 @@ func makeRepository(ctx context.Context, r initRequest) (made initResult, err er
 	return made, nil
 }
 
-// apart refuses folders of which one is or holds another, whatever links lead
+// apart refuses stores of which one is or holds another, whatever links lead
 // there: two shards would be lost at once.
-func apart(folders []string) error {
-	for i, a := range folders {
-		for j, b := range folders {
-			rel, err := filepath.Rel(realPath(a), realPath(b))
+func apart(names []string) error {
+	var places []place
+	for _, n := range names {
+		p, err := placeOf(n)
+		if err != nil {
+			return err
+		}
+		places = append(places, p)
+	}
+	for i, a := range places {
+		for j, b := range places {
+			if i == j || (a.folder == "") != (b.folder == "") {
+				continue
+			}
+			if a.folder == "" {
+				if i < j && a.bucket.Overlaps(b.bucket) {
+					return usagef("stores %s and %s are one place, or one lies in the other: give each a bucket or a prefix of its own", a, b)
+				}
+				continue
+			}
+			rel, err := filepath.Rel(realPath(a.folder), realPath(b.folder))
 			switch {
-			case i == j || err != nil || !filepath.IsLocal(rel):
+			case err != nil || !filepath.IsLocal(rel):
 			case rel == ".":
 				return usagef("stores %s and %s are one folder: name another for one of them", a, b)
 			default:
@@ -224,7 +240,24 @@ func (r initResult) sentences() []string {
 	if n > 1 && oneDevice(r.Stores) {
 		lines = append(lines, "all stores are on one disk, whose loss they do not survive: good for a trial; for the real thing give each store a disk of its own (cairn repo init --store ...)")
 	}
+	if n > 1 && oneServer(r.Stores) {
+		lines = append(lines, "all stores are at one S3 service, whose loss they do not survive: that is as good as that service is")
+	}
 	return lines
+}
+
+// oneServer reports whether all stores are buckets at one address, which at
+// Amazon says little.
+func oneServer(names []string) bool {
+	services := make(map[string]bool)
+	for _, n := range names {
+		p, err := placeOf(n)
+		if err != nil || p.folder != "" || p.bucket.Endpoint == "" {
+			return false
+		}
+		services[p.bucket.Endpoint] = true
+	}
+	return len(services) == 1
 }
 
 // newFolders remembers what was not there, to take it back.
@@ -236,9 +269,13 @@ type newFolders struct {
 func (f *newFolders) note(names []string) error {
 	f.held = make(map[string]map[string]bool)
 	for _, n := range names {
-		path, err := storePath(n)
+		p, err := placeOf(n)
 		if err != nil {
 			return err
+		}
+		path := p.folder
+		if path == "" {
+			continue // a bucket: nothing but objects is made there
 		}
 		if entries, err := os.ReadDir(path); err == nil {
 			f.held[path] = make(map[string]bool)

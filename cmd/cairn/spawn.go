@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -182,9 +183,10 @@ func startServe(s *agentSettings, logName string) (*exec.Cmd, error) {
 	cmd.Dir = "/" // keeps no mount busy
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// Of the agent's environment only what is not the agent's: systemd would
-	// take its messages for the agent's.
+	// take its messages for the agent's, and the data plane needs no store's keys.
 	for _, e := range os.Environ() {
-		if name, _, _ := bytes.Cut([]byte(e), []byte("=")); string(name) != "NOTIFY_SOCKET" && string(name) != "CAIRN_PASSWORD_FILE" {
+		name, _, _ := strings.Cut(e, "=")
+		if name != "NOTIFY_SOCKET" && name != "CAIRN_PASSWORD_FILE" && !strings.HasPrefix(name, "AWS_") {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -40,6 +41,17 @@ type process struct {
 // processes. They are killed when the test ends.
 func newHost(t *testing.T) *host {
 	t.Helper()
+	return newHostOn(t, 4, 2, func(dir string) (stores []string) {
+		for i := range 6 {
+			stores = append(stores, filepath.Join(dir, fmt.Sprintf("store%d", i+1)))
+		}
+		return stores
+	})
+}
+
+// newHostOn is newHost with other stores; they are told the host's folder.
+func newHostOn(t *testing.T, data, parity int, stores func(dir string) []string) *host {
+	t.Helper()
 	// A unix socket's path must be short, which t.TempDir is not.
 	dir, err := os.MkdirTemp("", "cairn-e2e-") //nolint:usetesting // see above
 	if err != nil {
@@ -60,10 +72,10 @@ func newHost(t *testing.T) *host {
 	if err := os.WriteFile(h.path("password"), []byte("correct horse battery staple\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"repo", "init", "--data", "4", "--parity", "2", "--password-file", h.path("password")}
-	for i := range 6 {
-		h.stores = append(h.stores, h.path(fmt.Sprintf("store%d", i+1)))
-		args = append(args, "--store", h.stores[i])
+	h.stores = stores(dir)
+	args := []string{"repo", "init", "--data", strconv.Itoa(data), "--parity", strconv.Itoa(parity), "--password-file", h.path("password")}
+	for _, s := range h.stores {
+		args = append(args, "--store", s)
 	}
 	if out, err := exec.CommandContext(t.Context(), h.bin, args...).CombinedOutput(); err != nil {
 		t.Fatalf("repo init: %v\n%s", err, out)

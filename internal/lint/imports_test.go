@@ -50,7 +50,7 @@ var layers = []struct{ pkg, imports string }{
 
 	// The control plane.
 	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve internal/unixhttp nbd"},
-	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
+	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
 	{"internal/lint", ""},

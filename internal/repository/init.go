@@ -49,6 +49,12 @@ func Init(ctx context.Context, o InitOptions) (Info, error) {
 		if err := putAll(ctx, o.Stores, step); err != nil {
 			return Info{}, errors.Join(fmt.Errorf("init: %w", err), undo(ctx, o.Stores, plan[:i+1]))
 		}
+		if i > 0 {
+			continue
+		}
+		if err := writeOnce(ctx, o.Stores, step); err != nil {
+			return Info{}, errors.Join(fmt.Errorf("init: %w", err), undo(ctx, o.Stores, plan[:1]))
+		}
 	}
 	return Info{
 		ID: m.Repository.String(), Data: m.Data, Parity: m.Parity, Losses: m.Losses,
@@ -190,6 +196,21 @@ func putAll(ctx context.Context, stores []objstore.Store, step initStep) error {
 			if getErr != nil || !slices.Equal(got, step.object(i)) {
 				return fmt.Errorf("write %s to store %s: %w", step.name, s.URL(), err)
 			}
+		}
+	}
+	return nil
+}
+
+// writeOnce puts again what is there: no harm where it is refused, as it has to
+// be, and none where it is taken. A store that takes a name twice would let a
+// vote be changed.
+func writeOnce(ctx context.Context, stores []objstore.Store, step initStep) error {
+	for i, s := range stores {
+		switch err := s.Put(ctx, step.name, step.object(i)); {
+		case err == nil:
+			return fmt.Errorf("store %s overwrites an object where it has to refuse: name a place on a server that creates objects conditionally (S3: If-None-Match): %w", s.URL(), ErrInvalid)
+		case !errors.Is(err, objstore.ErrExist):
+			return fmt.Errorf("write %s to store %s once more: %w", step.name, s.URL(), err)
 		}
 	}
 	return nil

@@ -27,8 +27,6 @@ const (
 type Options struct {
 	Bandwidth int64   // bytes of objects in a second, both ways together; at least MinBandwidth
 	Requests  float64 // in a second
-
-	clock clock // for tests; the zero value is the real one
 }
 
 // clock is the time as a Store sees it.
@@ -49,11 +47,10 @@ type Store struct {
 var _ objstore.Store = (*Store)(nil)
 
 // New returns a store that does what s does, not faster than o says.
-func New(s objstore.Store, o Options) *Store {
-	l := &Store{Store: s, clock: o.clock}
-	if l.clock.now == nil {
-		l.clock = clock{time.Now, sleep}
-	}
+func New(s objstore.Store, o Options) *Store { return newStore(s, o, clock{time.Now, sleep}) }
+
+func newStore(s objstore.Store, o Options, c clock) *Store {
+	l := &Store{Store: s, clock: c}
 	if o.Bandwidth > 0 {
 		b := max(o.Bandwidth, MinBandwidth)
 		l.bytes = rate.NewLimiter(rate.Limit(b), int(max(b/slices, 1)))

@@ -38,7 +38,7 @@ func (v *virtual) clock() clock { return clock{v.now, v.sleep} }
 
 func TestConformance(t *testing.T) {
 	storetest.Run(t, func(*testing.T) objstore.Store {
-		return New(memstore.New("x"), Options{Bandwidth: 1 << 20, Requests: 10, clock: newVirtual().clock()})
+		return newStore(memstore.New("x"), Options{Bandwidth: 1 << 20, Requests: 10}, newVirtual().clock())
 	})
 }
 
@@ -57,7 +57,7 @@ func within(t *testing.T, v *virtual, start time.Time, want time.Duration) {
 
 func TestBandwidth(t *testing.T) {
 	v := newVirtual()
-	s := New(memstore.New("x"), Options{Bandwidth: 1 << 20, clock: v.clock()})
+	s := newStore(memstore.New("x"), Options{Bandwidth: 1 << 20}, v.clock())
 	start := v.now()
 	body := make([]byte, 1<<20)
 	for i := range 10 {
@@ -83,7 +83,7 @@ func TestBandwidth(t *testing.T) {
 func TestRequests(t *testing.T) {
 	v := newVirtual()
 	m := memstore.New("x")
-	s := New(m, Options{Requests: 10, clock: v.clock()})
+	s := newStore(m, Options{Requests: 10}, v.clock())
 	for i := range 5000 {
 		if err := m.Put(t.Context(), fmt.Sprintf("l/%d", i), nil); err != nil {
 			t.Fatal(err)
