@@ -32,6 +32,7 @@ type BadShard struct {
 // Report says what an operation on shards met, also when it succeeded.
 type Report struct {
 	Bad     []BadShard // in order of shards
+	Late    []int      // shards that ReadAt did not wait for, in order
 	Rebuilt int64      // bytes of container that had to be computed from other shards
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -58,6 +59,8 @@ type shards struct {
 	ranges int
 	bytes  int64
 }
+
+func (s *shards) Patience(int64) time.Duration { return 0 }
 
 var errGone = errors.New("store is gone")
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"fmt"
-	"sync"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
 )
@@ -16,12 +16,18 @@ type Fetcher interface {
 	// before, means that this shard is out for this range. The Coder does
 	// not modify the bytes, and does not look at them after its call ended.
 	Fetch(ctx context.Context, shard int, off, n int64) ([]byte, error)
+	// Patience returns how long a Fetch of n bytes may take before ReadAt asks
+	// other shards as well; 0 = as long as it takes. The context of a Fetch that
+	// is not needed any more is then canceled with the cause ErrOvertaken, and
+	// it should return at once: ReadAt waits for it.
+	Patience(n int64) time.Duration
 }
 
 // ReadAt fills p with the container's bytes at off. What lies in the healthy
 // shards is fetched with one range each, in parallel; cells that are missing
-// or wrong, and only those, are computed from k others. The Report names bad
-// shards also when p could be filled. Errors: a *LostError (ErrLost) when too
+// or wrong, and only those, are computed from k others; so are those that are
+// late, if that is done first. The Report names bad and late shards also when p
+// could be filled. Errors: a *LostError (ErrLost) when too
 // few shards are left, ErrRange past the container's end (the zeros that fill
 // its last cell may be returned instead), the context's.
 func (c *Coder) ReadAt(ctx context.Context, f Fetcher, id chunk.PackID, p []byte, off int64) (Report, error) {
@@ -39,6 +45,10 @@ func (c *Coder) ReadAt(ctx context.Context, f Fetcher, id chunk.PackID, p []byte
 		all = all.join(r)
 	})
 	s := c.newStripes(f, id, all)
+	s.hedged = c.g.Parity > 0
+	ctx, overtake := context.WithCancelCause(ctx)
+	defer s.drain()
+	defer overtake(ErrOvertaken)
 	if err := s.fetch(ctx, ranges); err != nil {
 		return s.report(), err
 	}
@@ -81,6 +91,11 @@ type stripes struct {
 	bad   []error  // by shard: the first thing wrong with it
 
 	rebuilt int64
+
+	hedged  bool        // shards that are late are not waited for
+	flights chan flight // that have ended
+	flying  []int       // by shard: fetches on their way
+	late    []bool      // by shard: others were asked because it did not answer
 }
 
 func (c *Coder) newStripes(f Fetcher, id chunk.PackID, all cellRange) *stripes {
@@ -88,6 +103,7 @@ func (c *Coder) newStripes(f Fetcher, id chunk.PackID, all cellRange) *stripes {
 	return &stripes{
 		c: c, f: f, id: id, all: all,
 		cells: make([][]byte, n), tried: make([]bool, n), bad: make([]error, c.g.Total()),
+		flying: make([]int, c.g.Total()), late: make([]bool, c.g.Total()),
 	}
 }
 
@@ -103,63 +119,83 @@ func (s *stripes) report() Report {
 		if err != nil {
 			r.Bad = append(r.Bad, BadShard{Shard: i, Err: err})
 		}
+		if s.late[i] && s.flying[i] > 0 {
+			r.Late = append(r.Late, i)
+		}
 	}
 	return r
 }
 
 // fetch gets the range of each shard, in parallel. It fails only with the
-// context; whatever else goes wrong leaves cells missing.
+// context; whatever else goes wrong, or takes too long, leaves cells missing.
 func (s *stripes) fetch(ctx context.Context, ranges []cellRange) error {
-	var last int
-	busy := 0
+	last, busy := 0, 0
 	for i, r := range ranges {
 		if !r.empty() {
 			last = i
 			busy++
 		}
 	}
-	if busy == 1 {
-		s.fetchShard(ctx, last, ranges[last])
-	} else {
-		var wg sync.WaitGroup
-		for i, r := range ranges {
-			if !r.empty() {
-				wg.Go(func() { s.fetchShard(ctx, i, r) })
-			}
-		}
-		wg.Wait()
+	patience := s.patience(ranges)
+	if busy == 1 && patience == 0 {
+		s.mark(last, ranges[last])
+		s.land(s.fly(ctx, last, ranges[last]))
+		return s.canceled(ctx)
 	}
+	s.launch(ctx, ranges)
+	return s.await(ctx, patience, func() bool { return false })
+}
+
+func (s *stripes) canceled(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("read pack %s: %w", s.id, err)
 	}
 	return nil
 }
 
-// fetchShard gets a range of one shard and keeps the cells that are right. It
-// touches only what is this shard's.
-func (s *stripes) fetchShard(ctx context.Context, shard int, r cellRange) {
+// mark notes that a range of a shard is being asked for.
+func (s *stripes) mark(shard int, r cellRange) {
 	for cell := r.first; cell < r.end; cell++ {
 		s.tried[s.index(shard, cell)] = true
 	}
+}
+
+// fly gets a range of one shard and checks its cells. It runs in a goroutine of
+// its own and touches nothing that is shared.
+func (s *stripes) fly(ctx context.Context, shard int, r cellRange) flight {
 	n := (r.end - r.first) * storedCell
 	b, err := s.f.Fetch(ctx, shard, cellOffset(r.first), n)
 	if err == nil && int64(len(b)) != n {
 		err = fmt.Errorf("%d bytes instead of %d: %w", len(b), n, ErrCorrupt)
 	}
+	out := flight{shard: shard, r: r, err: err}
 	if err != nil {
-		s.fault(shard, err)
-		return
+		return out
 	}
+	out.cells = make([][]byte, r.end-r.first)
 	t := borrow(&s.c.cellTags)
 	defer s.c.cellTags.Put(t)
 	for cell := r.first; cell < r.end; cell++ {
 		stored := b[(cell-r.first)*storedCell:][:storedCell]
 		payload, tag := stored[:cellSize:cellSize], stored[cellSize:]
 		if subtle.ConstantTimeCompare(t.tag(payload, s.id, shard, cell), tag) == 1 {
-			s.cells[s.index(shard, cell)] = payload
-		} else {
-			s.fault(shard, fmt.Errorf("cell %d: %w", cell, ErrCorrupt))
+			out.cells[cell-r.first] = payload
+		} else if out.err == nil {
+			out.err = fmt.Errorf("cell %d: %w", cell, ErrCorrupt)
 		}
+	}
+	return out
+}
+
+// land keeps the cells that are right.
+func (s *stripes) land(f flight) {
+	for i, payload := range f.cells {
+		if payload != nil {
+			s.cells[s.index(f.shard, f.r.first+int64(i))] = payload
+		}
+	}
+	if f.err != nil {
+		s.fault(f.shard, f.err)
 	}
 }
 

@@ -3,6 +3,7 @@ package pack
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
 )
@@ -38,7 +39,7 @@ func (s *stripes) complete(ctx context.Context, wanted []cellRange, beyond bool)
 		for run.end < s.all.end && missing(run.end) {
 			run.end++
 		}
-		if err := s.gather(ctx, run); err != nil {
+		if err := s.gather(ctx, run, wanted); err != nil {
 			return err
 		}
 		for ; cell < run.end; cell++ {
@@ -75,13 +76,12 @@ func (s *stripes) checkEnd(length int64, wanted []cellRange, beyond bool) error 
 	return nil
 }
 
-// gather reads shards until every stripe of the run has k good cells.
-func (s *stripes) gather(ctx context.Context, run cellRange) error {
+// gather reads shards until every stripe of the run has k good cells, or those
+// that are wanted.
+func (s *stripes) gather(ctx context.Context, run cellRange, wanted []cellRange) error {
+	enough := func() bool { return s.short(run, wanted) == 0 }
 	for {
-		short := 0
-		for cell := run.first; cell < run.end; cell++ {
-			short = max(short, s.c.g.Data-s.good(cell))
-		}
+		short := s.short(run, wanted)
 		if short == 0 {
 			return nil
 		}
@@ -98,13 +98,33 @@ func (s *stripes) gather(ctx context.Context, run cellRange) error {
 				}
 			}
 		}
+		patience := s.patience(ranges)
 		if picked == 0 {
-			return &LostError{Pack: s.id, Need: s.c.g.Data, Bad: s.report().Bad}
+			if !s.waiting(false) {
+				return &LostError{Pack: s.id, Need: s.c.g.Data, Bad: s.report().Bad}
+			}
+			patience = 0 // nobody is left to ask instead
 		}
-		if err := s.fetch(ctx, ranges); err != nil {
+		s.launch(ctx, ranges)
+		if err := s.await(ctx, patience, enough); err != nil {
 			return err
 		}
 	}
+}
+
+// short returns how many shards more the run needs.
+func (s *stripes) short(run cellRange, wanted []cellRange) int {
+	short := 0
+	for cell := run.first; cell < run.end; cell++ {
+		lacks := false
+		for shard, r := range wanted {
+			lacks = lacks || cell >= r.first && cell < r.end && s.cell(shard, cell) == nil
+		}
+		if lacks {
+			short = max(short, s.c.g.Data-s.good(cell))
+		}
+	}
+	return short
 }
 
 // good counts the cells of a stripe that are there.
@@ -132,6 +152,13 @@ func (s *stripes) untried(shard int, run cellRange) cellRange {
 // reconstruct computes the wanted cells of one stripe that are missing.
 func (s *stripes) reconstruct(cell int64, wanted []cellRange) error {
 	n := s.c.g.Total()
+	lacks := false
+	for shard, r := range wanted {
+		lacks = lacks || cell >= r.first && cell < r.end && s.cell(shard, cell) == nil
+	}
+	if !lacks {
+		return nil // it came late, but first
+	}
 	stripe := make([][]byte, n)
 	required := make([]bool, n)
 	for shard := range n {
@@ -155,27 +182,68 @@ func (s *stripes) reconstruct(cell int64, wanted []cellRange) error {
 }
 
 // length returns the length of the container, from the first shard whose
-// header is genuine, those that have not failed first.
+// header is genuine. Those that have failed or are late are asked last, and one
+// that is late now is not waited for if there is another.
 func (s *stripes) length(ctx context.Context) (int64, error) {
 	if length, ok := s.c.known(s.id); ok {
 		return length, nil
 	}
-	for _, failed := range []bool{false, true} {
+	var order []int
+	for _, last := range []bool{false, true} {
 		for shard := range s.c.g.Total() {
-			if (s.bad[shard] != nil) != failed {
-				continue
+			if (s.bad[shard] != nil || s.late[shard]) == last {
+				order = append(order, shard)
 			}
-			length, err := s.c.fetchHeader(ctx, s.f, s.id, shard)
-			if err == nil {
-				return length, nil
-			}
-			if ctx.Err() != nil {
-				return 0, fmt.Errorf("read pack %s: %w", s.id, ctx.Err())
-			}
-			s.fault(shard, err)
 		}
 	}
-	return 0, &LostError{Pack: s.id, Need: s.c.g.Data, Bad: s.report().Bad}
+	type answer struct {
+		shard  int
+		length int64
+		err    error
+	}
+	ctx, overtake := context.WithCancelCause(ctx)
+	answers := make(chan answer, len(order))
+	asked := 0
+	defer func() {
+		overtake(ErrOvertaken)
+		for ; asked > 0; asked-- {
+			<-answers
+		}
+	}()
+	for {
+		if len(order) > 0 {
+			shard := order[0]
+			order = order[1:]
+			asked++
+			go func() {
+				length, err := s.c.fetchHeader(ctx, s.f, s.id, shard)
+				answers <- answer{shard, length, err}
+			}()
+		}
+		var over <-chan time.Time
+		if s.hedged && len(order) > 0 {
+			if patience := s.f.Patience(headerSize); patience > 0 {
+				over = time.After(patience)
+			}
+		}
+		select {
+		case a := <-answers:
+			asked--
+			switch {
+			case a.err == nil:
+				return a.length, nil
+			case ctx.Err() != nil:
+				return 0, s.canceled(ctx)
+			}
+			s.fault(a.shard, a.err)
+			if asked == 0 && len(order) == 0 {
+				return 0, &LostError{Pack: s.id, Need: s.c.g.Data, Bad: s.report().Bad}
+			}
+		case <-over:
+		case <-ctx.Done():
+			return 0, s.canceled(ctx)
+		}
+	}
 }
 
 func (c *Coder) fetchHeader(ctx context.Context, f Fetcher, id chunk.PackID, shard int) (int64, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
 )
@@ -52,7 +53,7 @@ func (c *Coder) Verify(ctx context.Context, f Fetcher, id chunk.PackID, shard in
 	all := cellRange{0, c.g.cells(length, shard)}
 	s := c.newStripes(inMemory(b), id, all)
 	if !all.empty() {
-		s.fetchShard(ctx, shard, all)
+		s.land(s.fly(ctx, shard, all))
 	}
 	if s.bad[shard] != nil {
 		return fail(s.bad[shard])
@@ -70,6 +71,9 @@ func (b inMemory) Fetch(_ context.Context, _ int, off, n int64) ([]byte, error) 
 	}
 	return b[off : off+n], nil
 }
+
+// Patience is of no use here.
+func (inMemory) Patience(int64) time.Duration { return 0 }
 
 // Rebuild computes the missing shards of a pack from k others and returns
 // their complete objects, in the order of missing, equal byte for byte to
@@ -106,6 +110,7 @@ func (c *Coder) Rebuild(ctx context.Context, f Fetcher, id chunk.PackID, missing
 			s.tried[s.index(shard, cell)] = true
 		}
 	}
+	defer s.drain()
 	if err := s.complete(ctx, wanted, true); err != nil {
 		return nil, s.report(), err
 	}

@@ -40,9 +40,13 @@ func (f *fetcher) Fetch(ctx context.Context, shard int, off, n int64) ([]byte, e
 	if !f.desperate && m.health.aside(now) {
 		return nil, fmt.Errorf("%s: %w", m.url(), errAside)
 	}
+	began := time.Now()
 	b, err := f.get(ctx, m, off, n)
 	switch {
-	case err == nil, errors.Is(err, objstore.ErrNotExist):
+	case err == nil:
+		m.health.answered()
+		f.r.pace.note(int64(len(b)), time.Since(began))
+	case errors.Is(err, objstore.ErrNotExist):
 		// A shard that is owed says nothing about its store.
 	case errors.Is(err, objstore.ErrRange):
 		m.health.lied(now, f.r.o.Timing.Aside)
@@ -51,6 +55,9 @@ func (f *fetcher) Fetch(ctx context.Context, shard int, off, n int64) ([]byte, e
 	}
 	return b, err
 }
+
+// Patience implements pack.Fetcher.
+func (f *fetcher) Patience(n int64) time.Duration { return f.r.pace.patience(n) }
 
 // get reads from a store, and gives up on one that takes too long whether it
 // minds its context or not.
@@ -78,16 +85,25 @@ func (f *fetcher) get(ctx context.Context, m *member, off, n int64) ([]byte, err
 		return r.b, r.err
 	case <-ctx.Done():
 	}
+	giveUp := func() {
+		m.behind.Add(1)
+		if !c.state.CompareAndSwap(0, callGivenUp) {
+			m.behind.Add(-1)
+		}
+	}
+	if errors.Is(context.Cause(ctx), pack.ErrOvertaken) {
+		// The read is over for everyone else. What the store still writes goes
+		// into a buffer that nobody looks at and nobody uses again.
+		time.AfterFunc(settle, giveUp)
+		return nil, fmt.Errorf("%s: %s: %w", m.url(), f.name, pack.ErrOvertaken)
+	}
 	select {
 	case r := <-done:
 		f.lend(buf, r.b)
 		return r.b, r.err
 	case <-time.After(settle):
 	}
-	m.behind.Add(1)
-	if !c.state.CompareAndSwap(0, callGivenUp) {
-		m.behind.Add(-1)
-	}
+	giveUp()
 	return nil, fmt.Errorf("%s: %s: %w: no answer: %w", m.url(), f.name, objstore.ErrDown, ctx.Err())
 }
 
@@ -116,6 +132,8 @@ func (f *fetcher) lend(buf *[]byte, got []byte) {
 
 // release gives the buffers back: nobody looks at them behind the read.
 func (f *fetcher) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, b := range f.buffers {
 		fetchBuffers.Put(b)
 	}
@@ -166,8 +184,14 @@ func whyLost(lost *pack.LostError, total int) error {
 	return ErrDamaged
 }
 
-// blame notes which stores returned wrong bytes.
+// blame notes which stores returned wrong bytes, and which were not waited for.
 func (r *Repository) blame(holders []*member, report pack.Report) {
+	for _, shard := range report.Late {
+		r.pace.spend()
+		if shard < len(holders) {
+			holders[shard].health.overtaken(r.o.Now(), r.o.Timing.Aside)
+		}
+	}
 	for _, b := range report.Bad {
 		if b.Shard < len(holders) && errors.Is(b.Err, pack.ErrCorrupt) {
 			holders[b.Shard].health.lied(r.o.Now(), r.o.Timing.Aside)

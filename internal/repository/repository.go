@@ -72,6 +72,7 @@ type Repository struct {
 	packs *bufferPool // containers
 	parts *bufferPool // shards
 
+	pace   pace        // of reads
 	moving atomic.Bool // some pack was found to be forwarded
 
 	mu       sync.Mutex
