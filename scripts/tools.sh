@@ -40,7 +40,7 @@ fi
 # S3 servers: program, package@version.
 servers="versitygw=github.com/versity/versitygw/cmd/versitygw@v1.8.0
 minio=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
-cache=${CAIRN_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn-tools}
+cache=${CAIRN_TOOLS:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/cairn-tools}
 
 # server PROGRAM PACKAGE builds one that is missing or of another version.
 server() {
