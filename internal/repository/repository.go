@@ -4,8 +4,8 @@
 // A repository has n stores, none of which is trusted with more than keeping
 // objects. A pack of sealed chunks is cut into k+m shards, one for each of k+m
 // stores; everything else – keys, root records, votes – is on every store. What
-// writers and readers may conclude from what they see is the protocol of the
-// design page on prune; the bytes are described in FORMAT.md.
+// writers, readers and prunes may conclude from what they see is PROTOCOL.md; the
+// bytes are described in FORMAT.md.
 package repository
 
 import (
