@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
@@ -237,26 +238,25 @@ func everywhere[T any](ctx context.Context, p *pruner, what string, fn func(cont
 	return out, nil
 }
 
-// list returns what all members have under a prefix, with the sum of the sizes
-// and by whom.
+// list calls fn, never twice at once, for all that any member has under a
+// prefix.
 func (p *pruner) list(ctx context.Context, prefix string, fn func(m *member, i objstore.Info)) error {
-	all, err := everywhere(ctx, p, "list "+prefix, func(ctx context.Context, m *member) ([]objstore.Info, error) {
-		var l []objstore.Info
-		err := m.store.List(ctx, prefix, func(i objstore.Info) error {
-			l = append(l, i)
+	var mu sync.Mutex
+	over := false // a store that was given up may go on listing
+	_, err := everywhere(ctx, p, "list "+prefix, func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, m.store.List(ctx, prefix, func(i objstore.Info) error { //nolint:wrapcheck // stores name themselves
+			mu.Lock()
+			defer mu.Unlock()
+			if !over {
+				fn(m, i)
+			}
 			return nil
 		})
-		return l, err //nolint:wrapcheck // stores name themselves
 	})
-	if err != nil {
-		return err
-	}
-	for n, l := range all {
-		for _, i := range l {
-			fn(p.ms[n], i)
-		}
-	}
-	return nil
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	return err
 }
 
 // marks returns the sessions that any member has a genuine mark of.
