@@ -22,6 +22,7 @@ func backupCommands() *cli.Command {
 		leaf("list", "[VOLUME]", "all backups, or those of a volume", agentFlags(), withAgent(listBackups)),
 		leaf("show", "BACKUP", "one backup", agentFlags(), withAgent(showBackup)),
 		leaf("delete", "BACKUP", "delete a backup; those that were made from it are complete and stay", agentFlags(), withAgent(deleteBackup)),
+		forgetCommand(),
 		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentFlags(
 			&cli.StringFlag{Name: "volume", Usage: "over this existing `volume`: only blocks that differ are written"},
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
