@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -295,4 +296,43 @@ func TestStoresRemoved(t *testing.T) {
 	if !strings.Contains(owing.Warning, "owed") {
 		t.Errorf("one store away: %+v", owing)
 	}
+}
+
+// What was deleted comes out of the trash, is listed at once, and again after
+// the agent starts anew; the next incremental starts from what it can.
+func TestUndelete(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 4<<20)
+	shadow := make([]byte, 4<<20)
+	r.put(v, shadow, noise(1<<20), 0)
+	one := r.backup(CreateBackup{Volume: "disk", Name: "one"})
+	old := slices.Clone(shadow)
+	if _, err := r.agent.Undelete(ctx, one.ID); !errors.Is(err, ErrConflict) {
+		t.Errorf("undelete of what is not deleted: %v", err)
+	}
+	if err := r.agent.DeleteBackup(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	l, err := r.agent.Trash(ctx)
+	if err != nil || len(l) != 1 || l[0].ID != one.ID {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	b, err := r.agent.Undelete(ctx, "one")
+	if err != nil || b.ID != one.ID || b.Status != BackupAvailable || b.BytesStored != one.BytesStored {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	if l, err = r.agent.Trash(ctx); err != nil || len(l) != 0 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	r.same(b, old)
+	r.put(v, shadow, noise(1<<20), 1<<20)
+	two := r.backup(CreateBackup{Volume: "disk", Incremental: true})
+	r.same(two, shadow)
+	r.stopAgent()
+	r.startAgent()
+	if b, err = r.agent.Backup(ctx, one.ID); err != nil || b.Status != BackupAvailable {
+		t.Errorf("%+v, %v", b, err)
+	}
+	r.same(b, old)
 }

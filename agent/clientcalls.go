@@ -94,6 +94,16 @@ func (c *Client) DeleteBackup(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/backups/"+unixhttp.Segment(ref), nil)
 }
 
+// Trash returns the deleted backups of the repository that no prune has removed.
+func (c *Client) Trash(ctx context.Context) ([]Backup, error) {
+	return ask[[]Backup](ctx, c, http.MethodGet, "/v1/trash", nil)
+}
+
+// Undelete takes a backup out of the trash.
+func (c *Client) Undelete(ctx context.Context, ref string) (Backup, error) {
+	return ask[Backup](ctx, c, http.MethodPost, "/v1/trash/"+unixhttp.Segment(ref)+"/undelete", nil)
+}
+
 // Restore starts a restore and returns its job.
 func (c *Client) Restore(ctx context.Context, req Restore) (Job, error) {
 	return ask[Job](ctx, c, http.MethodPost, "/v1/restores", req)

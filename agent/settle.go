@@ -183,16 +183,22 @@ func (s *server) adopt(ctx context.Context) {
 		if _, err := s.cat.Backup(ctx, x.ID); err == nil || !errors.Is(err, catalog.ErrNotFound) {
 			continue
 		}
-		b := Backup{
-			ID: x.ID, Name: x.Name, Description: x.Description, Project: x.Project, Status: catalog.Available,
-			Volume: x.Volume, VolumeID: x.VolumeID, Size: x.Size, Incremental: x.Incremental, Parent: x.Parent,
-			Created: x.Created, Session: x.Session, Checkpoint: x.ID,
-		}
-		fillStats(&b, x.Stats)
+		b := known(x)
 		// The checkpoint, if the volume is still there and has it, is ours by its name.
 		err := errors.Join(s.cat.PutBackup(ctx, b), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID}))
 		s.log.LogAttrs(ctx, slog.LevelInfo, "backup found in the repository", slog.String("backup", x.ID), slog.String("volume", x.Volume), slog.Any("error", err))
 	}
+}
+
+// known is a backup of the repository as the catalog has it.
+func known(x repository.Backup) Backup {
+	b := Backup{
+		ID: x.ID, Name: x.Name, Description: x.Description, Project: x.Project, Status: BackupStatus(x.State),
+		Volume: x.Volume, VolumeID: x.VolumeID, Size: x.Size, Incremental: x.Incremental, Parent: x.Parent,
+		Created: x.Created, Session: x.Session, Checkpoint: x.ID,
+	}
+	fillStats(&b, x.Stats)
+	return b
 }
 
 func (s *server) wakeTidy() {

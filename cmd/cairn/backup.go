@@ -23,6 +23,8 @@ func backupCommands() *cli.Command {
 		leaf("show", "BACKUP", "one backup", agentFlags(), withAgent(showBackup)),
 		leaf("delete", "BACKUP", "delete a backup; those that were made from it are complete and stay", agentFlags(), withAgent(deleteBackup)),
 		forgetCommand(),
+		leaf("trash", "", "deleted backups that no prune has removed yet", agentFlags(), withAgent(listTrash)),
+		leaf("undelete", "BACKUP", "take a backup out of the trash", agentFlags(), withAgent(undeleteBackup)),
 		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentFlags(
 			&cli.StringFlag{Name: "volume", Usage: "over this existing `volume`: only blocks that differ are written"},
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
@@ -138,6 +140,10 @@ func listBackups(c *cli.Context, a *agent.Client) error {
 			}
 		}
 	}
+	return emitBackups(c, backups)
+}
+
+func emitBackups(c *cli.Context, backups []agent.Backup) error {
 	return emit(c, list(backups), func(t *table) {
 		t.row("NAME", "VOLUME", "SIZE", "KIND", "STATUS", "CREATED", "READ", "STORED", "ID")
 		for _, b := range backups {
@@ -164,6 +170,22 @@ func deleteBackup(c *cli.Context, a *agent.Client) error {
 		return err
 	}
 	return emitDeleted(c, "backup", ref)
+}
+
+func listTrash(c *cli.Context, a *agent.Client) error {
+	l, err := a.Trash(c.Context)
+	if err != nil {
+		return err
+	}
+	return emitBackups(c, l)
+}
+
+func undeleteBackup(c *cli.Context, a *agent.Client) error {
+	b, err := a.Undelete(c.Context, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return emit(c, b, func(t *table) { backupFields(t, b) })
 }
 
 func restoreBackup(c *cli.Context, a *agent.Client) error {

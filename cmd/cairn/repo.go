@@ -55,24 +55,16 @@ func repoBackups(c *cli.Context, r *repository.Repository) error {
 	if err != nil {
 		return err
 	}
-	return emitBackups(c, backups)
+	return emitBackups(c, records(backups))
 }
 
-func emitBackups(c *cli.Context, backups []repository.Backup) error {
-	records := make([]agent.Backup, 0, len(backups))
+// records are backups of the repository as the agent would show them.
+func records(backups []repository.Backup) []agent.Backup {
+	out := make([]agent.Backup, 0, len(backups))
 	for _, b := range backups {
-		records = append(records, record(b))
+		out = append(out, record(b))
 	}
-	return emit(c, records, func(t *table) {
-		t.row("NAME", "VOLUME", "SIZE", "KIND", "STATUS", "CREATED", "STORED", "ID")
-		for _, b := range records {
-			kind := "full"
-			if b.Incremental {
-				kind = "incr"
-			}
-			t.row(dash(b.Name), b.Volume, human(b.Size), kind, b.Status, when(b.Created), human(b.BytesStored), b.ID)
-		}
-	})
+	return out
 }
 
 // storedBackup is the backup that the first argument names.

@@ -68,27 +68,14 @@ func repoTrash(c *cli.Context, r *repository.Repository) error {
 	if err != nil {
 		return err
 	}
-	return emitBackups(c, l)
+	return emitBackups(c, records(l))
 }
 
 func repoUndelete(c *cli.Context, r *repository.Repository) error {
-	ref := c.Args().First()
-	l, err := r.Trash(c.Context)
+	b, err := r.Undelete(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
-	id := ref
-	named := 0
-	for _, b := range l {
-		if b.Name == ref && ref != "" {
-			id, named = b.ID, named+1
-		}
-	}
-	if named > 1 {
-		return fmt.Errorf("%d backups in the trash are called %q: name one by its ID: %w", named, ref, repository.ErrAmbiguous)
-	}
-	if err := r.Undelete(c.Context, id); err != nil {
-		return err
-	}
-	return emit(c, map[string]string{"undeleted": id}, func(t *table) { t.field("undeleted", id) })
+	result := record(b)
+	return emit(c, result, func(t *table) { backupFields(t, result) })
 }

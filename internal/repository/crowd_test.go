@@ -84,7 +84,7 @@ func (c *crowd) act(ctx context.Context, r *Repository, rng *rand.Rand, who int)
 		c.mu.Lock()
 		delete(c.deleted, id)
 		c.mu.Unlock()
-		if r.Undelete(ctx, id) == nil {
+		if _, err := r.Undelete(ctx, id); err == nil {
 			c.mu.Lock()
 			c.held[id] = v
 			c.mu.Unlock()

@@ -127,7 +127,7 @@ func TestPrune(t *testing.T) {
 	if rep := mustPrune(t, r); rep.Packs+rep.Backups != 0 || rep.Trash != 2 {
 		t.Errorf("the first prune that sees the deletion: %+v", rep)
 	}
-	if err := r.Undelete(t.Context(), "one"); err != nil {
+	if _, err := r.Undelete(t.Context(), "one"); err != nil {
 		t.Fatal(err)
 	}
 	dry := hasty
@@ -145,10 +145,10 @@ func TestPrune(t *testing.T) {
 	if _, err = r.Image(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the purged backup: %v", err)
 	}
-	if err = r.Undelete(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
+	if _, err = r.Undelete(t.Context(), "other"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("undelete of what is gone: %v", err)
 	}
-	if err = r.Undelete(t.Context(), "two"); !errors.Is(err, ErrInvalid) {
+	if _, err = r.Undelete(t.Context(), "two"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("undelete of what is not deleted: %v", err)
 	}
 	check, err := r.Check(t.Context(), CheckOptions{ReadData: true})
@@ -352,13 +352,14 @@ func TestPruneAgainst(t *testing.T) {
 			return committed("third", v, o, err)
 		}},
 		{"undelete", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
-			if r.Undelete(ctx, "gone") == nil {
+			if _, err := r.Undelete(ctx, "gone"); err == nil {
 				return "gone", w.gone, nil
 			}
 			return "", nil, nil // too late: nothing is promised
 		}},
 		{"undelete from the trash", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
-			return "trashed", w.trashed, r.Undelete(ctx, "trashed")
+			_, err := r.Undelete(ctx, "trashed")
+			return "trashed", w.trashed, err
 		}},
 		{"another prune", func(ctx context.Context, _ *world, r *Repository) (string, *content, error) {
 			_, err := r.Prune(ctx, hasty)
@@ -447,7 +448,7 @@ func TestWriterAgainstPrune(t *testing.T) {
 				outcome := OutcomeFailed
 				if tt.undelete {
 					id = "gone"
-					if err = r.Undelete(t.Context(), "gone"); err == nil {
+					if _, err = r.Undelete(t.Context(), "gone"); err == nil {
 						outcome = OutcomeCommitted
 					}
 				} else {

@@ -88,11 +88,11 @@ func TestRepair(t *testing.T) {
 		r = c.open(t)
 		mustVerify(t, one, r, "one")
 		mustVerify(t, two, r, "two")
-		if err := r.Undelete(t.Context(), "trashed"); !errors.Is(err, ErrTooFewStores) {
+		if _, err := r.Undelete(t.Context(), "trashed"); !errors.Is(err, ErrTooFewStores) {
 			t.Errorf("seed %d: undelete with four stores: %v", seed, err)
 		}
 		c.heal()
-		if err := r.Undelete(t.Context(), "trashed"); err != nil {
+		if _, err := r.Undelete(t.Context(), "trashed"); err != nil {
 			t.Fatal(err)
 		}
 		mustVerify(t, trashed, r, "trashed")

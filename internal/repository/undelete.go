@@ -6,47 +6,62 @@ import (
 	"fmt"
 )
 
-// Undelete takes a backup out of the trash: a session that reads nothing commits
-// a new root record of the same backup, which reaches what the old one did. It
-// races with a prune as any writer does; ErrNotFound when the trash does not
-// have it, or a prune is removing it.
-func (r *Repository) Undelete(ctx context.Context, id string) error {
-	all, complete, err := r.survey(ctx)
+// Undelete takes a backup out of the trash, by its ID or, if the trash has none,
+// its name: a session that reads nothing commits a new root record of the same
+// backup, which reaches what the old one did. It races with a prune as any writer
+// does; ErrNotFound when the trash does not have it, or a prune is removing it.
+func (r *Repository) Undelete(ctx context.Context, ref string) (Backup, error) {
+	old, err := r.inTrash(ctx, ref)
 	if err != nil {
-		return err
+		return Backup{}, err
 	}
-	var old *root
-	for _, st := range all {
-		if st.root.rec.BackupID != id {
-			continue
-		}
-		if st.state != Deleted {
-			return fmt.Errorf("backup %s is not deleted: %w", id, ErrInvalid)
-		}
-		old = st.root
-	}
-	if old == nil && !complete {
-		return fmt.Errorf("backup %s is not in the trash of the stores that answer, and may be on the others: %w", id, ErrTooFewStores)
-	}
-	if old == nil {
-		return fmt.Errorf("backup %s is not in the trash: %w", id, ErrNotFound)
-	}
+	id := old.rec.BackupID
 	s, err := r.Begin(ctx, SessionOptions{Project: old.rec.Project, VolumeID: old.rec.VolumeID, Volume: old.rec.Volume})
 	if err != nil {
-		return fmt.Errorf("undelete backup %s: %w", id, err)
+		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
 	}
 	rt, err := s.revive(ctx, old.name)
 	if err != nil {
-		return errors.Join(fmt.Errorf("undelete backup %s: %w: %w", id, ErrNotFound, err), s.Abort(ctx))
+		return Backup{}, errors.Join(fmt.Errorf("undelete backup %s: %w: %w", id, ErrNotFound, err), s.Abort(ctx))
 	}
 	_, err = s.Commit(ctx, Root{
 		BackupID: rt.rec.BackupID, Name: rt.rec.Name, Description: rt.rec.Description, Created: rt.rec.Created,
 		Geometry: rt.geometry(), Top: rt.top, Stats: rt.rec.Stats,
 	})
 	if err != nil {
-		return fmt.Errorf("undelete backup %s: %w", id, err)
+		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
 	}
-	return nil
+	rt.rec.Session = s.id
+	return rt.backup(Available), nil
+}
+
+// inTrash finds a deleted backup.
+func (r *Repository) inTrash(ctx context.Context, ref string) (*root, error) {
+	all, complete, err := r.survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var named []*root
+	for _, st := range all {
+		switch {
+		case st.root.rec.BackupID == ref && st.state != Deleted:
+			return nil, fmt.Errorf("backup %s is not deleted: %w", ref, ErrInvalid)
+		case st.root.rec.BackupID == ref:
+			return st.root, nil
+		case st.root.rec.Name == ref && ref != "" && st.state == Deleted:
+			named = append(named, st.root)
+		}
+	}
+	switch {
+	case len(named) == 1:
+		return named[0], nil
+	case len(named) > 1:
+		return nil, fmt.Errorf("%d backups in the trash are called %q: name one by its ID: %w", len(named), ref, ErrAmbiguous)
+	case !complete:
+		return nil, fmt.Errorf("backup %q is not in the trash of the stores that answer, and may be on the others: %w", ref, ErrTooFewStores)
+	default:
+		return nil, fmt.Errorf("backup %q is not in the trash: %w", ref, ErrNotFound)
+	}
 }
 
 // revive is W3 of an undeletion: the root record is read afresh, behind W2.
