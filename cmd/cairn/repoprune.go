@@ -52,10 +52,13 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	}
 	return emit(c, result, func(t *table) {
 		t.field("in the trash", fmt.Sprintf("%d backups; a prune removes those that an earlier prune has seen there", rep.Trash))
-		t.field("backups", fmt.Sprintf("%d removed", rep.Backups))
-		t.field("remains", fmt.Sprintf("of %d backups that were never made", rep.Aborted))
-		t.field("packs", fmt.Sprintf("%d removed", rep.Packs))
-		t.field("freed", exact(rep.Bytes))
+		removed := "removed"
+		if o.DryRun {
+			removed = "would be removed"
+		}
+		t.field("backups", fmt.Sprintf("%d %s, and the records of %d that were never made", rep.Backups, removed, rep.Aborted))
+		t.field("packs", fmt.Sprintf("%d %s", rep.Packs, removed))
+		t.field("space", exact(rep.Bytes)+" "+removed)
 		t.field("kept", exact(rep.Kept))
 		if rep.Waiting > 0 {
 			t.field("next time", fmt.Sprintf("%d packs of backups that were not decided when it began", rep.Waiting))

@@ -51,7 +51,7 @@ type PruneReport struct {
 	ID      string
 	Trash   int   // backups with a tombstone
 	Backups int   // backups that went for good
-	Aborted int   // sessions without a backup whose remains went
+	Aborted int   // root records that went of sessions that were dead already
 	Packs   int   // packs that went
 	Bytes   int64 // of their shards, on all stores
 	Kept    int64 // bytes of shards that stay
@@ -368,8 +368,16 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 	return nil
 }
 
-// condemned are the packs whose sessions are decided and that nothing reaches.
+// condemn says what may go: condemned backups, and packs whose sessions are
+// decided and that nothing reaches.
 func (p *pruner) condemn() {
+	for s := range p.roots {
+		if p.abort[s] || p.purged[s] {
+			p.report.Aborted++
+		} else {
+			p.report.Backups++
+		}
+	}
 	p.sweep = make(map[chunk.PackID]int64)
 	for id, size := range p.packs {
 		switch {

@@ -137,7 +137,7 @@ func TestPrune(t *testing.T) {
 		t.Errorf("dry run: %+v, %v", would, err)
 	}
 	rep := mustPrune(t, r)
-	if rep.Packs != would.Packs || rep.Bytes != would.Bytes || rep.Backups != 2 { // "other", and the first record of "one"
+	if rep.Packs != would.Packs || rep.Bytes != would.Bytes || rep.Backups != would.Backups || rep.Backups != 2 { // "other", and the first record of "one"
 		t.Errorf("second prune: %+v, the dry run said %+v", rep, would)
 	}
 	mustVerify(t, one, r, "one")

@@ -106,14 +106,12 @@ func (p *pruner) purge(ctx context.Context) error {
 	for s, name := range p.roots {
 		names = append(names, name)
 		if p.abort[s] || p.purged[s] {
-			p.report.Aborted++
 			continue // dead without it, for ever
 		}
 		if err := p.put(ctx, kindPurged, purgedName(s), nil); err != nil {
 			return err
 		}
 		p.purged[s] = true
-		p.report.Backups++
 	}
 	slices.Sort(names)
 	return p.remove(ctx, "remove backups", names)
