@@ -1,11 +1,15 @@
 package serve
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,10 +22,6 @@ func TestListenerDies(t *testing.T) {
 	p := testPlane(t, vfs.OS())
 	_, err := p.createVolume(t.Context(), CreateVolume{Name: "vol", Size: 1 << 20})
 	must(t, err)
-	e, err := p.find("vol")
-	must(t, err)
-	must(t, e.lock(t.Context()))
-
 	socket := filepath.Join(p.state, "control")
 	inner, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
 	must(t, err)
@@ -30,22 +30,30 @@ func TestListenerDies(t *testing.T) {
 	go func() {
 		ended <- (&controller{p: p, log: slog.New(slog.DiscardHandler)}).serve(context.Background(), l)
 	}()
-	extended := make(chan error, 1)
-	go func() {
-		_, err := NewClient(socket).ExtendVolume(context.Background(), "vol", 2<<20)
-		extended <- err
-	}()
-	for l.accepted.Load() == 0 {
-		time.Sleep(time.Millisecond)
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket)
+	must(t, err)
+	defer c.Close()
+	body := `{"size":2097152}`
+	_, err = fmt.Fprintf(c, "POST /v1/volumes/vol/extend HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(body))
+	must(t, err)
+	// The handler runs when it asks for the body.
+	in := bufio.NewReader(c)
+	line, err := in.ReadString('\n')
+	if must(t, err); !strings.Contains(line, "100 Continue") {
+		t.Fatal(line)
 	}
 	close(l.died)
 	select {
-	case err := <-ended:
-		t.Fatalf("serve returned while a request ran: %v", err)
+	case early := <-ended:
+		t.Fatalf("serve returned while a request ran: %v", early)
 	case <-time.After(100 * time.Millisecond):
 	}
-	e.unlock()
-	must(t, <-extended)
+	_, err = c.Write([]byte(body))
+	must(t, err)
+	all, err := io.ReadAll(in)
+	if must(t, err); !strings.Contains(string(all), "200 OK") || !strings.Contains(string(all), "2097152") {
+		t.Errorf("answer %q", all)
+	}
 	if err := <-ended; !errors.Is(err, errMortal) {
 		t.Errorf("serve: %v", err)
 	}
