@@ -44,7 +44,7 @@ type Options struct {
 type Limits struct {
 	ConcurrentJobs     int   // jobs that run at once; 2
 	ReadBytesPerSecond int64 // from each volume that is backed up; unlimited
-	RestoreWorkers     int   // pieces of one restore in flight; 4
+	RestoreWorkers     int   // pieces of one restore in flight; 8
 }
 
 // Check refuses what [Run] would refuse at once: a state folder that another

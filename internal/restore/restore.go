@@ -61,7 +61,7 @@ type Options struct {
 	// BlockSize is the image's; [blockmap.DefaultBlockSize] if 0.
 	BlockSize int
 	// Workers is how many pieces are copied at once, each with two or
-	// three buffers of 1 MiB, or one if the target is fresh and not verified; 4 if 0.
+	// three buffers of 1 MiB, or one if the target is fresh and not verified; 8 if 0.
 	Workers int
 	// Progress, which may be nil, is called from several goroutines, but not
 	// concurrently.
@@ -98,7 +98,7 @@ func Copy(ctx context.Context, img Image, t Target, o Options) (Progress, error)
 		o.BlockSize = blockmap.DefaultBlockSize
 	}
 	if o.Workers <= 0 {
-		o.Workers = 4
+		o.Workers = 8
 	}
 	if o.BlockSize < 0 || stepSize%o.BlockSize != 0 {
 		return Progress{}, fmt.Errorf("restore: a block size of %d bytes does not divide 1 MiB", o.BlockSize)
