@@ -181,8 +181,8 @@ func (p *pruner) voting(voters []ident) []*member {
 }
 
 // fence votes abort on every voter that has no vote. Votes that are there
-// decide: one commit vote is enough for the session to be committed, and is
-// copied then to the voters without one.
+// decide: one commit vote is enough for the session to be committed. Every voter
+// has a vote then, so that there is nobody to copy it to.
 func (p *pruner) fence(ctx context.Context, s ident, voters []ident, want *digest) error {
 	aborts, commit := 0, ""
 	ms := p.voting(voters)

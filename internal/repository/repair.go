@@ -136,12 +136,9 @@ func (p *repairer) packsOf(ctx context.Context) error {
 func (p *repairer) rebuild(ctx context.Context, id chunk.PackID, holders []*member, gone []int) error {
 	f := &fetcher{r: p.r, name: packName(id), holders: holders, desperate: true}
 	defer f.release()
-	if !p.apply {
-		_, _, err := p.r.coder.Rebuild(ctx, f, id, gone)
-		return err //nolint:wrapcheck // names the pack
-	}
+	// Also when nothing is to be written: it says whether it could be.
 	shards, _, err := p.r.coder.Rebuild(ctx, f, id, gone)
-	if err != nil {
+	if err != nil || !p.apply {
 		return err //nolint:wrapcheck // names the pack
 	}
 	var errs []error
