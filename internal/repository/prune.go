@@ -94,6 +94,7 @@ type pruner struct {
 	nodes  map[chunk.ID]struct{}     // manifest nodes that were gone through
 	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
 	moved  map[chunk.PackID][]string // names of the forwardings of each pack
+	ended  bool                      // P4: some session has an "open" and is decided
 }
 
 // Prune removes for good what was in the trash when an earlier prune ran, the
@@ -140,10 +141,14 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting == 0; nothing {
-		if p.report.Trash == len(p.aged) && p.lists == 0 && !p.strayForwardings() {
-			return nil // nor anything for the next prune to know
+		switch {
+		case p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings():
+			act = act[len(act)-2:] // something for the next prune to know
+		case p.ended:
+			act = act[len(act)-1:]
+		default:
+			return nil
 		}
-		act = act[len(act)-2:]
 	}
 	return p.each(ctx, act)
 }

@@ -53,6 +53,16 @@ func (p *pruner) mark(ctx context.Context) error {
 			p.live[s] = true
 		}
 	}
+	for s, b := range votes {
+		if len(b.open) == 0 || p.ended {
+			continue
+		}
+		d, err := p.decision(ctx, s, b, nil, nil)
+		if err != nil {
+			return err
+		}
+		p.ended = d != Undecided
+	}
 	if err := p.listForwardings(ctx); err != nil {
 		return err
 	}
