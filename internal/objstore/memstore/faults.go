@@ -22,6 +22,7 @@ const (
 	FailAfter        // done, and an error
 	LostAck          // Put: done, the answer lost, and the client library's retry answered by ErrExist
 	Late             // Put, Delete: an error now; done behind some later call
+	Held             // Put, Delete: an error now; done when the test says so, by Settle
 	WrongBytes       // Get: one byte is another
 	Truncated        // Get: ends early, as if the object were shorter
 	Down             // ErrDown, nothing done
@@ -138,10 +139,15 @@ func leave(fault Fault, op, name string, err error) error {
 	return err
 }
 
-func (f *Faulty) postpone(n int64, do func()) {
+// postpone makes call number n happen behind a later one, or not before Settle.
+func (f *Faulty) postpone(fault Fault, n int64, do func()) {
+	due := n + 1 + n%7
+	if fault == Held {
+		due = 1<<63 - 1
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.late = append(f.late, lateCall{due: n + 1 + n%7, do: do})
+	f.late = append(f.late, lateCall{due: due, do: do})
 }
 
 // Put implements objstore.Store.
@@ -150,9 +156,9 @@ func (f *Faulty) Put(ctx context.Context, name string, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if fault == Late {
+	if fault == Late || fault == Held {
 		body = slices.Clone(body)
-		f.postpone(n, func() {
+		f.postpone(fault, n, func() {
 			// Whether it succeeds is not told to anyone.
 			_ = f.Store.Put(context.WithoutCancel(ctx), name, body)
 		})
@@ -215,8 +221,8 @@ func (f *Faulty) Delete(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if fault == Late {
-		f.postpone(n, func() { _ = f.Store.Delete(context.WithoutCancel(ctx), name) })
+	if fault == Late || fault == Held {
+		f.postpone(fault, n, func() { _ = f.Store.Delete(context.WithoutCancel(ctx), name) })
 		return fmt.Errorf("delete %s: no answer: %w", name, ErrFault)
 	}
 	return leave(fault, "delete", name, f.Store.Delete(ctx, name))

@@ -33,6 +33,7 @@ func TestFaults(t *testing.T) {
 		{"fail after", memstore.FailAfter, memstore.ErrFault, true},
 		{"lost acknowledgement", memstore.LostAck, objstore.ErrExist, true},
 		{"late", memstore.Late, memstore.ErrFault, false},
+		{"held", memstore.Held, memstore.ErrFault, false},
 		{"down", memstore.Down, objstore.ErrDown, false},
 	}
 	for _, tt := range tests {
@@ -52,7 +53,14 @@ func TestFaults(t *testing.T) {
 			if exists := err == nil; exists != tt.exists {
 				t.Errorf("the object exists: %v, want %v", exists, tt.exists)
 			}
-			if tt.fault == memstore.Late {
+			if tt.fault == memstore.Held {
+				for range 20 { // calls do not bring it
+					if _, err = f.Stat(t.Context(), "x"); !errors.Is(err, objstore.ErrNotExist) {
+						t.Fatalf("a put that is held is there: %v", err)
+					}
+				}
+			}
+			if tt.fault == memstore.Late || tt.fault == memstore.Held {
 				f.Settle()
 				if _, err := f.Stat(t.Context(), "x"); err != nil {
 					t.Errorf("a late put never came: %v", err)
