@@ -21,6 +21,7 @@ const readersAtOnce = 16
 type standing struct {
 	root  *root
 	state State
+	trash *root // of an unconfirmed one: a record of the same backup that is in the trash
 }
 
 // Backups returns the backups that exist, oldest first: those available, and
@@ -34,7 +35,7 @@ func (r *Repository) Backups(ctx context.Context) ([]Backup, error) {
 	}
 	var out []Backup
 	for _, s := range all {
-		if s.state != Deleted && s.root.rec.Pin == nil {
+		if s.state != Deleted {
 			out = append(out, s.root.backup(s.state))
 		}
 	}
@@ -49,7 +50,7 @@ func (r *Repository) Trash(ctx context.Context) ([]Backup, error) {
 	}
 	var out []Backup
 	for _, s := range all {
-		if s.state == Deleted && s.root.rec.Pin == nil {
+		if s.state == Deleted {
 			out = append(out, s.root.backup(s.state))
 		}
 	}
@@ -140,9 +141,10 @@ func (r *Repository) survey(ctx context.Context) (all []standing, complete bool,
 			if err != nil || st.root == nil {
 				return err
 			}
-			if old, ok := byID[st.root.rec.BackupID]; !ok || st.before(old) {
-				byID[st.root.rec.BackupID] = st
+			if old, ok := byID[st.root.rec.BackupID]; ok {
+				st = st.over(old)
 			}
+			byID[st.root.rec.BackupID] = st
 			return nil
 		})
 	}
@@ -157,6 +159,23 @@ func (r *Repository) survey(ctx context.Context) (all []standing, complete bool,
 		return cmp.Or(a.root.rec.Created.Compare(b.root.rec.Created), strings.Compare(a.root.rec.BackupID, b.root.rec.BackupID))
 	})
 	return out, complete, nil
+}
+
+// over returns the one to show of two with the same backup ID. An undeletion that
+// failed half-way must not hide that the backup is in the trash.
+func (s standing) over(o standing) standing {
+	if !s.before(o) {
+		s, o = o, s
+	}
+	switch {
+	case s.state != Unconfirmed:
+		s.trash = nil
+	case o.state == Deleted:
+		s.trash = o.root
+	case s.trash == nil:
+		s.trash = o.trash
+	}
+	return s
 }
 
 // before reports whether s is the one to show of two with the same backup ID.
@@ -189,11 +208,11 @@ func (r *Repository) stand(ctx context.Context, name string, ms []*member, delet
 	case d == Undecided && deleted:
 		return standing{}, nil
 	case deleted:
-		return standing{rt, Deleted}, nil
+		return standing{root: rt, state: Deleted}, nil
 	case d == Undecided:
-		return standing{rt, Unconfirmed}, nil
+		return standing{root: rt, state: Unconfirmed}, nil
 	default:
-		return standing{rt, Available}, nil
+		return standing{root: rt, state: Available}, nil
 	}
 }
 

@@ -15,35 +15,24 @@ func (r *Repository) Undelete(ctx context.Context, ref string) (Backup, error) {
 	if err != nil {
 		return Backup{}, err
 	}
-	rt, err := r.renew(ctx, old, func(*Root) {})
-	if err != nil {
-		return Backup{}, fmt.Errorf("undelete backup %s: %w", old.rec.BackupID, err)
-	}
-	return rt.backup(Available), nil
-}
-
-// renew commits a new root record that reaches what an old one does, by a session
-// that reads nothing; change says in what else they differ. It returns the old one
-// with the new session. ErrNotFound: a prune is removing the old one.
-func (r *Repository) renew(ctx context.Context, old *root, change func(*Root)) (*root, error) {
+	id := old.rec.BackupID
 	s, err := r.Begin(ctx, SessionOptions{Project: old.rec.Project, VolumeID: old.rec.VolumeID, Volume: old.rec.Volume})
 	if err != nil {
-		return nil, err
+		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
 	}
 	rt, err := s.revive(ctx, old.name)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotFound, err), s.Abort(ctx))
+		return Backup{}, errors.Join(fmt.Errorf("undelete backup %s: %w: %w", id, ErrNotFound, err), s.Abort(ctx))
 	}
-	next := Root{
+	_, err = s.Commit(ctx, Root{
 		BackupID: rt.rec.BackupID, Name: rt.rec.Name, Description: rt.rec.Description, Created: rt.rec.Created,
 		Geometry: rt.geometry(), Top: rt.top, Stats: rt.rec.Stats,
-	}
-	change(&next)
-	if _, err = s.Commit(ctx, next); err != nil {
-		return nil, err
+	})
+	if err != nil {
+		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
 	}
 	rt.rec.Session = s.id
-	return rt, nil
+	return rt.backup(Available), nil
 }
 
 // inTrash finds a deleted backup.
@@ -54,8 +43,10 @@ func (r *Repository) inTrash(ctx context.Context, ref string) (*root, error) {
 	}
 	var named []*root
 	for _, st := range all {
+		if st.trash != nil { // an earlier attempt came to nothing
+			st = standing{root: st.trash, state: Deleted}
+		}
 		switch {
-		case st.root.rec.Pin != nil:
 		case st.root.rec.BackupID == ref && st.state != Deleted:
 			return nil, fmt.Errorf("backup %s is not deleted: %w", ref, ErrInvalid)
 		case st.root.rec.BackupID == ref:
