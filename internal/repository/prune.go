@@ -94,7 +94,8 @@ type pruner struct {
 	nodes  map[chunk.ID]struct{}     // manifest nodes that were gone through
 	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
 	moved  map[chunk.PackID][]string // names of the forwardings of each pack
-	ended  bool                      // P4: some session has an "open" and is decided
+
+	unsettled bool // P4: some session has an "open", or a root record and no decision
 }
 
 // Prune removes for good what was in the trash when an earlier prune ran, the
@@ -141,16 +142,26 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting == 0; nothing {
-		switch {
-		case p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings():
-			act = act[len(act)-2:] // something for the next prune to know
-		case p.ended:
-			act = act[len(act)-1:]
-		default:
-			return nil
-		}
+		act = p.quiet(act[len(act)-2:])
 	}
 	return p.each(ctx, act)
+}
+
+// quiet are the steps of a prune that has nothing to remove: last are P10 and
+// P11. What the dead left, so that nobody has to look at it for ever, goes too.
+func (p *pruner) quiet(last []step) []step {
+	finish, tidy := last[0], last[1]
+	var act []step
+	if p.unsettled {
+		act = append(act, step{"sessions", p.fenceSilent})
+	}
+	if p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings() {
+		act = append(act, finish) // something for the next prune to know
+	}
+	if len(act) > 0 {
+		act = append(act, tidy)
+	}
+	return act
 }
 
 // step is one step of the protocol.

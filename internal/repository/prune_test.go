@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -361,12 +362,6 @@ func TestPruneAgainst(t *testing.T) {
 			_, err := r.Undelete(ctx, "trashed")
 			return "trashed", w.trashed, err
 		}},
-		{"pin", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
-			if err := r.Pin(ctx, "pin", "gone", "a guest"); err == nil {
-				return "pin", w.gone, nil
-			}
-			return "", nil, nil // too late: nothing is promised
-		}},
 		{"another prune", func(ctx context.Context, _ *world, r *Repository) (string, *content, error) {
 			_, err := r.Prune(ctx, hasty)
 			return "", nil, err
@@ -495,4 +490,86 @@ func committed(id string, v *content, o Outcome, err error) (string, *content, e
 		return "", nil, err
 	}
 	return id, v, err
+}
+
+// progress stores a pack that nothing was stored like before.
+func (s *Session) progress(tb testing.TB) {
+	tb.Helper()
+	plain := make([]byte, testBlock)
+	copy(plain, rand.Text())
+	w, err := s.Worker()
+	if err == nil {
+		_, _, err = w.PutBlock(tb.Context(), w.BlockID(plain), plain)
+		err = errors.Join(err, w.Close(tb.Context()), s.ship.flush(tb.Context()))
+	}
+	if err != nil {
+		tb.Error(err)
+	}
+}
+
+// A prune that has nothing to remove decides what the dead left open, and waits
+// for nobody who is alive.
+func TestQuietPrune(t *testing.T) {
+	c, r := fresh(t)
+	v := randomContent(seeded(5), 40, 8)
+	v.mustBackup(t, r, "one", "", nil)
+	begin := func() *Session {
+		s, err := r.Begin(t.Context(), SessionOptions{Project: "p", VolumeID: "w"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	begin().release() // dead behind W1
+	c.drained(t, r)
+	if err := r.Delete(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range c.faulty { // dead behind W6
+		f.SetFaults(memstore.Faults{Before: func(_ context.Context, call memstore.Call) error {
+			if putting(sessionPrefix, verdictLeaf)(call) {
+				return errKilled
+			}
+			return nil
+		}})
+	}
+	if _, err := r.Undelete(t.Context(), "one"); err == nil {
+		t.Fatal("told committed without a vote")
+	}
+	c.heal()
+	if _, err := r.Undelete(t.Context(), "one"); err != nil {
+		t.Fatalf("undelete again: %v", err)
+	}
+	c.drained(t, r)
+	for _, m := range c.mem {
+		roots := 0
+		for _, name := range m.Names() {
+			if strings.HasPrefix(name, rootPrefix) {
+				roots++
+			}
+		}
+		if roots != 1 {
+			t.Errorf("%s: %d root records of one backup", m.URL(), roots)
+		}
+	}
+	alive := begin()
+	o := PruneOptions{Silence: 400 * time.Millisecond}
+	looked := false
+	o.Progress = func(p PruneProgress) {
+		looked = looked || p.Step == "backups"
+		if looked && p.Step == "sessions" { // it is being watched
+			alive.progress(t)
+		}
+	}
+	if rep, err := r.Prune(t.Context(), o); err != nil || rep.Fenced != 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if d, err := r.Verdict(t.Context(), alive.ID()); err != nil || d != Undecided {
+		t.Errorf("a session that is alive is %v, %v", d, err)
+	}
+	if err := alive.Abort(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustVerify(t, v, r, "one")
+	c.drained(t, r)
 }

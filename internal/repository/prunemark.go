@@ -53,15 +53,8 @@ func (p *pruner) mark(ctx context.Context) error {
 			p.live[s] = true
 		}
 	}
-	for s, b := range votes {
-		if len(b.open) == 0 || p.ended {
-			continue
-		}
-		d, err := p.decision(ctx, s, b, nil, nil)
-		if err != nil {
-			return err
-		}
-		p.ended = d != Undecided
+	for _, b := range votes {
+		p.unsettled = p.unsettled || len(b.open) > 0
 	}
 	if err := p.listForwardings(ctx); err != nil {
 		return err
@@ -89,6 +82,7 @@ func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*membe
 			p.abort[s] = true
 			return true, nil
 		}
+		p.unsettled = p.unsettled || d == Undecided
 		err = p.reach(ctx, rt)
 	} else if d, derr := p.decision(ctx, s, votes, nil, nil); derr == nil && d == Aborted {
 		p.abort[s] = true

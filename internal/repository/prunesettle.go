@@ -14,7 +14,13 @@ import (
 // settle is P6: every session that may have read the lists before ours was on
 // them is decided before anything goes. One that shows no progress for a while
 // is aborted: its writer is dead, or will be told.
-func (p *pruner) settle(ctx context.Context) error {
+func (p *pruner) settle(ctx context.Context) error { return p.decideOpen(ctx, true) }
+
+// fenceSilent is settle for a prune that has nothing to remove: it aborts those
+// that are silent, and does not wait for one that shows progress.
+func (p *pruner) fenceSilent(ctx context.Context) error { return p.decideOpen(ctx, false) }
+
+func (p *pruner) decideOpen(ctx context.Context, all bool) error {
 	open, err := p.undecided(ctx)
 	if err != nil {
 		return err
@@ -27,11 +33,13 @@ func (p *pruner) settle(ctx context.Context) error {
 			return err
 		}
 		for s := range open {
+			before := watched[s]
 			done, err := p.settleOne(ctx, s, roots, watched)
 			if err != nil {
 				return err
 			}
-			if done {
+			alive := before != nil && watched[s] != before
+			if done || alive && !all {
 				delete(open, s)
 			}
 		}
