@@ -34,8 +34,6 @@ type rootRecord struct {
 	Session     ident     `json:"session"`
 	Voters      []ident   `json:"voters"`
 	Stats       Stats     `json:"stats"`
-
-	Pin *pinRecord `json:"pin,omitempty"` // not a backup but somebody's use of one
 }
 
 // digest is what votes name a root record by: BLAKE3-256 of the object.
@@ -56,18 +54,13 @@ func (r *root) geometry() blockmap.Geometry {
 	return blockmap.Geometry{Size: r.rec.Size, BlockSize: r.rec.BlockSize}
 }
 
-// backup is what a root record says; one that is a pin is called so.
 func (r *root) backup(s State) Backup {
-	b := Backup{
+	return Backup{
 		ID: r.rec.BackupID, Name: r.rec.Name, Description: r.rec.Description, Project: r.rec.Project,
 		VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, Size: r.rec.Size, BlockSize: r.rec.BlockSize,
 		Created: r.rec.Created, Parent: r.rec.Parent, Incremental: r.rec.Parent != "",
 		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s,
 	}
-	if p := r.rec.Pin; p != nil {
-		b.Name = fmt.Sprintf("pin of backup %s, %s", p.Backup, p.By)
-	}
-	return b
 }
 
 // sealRoot returns the object of a root record.

@@ -23,6 +23,9 @@ const (
 	LostAck          // Put: done, the answer lost, and the client library's retry answered by ErrExist
 	Late             // Put, Delete: an error now; done behind some later call
 	Held             // Put, Delete: an error now; done when the test says so, by Settle
+	Partial          // Put: half of the object is there, and an error
+	Overwrite        // Put: done although the name exists, as a server does that ignores conditions
+	Lagging          // List: without what was put through this store last
 	WrongBytes       // Get: one byte is another
 	Truncated        // Get: ends early, as if the object were shorter
 	Down             // ErrDown, nothing done
@@ -58,7 +61,11 @@ type Faulty struct {
 	mu     sync.Mutex
 	faults Faults
 	late   []lateCall
+	recent []string // names put last, at most lag
 }
+
+// lag is how many of the newest objects a list that lags does not have.
+const lag = 16
 
 type lateCall struct {
 	due int64 // number of the call behind which it happens
@@ -111,7 +118,7 @@ func (f *Faulty) enter(ctx context.Context, op, name string) (Fault, int64, erro
 	f.mu.Unlock()
 	if faults.Before != nil {
 		if err := faults.Before(ctx, c); err != nil {
-			return None, c.N, fmt.Errorf("%s %s: %w", op, name, err)
+			return None, c.N, fmt.Errorf("%s: %s %s: %w", f.URL(), op, name, err)
 		}
 	}
 	fault := None
@@ -123,9 +130,9 @@ func (f *Faulty) enter(ctx context.Context, op, name string) (Fault, int64, erro
 	}
 	switch fault {
 	case Down:
-		return fault, c.N, fmt.Errorf("%s %s: %w", op, name, objstore.ErrDown)
+		return fault, c.N, fmt.Errorf("%s: %s %s: %w", f.URL(), op, name, objstore.ErrDown)
 	case FailBefore:
-		return fault, c.N, fmt.Errorf("%s %s: %w", op, name, ErrFault)
+		return fault, c.N, fmt.Errorf("%s: %s %s: %w", f.URL(), op, name, ErrFault)
 	default:
 		return fault, c.N, nil
 	}
@@ -164,11 +171,34 @@ func (f *Faulty) Put(ctx context.Context, name string, body []byte) error {
 		})
 		return fmt.Errorf("put %s: no answer: %w", name, ErrFault)
 	}
+	switch fault {
+	case Partial:
+		body = body[:len(body)/2]
+	case Overwrite:
+		if err = f.Store.Delete(ctx, name); err != nil {
+			return err //nolint:wrapcheck // the store's own
+		}
+	default:
+	}
 	err = f.Store.Put(ctx, name, body)
-	if fault == LostAck && err == nil {
+	if err == nil {
+		f.note(name)
+	}
+	switch {
+	case fault == LostAck && err == nil:
 		return fmt.Errorf("put %s: %w", name, objstore.ErrExist)
+	case fault == Partial && err == nil:
+		return fmt.Errorf("put %s: ended half-way: %w", name, ErrFault)
 	}
 	return leave(fault, "put", name, err)
+}
+
+// note remembers what was put last.
+func (f *Faulty) note(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recent = append(f.recent, name)
+	f.recent = f.recent[max(0, len(f.recent)-lag):]
 }
 
 // Get implements objstore.Store.
@@ -211,6 +241,18 @@ func (f *Faulty) List(ctx context.Context, prefix string, fn func(objstore.Info)
 	fault, _, err := f.enter(ctx, "list", prefix)
 	if err != nil {
 		return err
+	}
+	if fault == Lagging {
+		f.mu.Lock()
+		hidden := slices.Clone(f.recent)
+		f.mu.Unlock()
+		all := fn
+		fn = func(i objstore.Info) error {
+			if slices.Contains(hidden, i.Name) {
+				return nil
+			}
+			return all(i)
+		}
 	}
 	return leave(fault, "list", prefix, f.Store.List(ctx, prefix, fn))
 }

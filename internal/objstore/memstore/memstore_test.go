@@ -3,6 +3,7 @@ package memstore_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
@@ -67,6 +68,50 @@ func TestFaults(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestPartialOverwriteLagging(t *testing.T) {
+	fault := memstore.None
+	f := memstore.WithFaults(memstore.New("a"), memstore.Faults{
+		Decide: func(memstore.Call) memstore.Fault { return fault },
+	})
+	whole := []byte("sixteen bytes...")
+	holds := func(name, want string) {
+		t.Helper()
+		if got, err := f.Store.Get(t.Context(), name, 0, -1, nil); err != nil || string(got) != want {
+			t.Errorf("%s holds %q, %v, want %q", name, got, err, want)
+		}
+	}
+	fault = memstore.Partial
+	if err := f.Put(t.Context(), "x", whole); !errors.Is(err, memstore.ErrFault) {
+		t.Errorf("partial: %v", err)
+	}
+	if err := f.Put(t.Context(), "x", whole); !errors.Is(err, objstore.ErrExist) {
+		t.Errorf("partial, again: %v", err)
+	}
+	holds("x", "sixteen ")
+	fault = memstore.Overwrite
+	if err := f.Put(t.Context(), "x", whole); err != nil {
+		t.Errorf("overwrite: %v", err)
+	}
+	holds("x", string(whole))
+	if err := f.Store.Put(t.Context(), "old", nil); err != nil {
+		t.Fatal(err)
+	}
+	list := func() (names []string) {
+		if err := f.List(t.Context(), "", func(i objstore.Info) error { names = append(names, i.Name); return nil }); err != nil {
+			t.Error(err)
+		}
+		return names
+	}
+	fault = memstore.Lagging
+	if got := list(); !slices.Equal(got, []string{"old"}) {
+		t.Errorf("a list that lags has %v", got)
+	}
+	fault = memstore.None
+	if got := list(); !slices.Equal(got, []string{"old", "x"}) {
+		t.Errorf("a list has %v", got)
 	}
 }
 
