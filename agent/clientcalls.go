@@ -94,6 +94,11 @@ func (c *Client) DeleteBackup(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/backups/"+unixhttp.Segment(ref), nil)
 }
 
+// Pins returns who uses backups of the repository, through any agent.
+func (c *Client) Pins(ctx context.Context) ([]Pin, error) {
+	return ask[[]Pin](ctx, c, http.MethodGet, "/v1/pins", nil)
+}
+
 // Trash returns the deleted backups of the repository that no prune has removed.
 func (c *Client) Trash(ctx context.Context) ([]Backup, error) {
 	return ask[[]Backup](ctx, c, http.MethodGet, "/v1/trash", nil)

@@ -75,19 +75,24 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 	}
 	name := b.ID
 	if req.Name != "" {
-		if err := checkName("an export", req.Name); err != nil {
+		if err = checkName("an export", req.Name); err != nil {
 			return nil, err
 		}
-		if _, err := s.serve.Volume(ctx, req.Name); err == nil {
+		if _, err = s.serve.Volume(ctx, req.Name); err == nil {
 			return nil, refuse(CodeConflict, "there is a volume %s: give the export another name", req.Name)
 		}
 		name = req.Name
 	}
-	return s.exports.add(ctx, catalog.Export{Name: name, Backup: b.ID, Overlay: req.Overlay, Purpose: req.Purpose, Created: time.Now().UTC()})
+	info, err := s.exports.add(ctx, catalog.Export{Name: name, Backup: b.ID, Overlay: req.Overlay, Purpose: req.Purpose, Created: time.Now().UTC()})
+	if err == nil && req.Purpose == "" {
+		s.wakeTidy() // to pin it
+	}
+	return info, err
 }
 
 // unexport ends the export of this name, or the only one of this backup.
 func (s *server) unexport(ctx context.Context, r request) (any, error) {
+	defer s.wakeTidy() // to remove its pin
 	force := r.value("force") == "true"
 	if _, ok := s.exports.get(r.ref); ok {
 		return nil, s.exports.remove(ctx, r.ref, force)

@@ -30,6 +30,7 @@ type exports struct {
 
 	mu     sync.Mutex
 	served map[string]*served
+	pins   map[string]catalog.Pin // those made, by export
 }
 
 // served is one export. Without a stop function it is not served: err says why.
@@ -45,6 +46,7 @@ func newExports(cat *catalog.Catalog, repo *repository.Repository, log *slog.Log
 	return &exports{
 		cat: cat, repo: repo, log: log, dir: dir, state: state,
 		start: make(chan func(context.Context)), served: map[string]*served{},
+		pins: map[string]catalog.Pin{},
 	}
 }
 
@@ -69,6 +71,15 @@ func (x *exports) restore(ctx context.Context) error {
 	l, err := x.cat.Exports(ctx)
 	if err != nil {
 		return err
+	}
+	pins, err := x.cat.Pins(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		if p.Made {
+			x.pin(p)
+		}
 	}
 	known := map[string]bool{}
 	for _, e := range l {
@@ -159,6 +170,7 @@ func (x *exports) remove(ctx context.Context, name string, force bool) error {
 	}
 	x.mu.Lock()
 	delete(x.served, name)
+	delete(x.pins, name)
 	x.mu.Unlock()
 	var err error
 	if s.stop != nil {
@@ -225,6 +237,9 @@ func (x *exports) info(s *served) ExportInfo {
 	if s.err != nil {
 		i.Error = s.err.Error()
 	}
+	x.mu.Lock()
+	i.Pinned = x.pins[i.Name].Backup == i.Backup
+	x.mu.Unlock()
 	if s.guests != nil {
 		i.Clients = s.guests.count()
 	}

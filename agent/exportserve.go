@@ -19,7 +19,7 @@ import (
 
 // open opens a backup, and its overlay (made when fresh), and serves it.
 func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *served, err error) {
-	img, err := x.repo.Image(ctx, e.Backup)
+	img, err := x.image(ctx, e)
 	if err != nil {
 		return nil, fmt.Errorf("export backup %s: %w", e.Backup, err)
 	}

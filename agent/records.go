@@ -99,8 +99,20 @@ type ExportInfo struct {
 	Size    int64     `json:"size"`
 	Clients int       `json:"clients"` // connections now
 	Purpose string    `json:"purpose,omitempty"`
+	Pinned  bool      `json:"pinned"`          // a backup: what it holds stays on the stores until Unexport, whoever deletes it
 	Error   string    `json:"error,omitempty"` // why it is not served at present
 	Created time.Time `json:"created_at,omitzero"`
+}
+
+// Pin is somebody's use of a backup: what the backup holds stays on the stores
+// until that ends, also when it is deleted.
+type Pin struct {
+	ID     string    `json:"id"`
+	Backup string    `json:"backup"` // ID
+	Volume string    `json:"volume"`
+	By     string    `json:"by"`    // the use, such as "exported as web-1"
+	Agent  string    `json:"agent"` // host name and process
+	Since  time.Time `json:"since"`
 }
 
 // Status is the state of an agent and of what it hangs on.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
 )
 
 // An agent that stops in the middle gives its jobs up, and the next one goes on.
@@ -43,6 +44,92 @@ func TestRestart(t *testing.T) {
 	}
 	r.settled("disk", full)
 	r.same(r.backup(CreateBackup{Volume: "disk", Incremental: true}), shadow)
+}
+
+// What an export serves stays, also when somebody else deletes its backup and
+// prunes it away, and through a restart; its end is the end of that.
+func TestPinnedExport(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 4<<20)
+	shadow := make([]byte, 4<<20)
+	r.put(v, shadow, noise(1<<20), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	x, err := r.agent.Export(ctx, Export{Ref: b.ID, Name: "guest"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.until("the pin", func() bool {
+		l, lerr := r.agent.Exports(ctx)
+		return lerr == nil && len(l) == 1 && l[0].Pinned
+	})
+	pins, err := r.agent.Pins(ctx)
+	if err != nil || len(pins) != 1 || pins[0].Backup != b.ID || pins[0].By != "exported as guest" || pins[0].Agent != "test" {
+		t.Fatalf("pins: %+v, %v", pins, err)
+	}
+	prune := func() {
+		t.Helper()
+		for range 3 {
+			if rep, perr := r.repo.Prune(ctx, repository.PruneOptions{MaxShare: 1}); perr != nil {
+				t.Fatalf("prune: %+v, %v", rep, perr)
+			}
+		}
+	}
+	if err := r.repo.Delete(ctx, b.ID); err != nil { // as another agent would
+		t.Fatal(err)
+	}
+	prune()
+	r.equal("the export of a backup that is gone", r.read(x.URI), shadow)
+	r.stopAgent()
+	r.startAgent()
+	r.equal("the export behind a restart", r.read(x.URI), shadow)
+	if err := r.agent.Unexport(ctx, "guest"); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the end of the pin", func() bool {
+		l, lerr := r.agent.Pins(ctx)
+		return lerr == nil && len(l) == 0
+	})
+	prune()
+	if rep, err := r.repo.Prune(ctx, repository.PruneOptions{DryRun: true}); err != nil || rep.Kept != 0 {
+		t.Errorf("kept: %+v, %v", rep, err)
+	}
+}
+
+// A mount's exports are pinned when they last, and pins whose export ended while
+// no agent ran go at its start.
+func TestPinsOfMounts(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	shadow := make([]byte, 1<<20)
+	r.put(v, shadow, noise(1<<16), 0)
+	b := r.backup(CreateBackup{Volume: "disk"})
+	if _, err := r.agent.Export(ctx, Export{Ref: b.ID, Name: "brief", Purpose: "mounted"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.agent.Export(ctx, Export{Ref: b.ID, Name: "guest"}); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the pin", func() bool { l, err := r.agent.Pins(ctx); return err == nil && len(l) == 1 })
+	r.stopAgent()
+	cat, err := catalog.Open(ctx, filepath.Join(r.dir, "agent", "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := cat.Exports(ctx)
+	if err != nil || len(x) != 2 {
+		t.Fatalf("%+v, %v", x, err)
+	}
+	x[0].Created = x[0].Created.Add(-2 * briefly)
+	if err := errors.Join(cat.PutExport(ctx, x[0]), cat.RemoveExport(ctx, "guest"), cat.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.startAgent()
+	r.until("the other pin", func() bool {
+		l, err := r.agent.Pins(ctx)
+		return err == nil && len(l) == 1 && l[0].By == "exported as brief, mounted"
+	})
 }
 
 // A killed agent leaves records of what it was doing; what became of it is

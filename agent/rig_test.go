@@ -292,6 +292,18 @@ func (r *rig) settled(ref string, backups ...Backup) {
 	r.Fatalf("not settled: %s", problem)
 }
 
+// until waits for something that the agent does by itself.
+func (r *rig) until(what string, done func() bool) {
+	r.Helper()
+	for range 1000 {
+		if done() {
+			return
+		}
+		pause(context.Background(), 10*time.Millisecond)
+	}
+	r.Fatalf("%s did not come", what)
+}
+
 // down takes the first n stores away, and brings the others back.
 func (r *rig) down(n int) {
 	for i, s := range r.stores {

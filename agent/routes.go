@@ -31,6 +31,7 @@ func (s *server) routes() http.Handler {
 	handle(m, "POST /v1/backups", s.createBackup)
 	handle(m, "GET /v1/backups/{ref}", func(ctx context.Context, r request) (any, error) { return s.findBackup(ctx, r.ref) })
 	handle(m, "DELETE /v1/backups/{ref}", s.deleteBackup)
+	handle(m, "GET /v1/pins", s.pins)
 	handle(m, "GET /v1/trash", func(ctx context.Context, _ request) (any, error) { return s.trash(ctx) })
 	handle(m, "POST /v1/trash/{ref}/undelete", s.undelete)
 	handle(m, "POST /v1/restores", s.createRestore)

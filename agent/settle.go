@@ -222,7 +222,7 @@ func (s *server) reconcile(ctx context.Context) {
 		s.exports.retry(ctx)
 		for what, f := range map[string]func(context.Context) error{
 			"records": s.recordLate, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
-			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring,
+			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring, "pins": s.tidyPins,
 		} {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
 				level := slog.LevelWarn

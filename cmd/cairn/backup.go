@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -164,12 +166,30 @@ func showBackup(c *cli.Context, a *agent.Client) error {
 	return emit(c, b, func(t *table) { backupFields(t, b) })
 }
 
+// deletedBackup is what the deletion of a backup prints.
+type deletedBackup struct {
+	Deleted string      `json:"deleted"`
+	Kind    string      `json:"kind"`
+	UsedBy  []agent.Pin `json:"used_by"` // what it holds stays until they end
+}
+
 func deleteBackup(c *cli.Context, a *agent.Client) error {
-	ref := c.Args().First()
-	if err := a.DeleteBackup(c.Context, ref); err != nil {
+	b, err := a.Backup(c.Context, c.Args().First())
+	if err != nil {
 		return err
 	}
-	return emitDeleted(c, "backup", ref)
+	if err = a.DeleteBackup(c.Context, b.ID); err != nil {
+		return err
+	}
+	// It is deleted, whether or not the stores say who still uses it.
+	pins, _ := a.Pins(c.Context)
+	users := slices.DeleteFunc(pins, func(p agent.Pin) bool { return p.Backup != b.ID })
+	return emit(c, deletedBackup{Deleted: c.Args().First(), Kind: "backup", UsedBy: list(users)}, func(t *table) {
+		t.row(fmt.Sprintf("backup %s is deleted", c.Args().First()))
+		for _, p := range users {
+			t.row(fmt.Sprintf("it is still %s by %s since %s: its data stays until that ends", p.By, p.Agent, when(p.Since)))
+		}
+	})
 }
 
 func listTrash(c *cli.Context, a *agent.Client) error {

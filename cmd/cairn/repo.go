@@ -34,6 +34,8 @@ func repoCommands() *cli.Command {
 			&cli.BoolFlag{Name: "read-data", Usage: "read every byte, to find damage that nothing else shows"},
 		), withRepository(repoRepair)),
 		leaf("prune", "", "remove for good what nothing needs; needs every store, and backups may run meanwhile", repositoryFlags(pruneFlags()...), withRepository(repoPrune)),
+		leaf("pins", "", "who uses backups: what they hold stays until that ends, also when they are deleted", repositoryFlags(), withRepository(repoPins)),
+		leaf("unpin", "PIN", "remove a pin whose user is no more", repositoryFlags(), withRepository(repoUnpin)),
 		leaf("trash", "", "deleted backups that no prune has removed yet", repositoryFlags(), withRepository(repoTrash)),
 		leaf("undelete", "BACKUP", "take a backup out of the trash", repositoryFlags(), withRepository(repoUndelete)),
 	)

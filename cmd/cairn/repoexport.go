@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -104,8 +106,36 @@ func repoExport(c *cli.Context, r *repository.Repository) (err error) {
 	if err := emit(c, info, func(t *table) { t.row(info["uri"]) }); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	return s.Serve(c.Context, l)
+	unpin := pinned(c, r, b, socket)
+	return errors.Join(s.Serve(c.Context, l), unpin())
 }
+
+// pinned pins a backup while it is served, without anybody having to wait for
+// it. Where stores are read-only, or too many are down, it is served all the same.
+func pinned(c *cli.Context, r *repository.Repository, b repository.Backup, socket string) (unpin func() error) {
+	ctx := c.Context
+	id, done := uuid.NewString(), make(chan error, 1)
+	go func() {
+		err := r.Pin(ctx, id, b.ID, fmt.Sprintf("exported as %s by \"cairn repo export\"", socket))
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(c.App.ErrWriter, "cairn: backup %s is served and not protected: when somebody deletes it, a prune may take it away (%s)\n", b.ID, clean(err.Error()))
+		}
+		done <- err
+	}()
+	return func() error {
+		pinErr := <-done
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), unpinTime)
+		defer cancel()
+		err := r.Unpin(ending, id)
+		if err == nil || pinErr != nil {
+			return nil // an outcome that is unknown is settled by the next prune or "cairn repo unpin"
+		}
+		return fmt.Errorf("what backup %s holds stays pinned: \"cairn repo unpin %s\" ends that: %w", b.ID, id, err)
+	}
+}
+
+// unpinTime bounds the end of an export.
+const unpinTime = 30 * time.Second
 
 // maxSocketPath is the longest path that a unix socket can have on Linux.
 const maxSocketPath = 107

@@ -191,6 +191,11 @@ func await(ts *testscript.TestScript, what string, want bool) {
 		switch what {
 		case "agent":
 			_, err = agent.NewClient(ts.Getenv("CAIRN_SOCKET")).Status(ctx)
+		case "pin":
+			var pins []agent.Pin
+			if pins, err = agent.NewClient(ts.Getenv("CAIRN_SOCKET")).Pins(ctx); len(pins) == 0 && err == nil {
+				err = errors.New("none")
+			}
 		case "serve":
 			_, err = serve.NewClient(ts.Getenv("CAIRN_CONTROL")).Status(ctx)
 		default:

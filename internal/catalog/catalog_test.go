@@ -224,6 +224,7 @@ func TestSmallRecords(t *testing.T) {
 		c.PutExport(ctx, e), c.PutExport(ctx, Export{Name: "y"}), c.RemoveExport(ctx, "y"), c.RemoveExport(ctx, "z"),
 		c.PutCheckpoint(ctx, Checkpoint{"c", "v", "b"}), c.PutCheckpoint(ctx, Checkpoint{"c", "w", "b"}), c.RemoveCheckpoint(ctx, "v", "c"),
 		c.PutUnfinished(ctx, "v", "j"), c.PutUnfinished(ctx, "w", "j"), c.RemoveUnfinished(ctx, "v"),
+		c.PutPin(ctx, Pin{"p", "b", "x", false}), c.PutPin(ctx, Pin{"p", "b", "x", true}), c.PutPin(ctx, Pin{"q", "b", "y", true}), c.RemovePin(ctx, "q"),
 		c.SetSetting(ctx, "k", "1"), c.SetSetting(ctx, "k", "2"),
 	} {
 		if err != nil {
@@ -233,6 +234,9 @@ func TestSmallRecords(t *testing.T) {
 	c = reopen(t, c, name)
 	if l, err := c.Exports(ctx); err != nil || !reflect.DeepEqual(l, []Export{e}) {
 		t.Errorf("exports %+v, %v", l, err)
+	}
+	if l, err := c.Pins(ctx); err != nil || !reflect.DeepEqual(l, []Pin{{"p", "b", "x", true}}) {
+		t.Errorf("pins %+v, %v", l, err)
 	}
 	if l, err := c.Checkpoints(ctx); err != nil || !reflect.DeepEqual(l, []Checkpoint{{"c", "w", "b"}}) {
 		t.Errorf("checkpoints %+v, %v", l, err)

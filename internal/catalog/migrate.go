@@ -78,6 +78,12 @@ var migrations = []string{
 		job_id    TEXT NOT NULL
 	) STRICT;`,
 	`ALTER TABLE jobs ADD COLUMN code TEXT NOT NULL DEFAULT '';`,
+	`CREATE TABLE pins (
+		id        TEXT PRIMARY KEY,
+		backup_id TEXT NOT NULL,
+		export    TEXT NOT NULL,
+		made      INTEGER NOT NULL
+	) STRICT;`,
 }
 
 // migrate brings db to this program's schema, in one transaction.

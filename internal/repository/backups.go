@@ -35,7 +35,7 @@ func (r *Repository) Backups(ctx context.Context) ([]Backup, error) {
 	}
 	var out []Backup
 	for _, s := range all {
-		if s.state != Deleted {
+		if s.state != Deleted && s.root.rec.Pin == nil {
 			out = append(out, s.root.backup(s.state))
 		}
 	}
@@ -50,7 +50,7 @@ func (r *Repository) Trash(ctx context.Context) ([]Backup, error) {
 	}
 	var out []Backup
 	for _, s := range all {
-		if s.state == Deleted {
+		if s.state == Deleted && s.root.rec.Pin == nil {
 			out = append(out, s.root.backup(s.state))
 		}
 	}

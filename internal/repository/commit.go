@@ -98,7 +98,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		BackupID: rt.BackupID, Name: rt.Name, Description: rt.Description,
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
 		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: s.parentID,
-		Session: s.id, Voters: s.voters, Stats: stats,
+		Session: s.id, Voters: s.voters, Stats: stats, Pin: rt.pin,
 	}
 	name, err := s.r.keys.rootName(rec.Project, rec.VolumeID, s.id)
 	if err != nil {

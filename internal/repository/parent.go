@@ -28,6 +28,8 @@ func (s *Session) useParent(ctx context.Context) error {
 	}
 	id := s.o.ParentBackup
 	switch rec := st.root.rec; {
+	case rec.Pin != nil:
+		return fmt.Errorf("%s is a pin and no backup", id)
 	case st.state != Available:
 		return fmt.Errorf("parent backup %s is %s", id, st.state)
 	case rec.Project != s.o.Project:

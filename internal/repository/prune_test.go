@@ -362,6 +362,12 @@ func TestPruneAgainst(t *testing.T) {
 			_, err := r.Undelete(ctx, "trashed")
 			return "trashed", w.trashed, err
 		}},
+		{"pin", func(ctx context.Context, w *world, r *Repository) (string, *content, error) {
+			if err := r.Pin(ctx, "pin", "gone", "a guest"); err == nil {
+				return "pin", w.gone, nil
+			}
+			return "", nil, nil // too late: nothing is promised
+		}},
 		{"another prune", func(ctx context.Context, _ *world, r *Repository) (string, *content, error) {
 			_, err := r.Prune(ctx, hasty)
 			return "", nil, err

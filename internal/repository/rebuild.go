@@ -30,8 +30,8 @@ func (s *Session) rebuild(ctx context.Context) {
 	}
 	newest := make(map[string]standing)
 	for _, st := range all { // oldest first
-		if st.state == Available && st.root.rec.Project == s.o.Project {
-			newest[st.root.rec.VolumeID] = st
+		if rec := st.root.rec; st.state == Available && rec.Project == s.o.Project && rec.Pin == nil {
+			newest[rec.VolumeID] = st
 		}
 	}
 	budget := s.r.index.capacity() / 2

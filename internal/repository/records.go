@@ -85,6 +85,8 @@ type Root struct {
 	Geometry    blockmap.Geometry
 	Top         []byte // top node of the manifest
 	Stats       Stats
+
+	pin *pinRecord // nil: a backup
 }
 
 // Outcome is what the writer of a session was told.

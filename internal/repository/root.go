@@ -34,6 +34,8 @@ type rootRecord struct {
 	Session     ident     `json:"session"`
 	Voters      []ident   `json:"voters"`
 	Stats       Stats     `json:"stats"`
+
+	Pin *pinRecord `json:"pin,omitempty"` // not a backup but somebody's use of one
 }
 
 // digest is what votes name a root record by: BLAKE3-256 of the object.
@@ -54,13 +56,18 @@ func (r *root) geometry() blockmap.Geometry {
 	return blockmap.Geometry{Size: r.rec.Size, BlockSize: r.rec.BlockSize}
 }
 
+// backup is what a root record says; one that is a pin is called so.
 func (r *root) backup(s State) Backup {
-	return Backup{
+	b := Backup{
 		ID: r.rec.BackupID, Name: r.rec.Name, Description: r.rec.Description, Project: r.rec.Project,
 		VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, Size: r.rec.Size, BlockSize: r.rec.BlockSize,
 		Created: r.rec.Created, Parent: r.rec.Parent, Incremental: r.rec.Parent != "",
 		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s,
 	}
+	if p := r.rec.Pin; p != nil {
+		b.Name = fmt.Sprintf("pin of backup %s, %s", p.Backup, p.By)
+	}
+	return b
 }
 
 // sealRoot returns the object of a root record.

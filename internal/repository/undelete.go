@@ -15,24 +15,35 @@ func (r *Repository) Undelete(ctx context.Context, ref string) (Backup, error) {
 	if err != nil {
 		return Backup{}, err
 	}
-	id := old.rec.BackupID
+	rt, err := r.renew(ctx, old, func(*Root) {})
+	if err != nil {
+		return Backup{}, fmt.Errorf("undelete backup %s: %w", old.rec.BackupID, err)
+	}
+	return rt.backup(Available), nil
+}
+
+// renew commits a new root record that reaches what an old one does, by a session
+// that reads nothing; change says in what else they differ. It returns the old one
+// with the new session. ErrNotFound: a prune is removing the old one.
+func (r *Repository) renew(ctx context.Context, old *root, change func(*Root)) (*root, error) {
 	s, err := r.Begin(ctx, SessionOptions{Project: old.rec.Project, VolumeID: old.rec.VolumeID, Volume: old.rec.Volume})
 	if err != nil {
-		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
+		return nil, err
 	}
 	rt, err := s.revive(ctx, old.name)
 	if err != nil {
-		return Backup{}, errors.Join(fmt.Errorf("undelete backup %s: %w: %w", id, ErrNotFound, err), s.Abort(ctx))
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotFound, err), s.Abort(ctx))
 	}
-	_, err = s.Commit(ctx, Root{
+	next := Root{
 		BackupID: rt.rec.BackupID, Name: rt.rec.Name, Description: rt.rec.Description, Created: rt.rec.Created,
 		Geometry: rt.geometry(), Top: rt.top, Stats: rt.rec.Stats,
-	})
-	if err != nil {
-		return Backup{}, fmt.Errorf("undelete backup %s: %w", id, err)
+	}
+	change(&next)
+	if _, err = s.Commit(ctx, next); err != nil {
+		return nil, err
 	}
 	rt.rec.Session = s.id
-	return rt.backup(Available), nil
+	return rt, nil
 }
 
 // inTrash finds a deleted backup.
@@ -47,6 +58,7 @@ func (r *Repository) inTrash(ctx context.Context, ref string) (*root, error) {
 			st = standing{root: st.trash, state: Deleted}
 		}
 		switch {
+		case st.root.rec.Pin != nil:
 		case st.root.rec.BackupID == ref && st.state != Deleted:
 			return nil, fmt.Errorf("backup %s is not deleted: %w", ref, ErrInvalid)
 		case st.root.rec.BackupID == ref:
