@@ -18,6 +18,8 @@ var (
 	// ErrBusy: the store refused the call for now. Nothing was changed, and a
 	// later try may succeed.
 	ErrBusy = errors.New("store is busy")
+	// ErrRetained: the object is retained, and may not be deleted yet.
+	ErrRetained = errors.New("object is retained")
 	// ErrName: the name cannot be one of an object.
 	ErrName = errors.New("invalid object name")
 	// ErrTooLarge: the object is larger than MaxObject.

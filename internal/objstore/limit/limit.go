@@ -159,3 +159,11 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	return s.Store.Delete(ctx, name) //nolint:wrapcheck // a decorator
 }
+
+// Retain implements objstore.Retainer, if the store below does.
+func (s *Store) Retain(ctx context.Context, name string, until time.Time) error {
+	if err := s.take(ctx, s.requests, 1); err != nil {
+		return err
+	}
+	return objstore.Retain(ctx, s.Store, name, until) //nolint:wrapcheck // a decorator
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
@@ -36,7 +37,7 @@ var ErrFault = errors.New("injected fault")
 
 // Call is one call of a store's method.
 type Call struct {
-	Op   string // "put", "get", "stat", "list", "delete"
+	Op   string // "put", "get", "stat", "list", "delete", "retain"
 	Name string // or the prefix
 	N    int64  // how many calls this store had before
 }
@@ -283,4 +284,13 @@ func Seeded(seed uint64, rate float64, kinds ...Fault) func(Call) Fault {
 		}
 		return kinds[r.IntN(len(kinds))]
 	}
+}
+
+// Retain implements objstore.Retainer, if the store below does.
+func (f *Faulty) Retain(ctx context.Context, name string, until time.Time) error {
+	fault, _, err := f.enter(ctx, "retain", name)
+	if err != nil {
+		return err
+	}
+	return leave(fault, "retain", name, objstore.Retain(ctx, f.Store, name, until))
 }

@@ -5,11 +5,13 @@ package memstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
@@ -20,6 +22,8 @@ type Store struct {
 
 	mu      sync.RWMutex
 	objects map[string][]byte
+	now     func() time.Time // nil: it does not retain
+	until   map[string]time.Time
 }
 
 var _ objstore.Store = (*Store)(nil)
@@ -113,8 +117,45 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if until, ok := s.until[name]; ok && s.now().Before(until) {
+		return fmt.Errorf("delete %s in %s: until %s: %w", name, s.URL(), until.UTC().Format(time.DateTime), objstore.ErrRetained)
+	}
 	delete(s.objects, name)
+	delete(s.until, name)
 	return nil
+}
+
+// Retains makes the store one that retains, by this clock.
+func (s *Store) Retains(now func() time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now, s.until = now, make(map[string]time.Time)
+}
+
+// Retain implements objstore.Retainer.
+func (s *Store) Retain(ctx context.Context, name string, until time.Time) error {
+	if err := check(ctx, name); err != nil {
+		return fmt.Errorf("retain: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		return fmt.Errorf("retain %s in %s: %w", name, s.URL(), errors.ErrUnsupported)
+	}
+	if _, ok := s.objects[name]; !ok {
+		return fmt.Errorf("retain %s: %w", name, objstore.ErrNotExist)
+	}
+	if until.After(s.until[name]) {
+		s.until[name] = until
+	}
+	return nil
+}
+
+// Until returns until when an object is retained, the zero time if it is not.
+func (s *Store) Until(name string) time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.until[name]
 }
 
 // URL implements objstore.Store.
@@ -129,7 +170,7 @@ func (s *Store) Clone() *Store {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	// Bodies are never changed in place, so that sharing them is safe.
-	return &Store{name: s.name, objects: maps.Clone(s.objects)}
+	return &Store{name: s.name, objects: maps.Clone(s.objects), now: s.now, until: maps.Clone(s.until)}
 }
 
 // Replace puts body in the place of an object, or of none: damage, or the work

@@ -61,7 +61,7 @@ func New(s objstore.Store, o Options) *Store {
 // final are the errors that another attempt would bring again.
 var final = []error{
 	objstore.ErrExist, objstore.ErrNotExist, objstore.ErrRange, objstore.ErrDown,
-	objstore.ErrNoSpace, objstore.ErrName, objstore.ErrTooLarge,
+	objstore.ErrNoSpace, objstore.ErrName, objstore.ErrTooLarge, objstore.ErrRetained, errors.ErrUnsupported,
 }
 
 func fault(err error) bool {
@@ -137,4 +137,9 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(objstore.Info) 
 // Delete implements objstore.Store.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	return s.do(ctx, fault, func() error { return s.Store.Delete(ctx, name) })
+}
+
+// Retain implements objstore.Retainer, if the store below does.
+func (s *Store) Retain(ctx context.Context, name string, until time.Time) error {
+	return s.do(ctx, fault, func() error { return objstore.Retain(ctx, s.Store, name, until) })
 }

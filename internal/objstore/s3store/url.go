@@ -39,6 +39,15 @@ const (
 	Host Style = "host" // https://BUCKET.HOST/KEY
 )
 
+// Lock is how the server is asked to retain objects (S3 Object Lock).
+type Lock string
+
+// Locks. Nobody can shorten Compliance; Governance the owner of the bucket can.
+const (
+	Compliance Lock = "compliance"
+	Governance Lock = "governance"
+)
+
 // Config says where a store is and how it is reached. It holds no secrets.
 type Config struct {
 	Bucket string
@@ -48,6 +57,8 @@ type Config struct {
 	Insecure bool   // http instead of https
 	Region   string // empty = AWS_REGION, AWS_DEFAULT_REGION, or what the endpoint's kind makes of it
 	Style    Style  // empty = Auto
+
+	Lock Lock // empty = objects are not locked
 
 	Profile string // of the shared credentials file; empty = the usual chain
 	CA      string // absolute name of a PEM file, in place of the system's authorities
@@ -114,13 +125,16 @@ func Parse(raw string) (Config, url.Values, error) {
 		return Config{}, nil, err
 	}
 	c.Region, c.Profile, c.CA = take("region"), take("profile"), take("ca")
-	c.Style = Style(take("style"))
+	c.Style, c.Lock = Style(take("style")), Lock(take("lock"))
 	switch c.Style {
 	case "":
 		c.Style = Auto
 	case Auto, Path, Host:
 	default:
 		return fail("style=%s is unknown: it is path, host or auto", c.Style)
+	}
+	if c.Lock != "" && c.Lock != Compliance && c.Lock != Governance {
+		return fail("lock=%s is unknown: it is compliance or governance", c.Lock)
 	}
 	if strings.ContainsFunc(c.Region, func(r rune) bool { return r <= ' ' || r == '/' || r == ',' || r > '~' }) {
 		return fail("region=%q is no region: name it as the server does, such as eu-central-1", c.Region)

@@ -206,9 +206,20 @@ func (s *Server) Wipe(tb testing.TB) {
 // Bucket makes a bucket.
 func (s *Server) Bucket(tb testing.TB, name string) {
 	tb.Helper()
+	s.bucket(tb, name, minio.MakeBucketOptions{})
+}
+
+// LockingBucket makes a bucket whose objects can be retained.
+func (s *Server) LockingBucket(tb testing.TB, name string) {
+	tb.Helper()
+	s.bucket(tb, name, minio.MakeBucketOptions{ObjectLocking: true})
+}
+
+func (s *Server) bucket(tb testing.TB, name string, o minio.MakeBucketOptions) {
+	tb.Helper()
 	c, err := s.client()
 	if err == nil {
-		err = c.MakeBucket(tb.Context(), name, minio.MakeBucketOptions{})
+		err = c.MakeBucket(tb.Context(), name, o)
 	}
 	if err != nil {
 		tb.Fatalf("make bucket %s at %s: %v", name, s.Kind, err)
