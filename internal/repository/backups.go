@@ -239,13 +239,17 @@ func (r *Repository) find(ctx context.Context, id string) (standing, error) {
 }
 
 // Delete moves a backup to the trash: a tombstone on at least 1+d stores. A
-// prune removes it later; until then its data is whole.
+// prune removes it later; until then its data is whole. ErrRetained: its retention
+// has not ended.
 func (r *Repository) Delete(ctx context.Context, id string) error {
 	const copies = 100 // root records of one backup, as undeleting makes them
 	for n := range copies {
 		st, err := r.find(ctx, id)
 		if n > 0 && errors.Is(err, ErrNotFound) {
 			return nil
+		}
+		if err == nil {
+			err = st.root.retentionError(r.o.Now())
 		}
 		if err == nil {
 			err = r.entomb(ctx, id, st.root.rec.Session)

@@ -48,6 +48,9 @@ func (s *Session) Commit(ctx context.Context, rt Root) (Outcome, error) {
 	case OutcomeCommitted:
 		s.r.remember(stored)
 		s.merge.commit(ctx)
+		if to := stored.rec.Retained; !to.IsZero() {
+			s.retainDecision(ctx, to)
+		}
 		s.removeOpen(ctx)
 	case OutcomeFailed:
 		s.removeOpen(ctx)
@@ -92,6 +95,13 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 	if err = s.recordOwed(ctx, owed); err != nil {
 		return nil, err
 	}
+	keep := rt.keep
+	if s.o.Retain > 0 {
+		keep = newRetention(s.r.o.Now(), s.o.Retain)
+		if err = s.retainPacks(ctx, rt, keep.to); err != nil {
+			return nil, err
+		}
+	}
 	stats := rt.Stats
 	stats.Shards += s.Stored().BytesShards
 	rec := &rootRecord{
@@ -99,6 +109,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
 		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: s.parentID,
 		Session: s.id, Voters: s.voters, Stats: stats, Pin: rt.pin,
+		RetainUntil: keep.until, Retained: keep.to,
 	}
 	name, err := s.r.keys.rootName(rec.Project, rec.VolumeID, s.id)
 	if err != nil {
@@ -115,6 +126,11 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 	}
 	if s.rooted, err = s.putEverywhere(ctx, name, object); err != nil {
 		return nil, err
+	}
+	if !keep.to.IsZero() {
+		if err = s.r.retainControls(ctx, []string{name}, keep.to); err != nil {
+			return nil, err
+		}
 	}
 	return back, s.counted(same)
 }

@@ -26,6 +26,8 @@ var (
 	// ErrLargePrune: a prune would remove more than may go without being asked
 	// for.
 	ErrLargePrune = errors.New("unusually much would be removed")
+	// ErrRetained: the backup may not be deleted yet.
+	ErrRetained = errors.New("backup is retained")
 	// ErrInvalid: an argument that makes no sense.
 	ErrInvalid = errors.New("invalid argument")
 )

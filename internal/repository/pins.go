@@ -60,7 +60,7 @@ func (r *Repository) pin(ctx context.Context, id, by string, old *root) error {
 	_, err := r.renew(ctx, old, func(rt *Root) {
 		rt.pin = &pinRecord{Backup: rt.BackupID, By: by, Agent: r.o.Agent}
 		rt.BackupID, rt.Name, rt.Description = id, "", ""
-		rt.Created, rt.Stats = r.o.Now(), Stats{}
+		rt.Created, rt.Stats, rt.keep = r.o.Now(), Stats{}, retention{}
 	})
 	if err != nil {
 		return fmt.Errorf("pin backup %s: %w", old.rec.BackupID, err)

@@ -57,6 +57,7 @@ type PruneReport struct {
 	Kept    int64 // bytes of shards that stay
 	Fenced  int   // sessions that were silent and are aborted now
 	Waiting int   // packs of sessions that were not decided in time for this prune
+	Locked  int   // objects that a store retains still: a later prune removes them
 	Lists   int   // lists of other prunes that were tidied away
 }
 

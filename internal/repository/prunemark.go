@@ -69,10 +69,13 @@ func (p *pruner) mark(ctx context.Context) error {
 // markRoot marks what a root record reaches, or says that it is condemned. One
 // that cannot be read and may be live stops the prune.
 func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*member, votes *ballots) (condemned bool, err error) {
-	if p.purged[s] || p.aged[s] {
+	if p.purged[s] {
 		return true, nil
 	}
 	rt, err := p.r.readRoot(ctx, ms, name)
+	if p.aged[s] && (err != nil || rt.retentionError(p.r.o.Now()) == nil) {
+		return true, ctx.Err() //nolint:wrapcheck // canceled: no sentence is missing
+	}
 	if err == nil {
 		var d Decision
 		if d, err = p.decision(ctx, s, votes, rt.rec.Voters, &rt.digest); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -62,6 +63,8 @@ func (p *pruner) remove(ctx context.Context, step string, names []string) error 
 	if len(names) == 0 {
 		return nil
 	}
+	var locked atomic.Int64
+	defer func() { p.report.Locked += int(locked.Load()) }()
 	group, gctx := errgroup.WithContext(ctx)
 	for n, m := range p.ms {
 		group.Go(func() error {
@@ -75,6 +78,10 @@ func (p *pruner) remove(ctx context.Context, step string, names []string) error 
 					_, err := one(sctx, p.r, m, func(ctx context.Context, m *member) (struct{}, error) {
 						return struct{}{}, m.store.Delete(ctx, name)
 					})
+					if errors.Is(err, objstore.ErrRetained) {
+						locked.Add(1)
+						return nil
+					}
 					return err
 				})
 				if n == 0 {

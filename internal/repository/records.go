@@ -73,6 +73,7 @@ type Backup struct {
 	Session     string
 	Stats       Stats
 	State       State
+	RetainUntil time.Time // not deleted before; zero: it can be
 }
 
 // Root is what a session commits. The session adds what it knows itself:
@@ -86,7 +87,8 @@ type Root struct {
 	Top         []byte // top node of the manifest
 	Stats       Stats
 
-	pin *pinRecord // nil: a backup
+	pin  *pinRecord // nil: a backup
+	keep retention  // of a record that is renewed; the session's own otherwise
 }
 
 // Outcome is what the writer of a session was told.

@@ -35,6 +35,9 @@ type rootRecord struct {
 	Voters      []ident   `json:"voters"`
 	Stats       Stats     `json:"stats"`
 
+	RetainUntil time.Time `json:"retain_until,omitzero"` // not deleted before
+	Retained    time.Time `json:"retained,omitzero"`     // to here, all that it reaches, on stores that lock
+
 	Pin *pinRecord `json:"pin,omitempty"` // not a backup but somebody's use of one
 }
 
@@ -62,7 +65,7 @@ func (r *root) backup(s State) Backup {
 		ID: r.rec.BackupID, Name: r.rec.Name, Description: r.rec.Description, Project: r.rec.Project,
 		VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, Size: r.rec.Size, BlockSize: r.rec.BlockSize,
 		Created: r.rec.Created, Parent: r.rec.Parent, Incremental: r.rec.Parent != "",
-		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s,
+		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s, RetainUntil: r.rec.RetainUntil,
 	}
 	if p := r.rec.Pin; p != nil {
 		b.Name = fmt.Sprintf("pin of backup %s, %s", p.Backup, p.By)

@@ -16,7 +16,8 @@ import (
 type SessionOptions struct {
 	Project          string
 	VolumeID, Volume string
-	ParentBackup     string // ID of the backup to start from; empty = a full backup
+	ParentBackup     string        // ID of the backup to start from; empty = a full backup
+	Retain           time.Duration // for so long the backup cannot be deleted; 0 = it can
 }
 
 // Session is one writer's run: it makes at most one backup. Its methods may be
@@ -51,6 +52,7 @@ type Session struct {
 	packNo  uint32
 	lost    error // why chunks that a worker handed out never got into a queue
 	ended   bool
+	used    map[chunk.PackID]struct{} // new packs and those found by the index; nil without a retention
 }
 
 // SessionStats are the figures of a session so far.
@@ -228,7 +230,9 @@ func (s *Session) newPackID() (chunk.PackID, error) {
 	tail := [14]byte(random[:14])
 	tail[0], tail[1], tail[2] = byte(batch>>16), byte(batch>>8), byte(batch) //nolint:gosec // its digits
 	epoch := s.keys.Placements[len(s.keys.Placements)-1].Epoch
-	return chunk.NewPackID(s.id, epoch, tail), nil
+	id := chunk.NewPackID(s.id, epoch, tail)
+	s.use(id)
+	return id, nil
 }
 
 // enter counts a worker in, leave out.

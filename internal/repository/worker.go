@@ -76,6 +76,7 @@ func (s *Session) known(id chunk.ID) (chunk.Location, bool) {
 	if !ok || s.avoid.has(at.Pack) {
 		return chunk.Location{}, false
 	}
+	s.use(at.Pack)
 	return at, true
 }
 
