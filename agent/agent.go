@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -42,9 +43,10 @@ type Options struct {
 // Limits bounds what the agent takes from the machine. Zero values are the
 // defaults.
 type Limits struct {
-	ConcurrentJobs     int   // jobs that run at once; 2
-	ReadBytesPerSecond int64 // from each volume that is backed up; unlimited
-	RestoreWorkers     int   // pieces of one restore in flight; 8
+	ConcurrentJobs     int           // jobs that run at once; 2
+	ReadBytesPerSecond int64         // from each volume that is backed up; unlimited
+	Retain             time.Duration // for so long a backup cannot be deleted, unless its request says otherwise; 0 = it can be
+	RestoreWorkers     int           // pieces of one restore in flight; 8
 }
 
 // Check refuses what [Run] would refuse at once: a state folder that another

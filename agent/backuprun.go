@@ -138,7 +138,7 @@ func (r *backupRun) begin(ctx context.Context) error {
 		return err
 	}
 	r.sess, err = r.repo.Begin(ctx, repository.SessionOptions{
-		Project: r.rec.Project, VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, ParentBackup: r.parent.backup.ID,
+		Project: r.rec.Project, VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, ParentBackup: r.parent.backup.ID, Retain: r.retain(),
 	})
 	if err != nil {
 		return fmt.Errorf("open a session in the repository: %w", err)
@@ -149,6 +149,14 @@ func (r *backupRun) begin(ctx context.Context) error {
 	r.rec.Session = r.sess.ID()
 	r.rec.Parent, r.rec.Incremental = r.parent.backup.ID, r.parent.backup.ID != ""
 	return r.cat.PutBackup(ctx, r.rec)
+}
+
+// retain is for how long the backup cannot be deleted.
+func (r *backupRun) retain() time.Duration {
+	if r.req.Retain != nil {
+		return time.Duration(*r.req.Retain) * time.Second
+	}
+	return r.o.Limits.Retain
 }
 
 // takeSnapshot makes what is read stand still, and a checkpoint at the same
@@ -220,7 +228,7 @@ func (r *backupRun) commit(ctx context.Context, root repository.Root) (repositor
 	r.committing = true
 	outcome, err := r.sess.Commit(ctx, root)
 	st := r.sess.Stored()
-	r.rec.BytesShards = st.BytesShards
+	r.rec.BytesShards, r.rec.RetainUntil = st.BytesShards, r.sess.RetainUntil()
 	r.warnOwed(st)
 	switch {
 	case outcome == repository.OutcomeCommitted:

@@ -21,6 +21,9 @@ import (
 // maxText is the longest name or description of a backup, as Cinder has it.
 const maxText = 255
 
+// MaxRetain is the longest retention.
+const MaxRetain = 100 * 365 * 24 * time.Hour
+
 // findBackup returns the backup with this ID, or the only one of this name.
 func (s *server) findBackup(ctx context.Context, ref string) (Backup, error) {
 	l, err := s.cat.BackupsNamed(ctx, ref)
@@ -97,6 +100,9 @@ func (r *CreateBackup) check() error {
 	}
 	if err := checkText("backup's description", r.Description); err != nil {
 		return err
+	}
+	if r.Retain != nil && (*r.Retain < 0 || *r.Retain > int64(MaxRetain/time.Second)) {
+		return refuse(CodeInvalid, "a retention of %d seconds makes no sense: it is at most %d, a hundred years", *r.Retain, int64(MaxRetain/time.Second))
 	}
 	if uuid.Validate(r.Name) == nil {
 		return refuse(CodeInvalid, "%q cannot be the name of a backup, as it looks like an ID: choose another", r.Name)
@@ -267,7 +273,12 @@ func (s *server) deleteBackup(ctx context.Context, r request) (any, error) {
 // finishDelete puts the tombstone and forgets the record. A failure leaves it
 // deleting, and the deletion is tried again now and then.
 func (s *server) finishDelete(ctx context.Context, b Backup) error {
-	if err := s.repo.Delete(ctx, b.ID); err != nil && !errors.Is(err, repository.ErrNotFound) {
+	err := s.repo.Delete(ctx, b.ID)
+	if errors.Is(err, repository.ErrRetained) {
+		// The catalog did not know.
+		return errors.Join(refuse(CodeConflict, "%v", err), s.cat.SetBackupStatus(ctx, b.ID, catalog.Deleting, catalog.Available))
+	}
+	if err != nil && !errors.Is(err, repository.ErrNotFound) {
 		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", b.ID, err)
 	}
 	if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
@@ -287,6 +298,9 @@ func (s *server) unused(b Backup) error {
 	}
 	if s.late.has(b.ID) {
 		return refuse(CodeBusy, "backup %s has ended, but that could not be recorded yet: see to it that there is room in the agent's state folder %s", b.ID, s.o.State)
+	}
+	if b.RetainUntil.After(time.Now()) {
+		return refuse(CodeConflict, "backup %s was made with a retention and cannot be deleted before %s UTC", b.ID, b.RetainUntil.Format(time.DateTime))
 	}
 	if b.Undecided {
 		return refuse(CodeConflict, "backup %s waits for the stores to say whether it was committed: bring them back, then delete it", b.ID)

@@ -30,9 +30,11 @@ type KeepDecision struct {
 func (k Keep) Empty() bool { return k == Keep{} }
 
 // Decide says which backups of one volume stay, newest first. Only those that
-// are available count and may go; those being restored stay, and others are
+// are available count and may go; those being restored, and those whose
+// retention has not ended, stay, and others are
 // left out. Hours, days and so on are those of zone.
 func (k Keep) Decide(backups []Backup, zone *time.Location) []KeepDecision {
+	now := time.Now()
 	var out []KeepDecision
 	for _, b := range backups {
 		if b.Status == BackupAvailable || b.Status == BackupRestoring {
@@ -73,6 +75,9 @@ func (k Keep) Decide(backups []Backup, zone *time.Location) []KeepDecision {
 		d := &out[i]
 		if d.Backup.Status == BackupRestoring {
 			reasons[i] = append(reasons[i], "it is being restored")
+		}
+		if until := d.Backup.RetainUntil; until.After(now) {
+			reasons[i] = append(reasons[i], "it is retained until "+until.In(zone).Format(time.DateTime))
 		}
 		d.Keep = len(reasons[i]) > 0
 		d.Why = strings.Join(reasons[i], ", ")

@@ -56,6 +56,9 @@ type CreateBackup struct {
 	Incremental bool   `json:"incremental,omitempty"` // refused when there is no backup to start from
 	Auto        bool   `json:"auto,omitempty"`        // incremental when it can be
 	Force       bool   `json:"force,omitempty"`       // also while a guest uses the volume: crash-consistent
+	// Retain is for how many seconds the backup cannot be deleted. Without it the
+	// agent's default counts; 0 = it can be.
+	Retain *int64 `json:"retain_seconds,omitempty"`
 }
 
 // Restore asks for a backup's content. At most one of Volume (existing),

@@ -107,6 +107,7 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 		b.Status, b.Undecided, b.FailReason = catalog.Available, false, ""
 		if stored, err := s.repo.Backup(ctx, b.ID); err == nil {
 			fillStats(&b, stored.Stats)
+			b.RetainUntil = stored.RetainUntil
 		}
 	case repository.Aborted:
 		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, cause.Error()
@@ -195,7 +196,7 @@ func known(x repository.Backup) Backup {
 	b := Backup{
 		ID: x.ID, Name: x.Name, Description: x.Description, Project: x.Project, Status: BackupStatus(x.State),
 		Volume: x.Volume, VolumeID: x.VolumeID, Size: x.Size, Incremental: x.Incremental, Parent: x.Parent,
-		Created: x.Created, Session: x.Session, Checkpoint: x.ID,
+		Created: x.Created, Session: x.Session, Checkpoint: x.ID, RetainUntil: x.RetainUntil,
 	}
 	fillStats(&b, x.Stats)
 	return b

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -19,6 +20,7 @@ func backupCommands() *cli.Command {
 			&cli.StringFlag{Name: "snapshot", Usage: "back this `snapshot` of the volume up, not its present content"},
 			&cli.StringFlag{Name: "name", Usage: "`name` of the backup"},
 			&cli.StringFlag{Name: "description", Usage: "`text` to keep with it"},
+			&cli.StringFlag{Name: "retain", Usage: "for this `time`, such as 30d, nobody can delete it; 0 = no retention, whatever the agent's default is"},
 			noWaitFlag(),
 		), withAgent(createBackup)),
 		leaf("list", "[VOLUME]", "all backups, or those of a volume", agentFlags(), withAgent(listBackups)),
@@ -53,6 +55,14 @@ func createBackup(c *cli.Context, a *agent.Client) error {
 	}
 	if req.Incremental && req.Auto {
 		return usagef("--incremental and --auto exclude each other: --auto is incremental when it can be, --incremental fails when it cannot")
+	}
+	if c.IsSet("retain") {
+		d, err := parseTime(c.String("retain"))
+		if err != nil {
+			return fmt.Errorf("--retain: %w", err)
+		}
+		seconds := int64(d / time.Second)
+		req.Retain = &seconds
 	}
 	job, err := a.CreateBackup(c.Context, req)
 	if err != nil {
@@ -111,6 +121,9 @@ func backupFields(t *table, b agent.Backup) {
 	t.field("kind", kind)
 	t.field("compared in full because", b.FullCompareReason)
 	t.field("created", when(b.Created))
+	if !b.RetainUntil.IsZero() {
+		t.field("retained until", when(b.RetainUntil))
+	}
 	if b.Status == agent.BackupCreating {
 		return
 	}

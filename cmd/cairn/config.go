@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/urfave/cli/v2"
@@ -29,12 +30,14 @@ type agentSettings struct {
 	Init         bool     `yaml:"init"`
 	Jobs         int      `yaml:"jobs"`
 	ReadLimit    string   `yaml:"read-limit"`
+	Retain       string   `yaml:"retain"`
 	NoServe      bool     `yaml:"no-serve"`
 	KeepPriority bool     `yaml:"keep-priority"`
 	LogLevel     string   `yaml:"log-level"`
 	LogFormat    string   `yaml:"log-format"`
 
 	readLimit int64 // bytes per second
+	retain    time.Duration
 }
 
 // agentSettingsOf joins file and flags: a flag that is given, or set by the
@@ -61,6 +64,7 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.PasswordFile, "password-file")
 	text(&s.Group, "group")
 	text(&s.ReadLimit, "read-limit")
+	text(&s.Retain, "retain")
 	text(&s.LogLevel, "log-level")
 	text(&s.LogFormat, "log-format")
 	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority"} {
@@ -82,6 +86,11 @@ func (s *agentSettings) check() error {
 	if s.ReadLimit != "" {
 		if s.readLimit, err = parseSize(s.ReadLimit); err != nil {
 			return fmt.Errorf("read-limit: %w", err)
+		}
+	}
+	if s.Retain != "" {
+		if s.retain, err = parseTime(s.Retain); err != nil {
+			return fmt.Errorf("retain: %w", err)
 		}
 	}
 	if s.Jobs < 0 {

@@ -48,7 +48,7 @@ func record(b repository.Backup) agent.Backup {
 		ID: b.ID, Name: b.Name, Description: b.Description, Project: b.Project, Status: agent.BackupStatus(b.State),
 		Volume: b.Volume, VolumeID: b.VolumeID, Size: b.Size, Incremental: b.Incremental, Parent: b.Parent,
 		BytesRead: b.Stats.Read, BytesAudited: b.Stats.Audited, BytesChanged: b.Stats.Changed, BytesNew: b.Stats.New,
-		BytesStored: b.Stats.Stored, BytesShards: b.Stats.Shards, Created: b.Created, Session: b.Session,
+		BytesStored: b.Stats.Stored, BytesShards: b.Stats.Shards, Created: b.Created, Session: b.Session, RetainUntil: b.RetainUntil,
 	}
 }
 

@@ -27,6 +27,7 @@ type pruneResult struct {
 	Kept    int64 `json:"bytes_kept"`
 	Fenced  int   `json:"fenced"`
 	Waiting int   `json:"packs_waiting"`
+	Locked  int   `json:"locked"`
 }
 
 func repoPrune(c *cli.Context, r *repository.Repository) error {
@@ -48,7 +49,7 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	}
 	result := pruneResult{
 		DryRun: o.DryRun, Trash: rep.Trash, Backups: rep.Backups, Aborted: rep.Aborted, Packs: rep.Packs,
-		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting,
+		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting, Locked: rep.Locked,
 	}
 	return emit(c, result, func(t *table) {
 		t.field("in the trash", fmt.Sprintf("%d backups; a prune removes those that an earlier prune has seen there", rep.Trash))
@@ -60,6 +61,9 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 		t.field("packs", fmt.Sprintf("%d %s", rep.Packs, removed))
 		t.field("space", exact(rep.Bytes)+" "+removed)
 		t.field("kept", exact(rep.Kept))
+		if rep.Locked > 0 {
+			t.field("locked", fmt.Sprintf("%d objects that their stores retain still: a later prune removes them", rep.Locked))
+		}
 		if rep.Waiting > 0 {
 			t.field("next time", fmt.Sprintf("%d packs of backups that were not decided when it began", rep.Waiting))
 		}

@@ -118,7 +118,7 @@ func bucketOf(name string) (place, error) {
 				err = usagef("%q is no number of requests in a second: take 1 or more", value)
 			}
 		default:
-			err = usagef("it is unknown: take endpoint, region, style, lock, profile, ca, bandwidth or requests")
+			err = usagef("it is unknown: take endpoint, region, style, lock, versions, profile, ca, bandwidth or requests")
 		}
 		if err != nil {
 			return place{}, usagef("store %s: parameter %s: %v", c, parameter, err)

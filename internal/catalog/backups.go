@@ -47,6 +47,7 @@ type Backup struct { //nolint:recvcheck // JSON wants a value to write and a poi
 	Created           time.Time     `json:"created_at"`
 	FailReason        string        `json:"fail_reason"`
 	Warning           string        `json:"warning,omitempty"`
+	RetainUntil       time.Time     `json:"retain_until,omitzero"` // it cannot be deleted before
 
 	Session    string `json:"session,omitempty"` // of the repository
 	Checkpoint string `json:"checkpoint,omitempty"`
@@ -80,24 +81,24 @@ func (b *Backup) UnmarshalJSON(data []byte) error {
 
 const backupColumns = `id, name, description, project, status, volume, volume_id, snapshot_id, size, incremental, parent,
 	bytes_read, bytes_audited, bytes_changed, bytes_new, bytes_stored, bytes_shards,
-	duration_ns, full_compare_reason, created, fail_reason, warning, session, checkpoint, undecided`
+	duration_ns, full_compare_reason, created, fail_reason, warning, session, checkpoint, undecided, retain_until`
 
 func (b *Backup) values() []any {
 	return []any{
 		b.ID, b.Name, b.Description, b.Project, b.Status, b.Volume, b.VolumeID, b.SnapshotID, b.Size, b.Incremental, b.Parent,
 		b.BytesRead, b.BytesAudited, b.BytesChanged, b.BytesNew, b.BytesStored, b.BytesShards,
-		int64(b.Duration), b.FullCompareReason, stamp(b.Created), b.FailReason, b.Warning, b.Session, b.Checkpoint, b.Undecided,
+		int64(b.Duration), b.FullCompareReason, stamp(b.Created), b.FailReason, b.Warning, b.Session, b.Checkpoint, b.Undecided, stamp(b.RetainUntil),
 	}
 }
 
 func scanBackup(r *sql.Rows) (Backup, error) {
 	var b Backup
-	var created, duration int64
+	var created, duration, retain int64
 	err := r.Scan(
 		&b.ID, &b.Name, &b.Description, &b.Project, &b.Status, &b.Volume, &b.VolumeID, &b.SnapshotID, &b.Size, &b.Incremental, &b.Parent,
 		&b.BytesRead, &b.BytesAudited, &b.BytesChanged, &b.BytesNew, &b.BytesStored, &b.BytesShards,
-		&duration, &b.FullCompareReason, &created, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided)
-	b.Created, b.Duration = moment(created), time.Duration(duration)
+		&duration, &b.FullCompareReason, &created, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided, &retain)
+	b.Created, b.Duration, b.RetainUntil = moment(created), time.Duration(duration), moment(retain)
 	return b, err
 }
 

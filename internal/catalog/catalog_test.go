@@ -63,6 +63,7 @@ var drawBackup = rapid.Custom(func(t *rapid.T) Backup {
 		Duration: time.Duration(rapid.Int64Range(0, 1<<40).Draw(t, "duration")), FullCompareReason: text.Draw(t, "reason"),
 		Created: time.Unix(0, rapid.Int64Range(1, 1<<61).Draw(t, "created")).UTC(), FailReason: text.Draw(t, "fail"), Warning: text.Draw(t, "warning"),
 		Session: text.Draw(t, "session"), Checkpoint: text.Draw(t, "checkpoint"), Undecided: rapid.Bool().Draw(t, "undecided"),
+		RetainUntil: moment(rapid.Int64Range(0, 1<<62).Draw(t, "retain until")),
 	}
 })
 

@@ -84,6 +84,7 @@ var migrations = []string{
 		export    TEXT NOT NULL,
 		made      INTEGER NOT NULL
 	) STRICT;`,
+	`ALTER TABLE backups ADD COLUMN retain_until INTEGER NOT NULL DEFAULT 0;`,
 }
 
 // migrate brings db to this program's schema, in one transaction.

@@ -120,6 +120,9 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		return nil, err
 	}
 	// What cannot be read back must not be committed.
+	s.mu.Lock()
+	s.keep = keep
+	s.mu.Unlock()
 	back, err := s.r.keys.openRoot(name, object)
 	if err != nil {
 		return nil, err

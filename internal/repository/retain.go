@@ -90,22 +90,22 @@ func (s *Session) retainPacks(ctx context.Context, rt Root, to time.Time) error 
 	// Compacted packs: what has their chunks now.
 	names, targets := []string{}, make(map[chunk.PackID]struct{})
 	for p := range missing {
-		fs, err := s.r.forwardings(ctx, p)
-		if err != nil {
-			return err
+		fs, ferr := s.r.forwardings(ctx, p)
+		if ferr != nil {
+			return ferr
 		}
 		for _, f := range fs {
 			for _, t := range f.targets() {
 				targets[t] = struct{}{}
 			}
 		}
-		all, err := s.r.union(ctx, forwardFolder(p))
-		if err != nil {
-			return err
+		all, ferr := s.r.union(ctx, forwardFolder(p))
+		if ferr != nil {
+			return ferr
 		}
 		names = slices.AppendSeq(names, maps.Keys(all))
 	}
-	if err := s.r.retainControls(ctx, names, to); err != nil {
+	if err = s.r.retainControls(ctx, names, to); err != nil {
 		return err
 	}
 	_, err = s.r.retainShards(ctx, targets, to)

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
+	"github.com/cairnbackup/cairn/internal/objstore/s3test"
 )
 
 // clock is time that a test moves.
@@ -80,7 +82,7 @@ func TestRetention(t *testing.T) {
 	}
 	mustVerify(t, v, c.robbed(6).open(t), "one")
 	// A tombstone that somebody wrote all the same ages, and takes nothing.
-	if err = r.entomb(t.Context(), "one", ident(must(parseIdent(b.Session)))); err != nil {
+	if err = r.entomb(t.Context(), "one", must(parseIdent(b.Session))); err != nil {
 		t.Fatal(err)
 	}
 	for range 4 {
@@ -125,7 +127,7 @@ func must[T any](v T, err error) T {
 // the few that lock, each backup whose time has not come is whole.
 func TestRetentionModel(t *testing.T) {
 	for seed := range uint64(12) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 7))
 			stores := 4 + rng.IntN(3)
 			c, at, r := locking(t, stores)
@@ -219,4 +221,56 @@ func TestRetentionRefused(t *testing.T) {
 	if err := r.Delete(t.Context(), "one"); !errors.Is(err, ErrRetained) {
 		t.Fatal(err)
 	}
+}
+
+// Somebody with the keys of all buckets deletes, overwrites and deletes with all
+// versions. What was retained comes back from the versions that were first.
+func TestRetentionOnS3(t *testing.T) {
+	s3test.Keys(t)
+	srv := s3test.New(t, s3test.MinIO)
+	var stores, first []objstore.Store
+	buckets := []string{"one", "two", "three"}
+	for _, b := range buckets {
+		srv.LockingBucket(t, b)
+		stores = append(stores, openS3(t, srv.URL(b, "lock=compliance")))
+		first = append(first, openS3(t, srv.URL(b, "versions=first")))
+	}
+	if _, err := Init(t.Context(), InitOptions{Stores: stores, Data: 2, Parity: 1, Password: password, KDF: cheapKDF}); err != nil {
+		t.Fatal(err)
+	}
+	r := must(Open(t.Context(), Options{Stores: stores, Password: password}))
+	v := randomContent(seeded(5), 100, 30)
+	if o, err := v.retained(t.Context(), r, "one", "", "v", nil, time.Hour); err != nil || o != OutcomeCommitted {
+		t.Fatal(o, err)
+	}
+	next := v.clone()
+	if o, err := next.retained(t.Context(), r, "two", "one", "v", next.change(seeded(6), 5), time.Hour); err != nil || o != OutcomeCommitted {
+		t.Fatal(o, err)
+	}
+	for i, b := range buckets {
+		var names []string
+		if err := stores[i].List(t.Context(), "", func(o objstore.Info) error { names = append(names, o.Name); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		plain := openS3(t, srv.URL(b))
+		for n, name := range names {
+			if n%3 == 0 {
+				srv.Overwrite(t, b, name, []byte("pay"))
+			}
+			if n%3 == 1 {
+				if err := stores[i].Delete(t.Context(), name); err != nil && !errors.Is(err, objstore.ErrRetained) {
+					t.Fatal(err)
+				}
+			}
+			if err := plain.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := Open(t.Context(), Options{Stores: stores, Password: password}); err == nil {
+		t.Error("the repository opens as if nothing had happened")
+	}
+	again := must(Open(t.Context(), Options{Stores: first, Password: password}))
+	mustVerify(t, v, again, "one")
+	mustVerify(t, next, again, "two")
 }

@@ -52,6 +52,7 @@ type Session struct {
 	packNo  uint32
 	lost    error // why chunks that a worker handed out never got into a queue
 	ended   bool
+	keep    retention                 // what was committed
 	used    map[chunk.PackID]struct{} // new packs and those found by the index; nil without a retention
 }
 
@@ -199,6 +200,14 @@ func (s *Session) Parent() *manifest.Tree { return s.parentTree }
 // ParentProblem says in a sentence why the parent that was asked for is not
 // used; empty if it is, or none was asked for.
 func (s *Session) ParentProblem() string { return s.parentProblem }
+
+// RetainUntil returns until when the backup cannot be deleted, behind Commit; the
+// zero time if it can be.
+func (s *Session) RetainUntil() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keep.until
+}
 
 // Stored returns the figures so far.
 func (s *Session) Stored() SessionStats {

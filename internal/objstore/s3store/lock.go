@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"net/http"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -102,4 +104,52 @@ func (s *Store) deleteVersion(ctx context.Context, name, version string) error {
 		return fmt.Errorf("delete %s in %s: %w until %s", name, s.url, objstore.ErrRetained, until.UTC().Format(time.DateTime))
 	}
 	return failed
+}
+
+// Somebody who has the store's keys cannot delete what is retained, but can put
+// markers and other versions before it. A store with versions=first reads past
+// them: the first version of a name is the one that Cairn wrote.
+
+// firsts lists the first version of each object. The server names those of one
+// key one after the other, the newest first.
+func (s *Store) firsts(ctx context.Context, prefix string) iter.Seq[minio.ObjectInfo] {
+	return func(yield func(minio.ObjectInfo) bool) {
+		var last minio.ObjectInfo
+		all := s.client.ListObjectsIter(ctx, s.config.Bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, WithVersions: true})
+		for info := range all {
+			if info.Err != nil {
+				yield(info)
+				return
+			}
+			if info.IsDeleteMarker {
+				continue
+			}
+			if last.Key != "" && last.Key != info.Key && !yield(last) {
+				return
+			}
+			last = info
+		}
+		if last.Key != "" {
+			yield(last)
+		}
+	}
+}
+
+// first returns the first version of an object, or the server's error for one
+// that is not there.
+func (s *Store) first(ctx context.Context, name string) (minio.ObjectInfo, error) {
+	for info := range s.firsts(ctx, name) {
+		if info.Err != nil {
+			return info, info.Err
+		}
+		if info.Key == s.key(name) {
+			return info, nil
+		}
+		break // a longer name: that of the object itself comes before it
+	}
+	return minio.ObjectInfo{}, minio.ErrorResponse{StatusCode: http.StatusNotFound, Code: "NoSuchKey", Message: "there is no version of it"}
+}
+
+func (s *Store) readOnly(what, name string) error {
+	return fmt.Errorf("%s %s in %s: it is opened with versions=first, to read what was written first: %w", what, name, s.url, objstore.ErrDown)
 }

@@ -28,7 +28,7 @@ func TestLock(t *testing.T) {
 	srv.LockingBucket(t, "cairn")
 	s, plain := open(t, srv.URL("cairn/p", "lock=compliance")), open(t, srv.URL("cairn/p"))
 	ctx := t.Context()
-	for _, name := range []string{"a", "a/b", "c"} {
+	for _, name := range []string{"a", "d/b", "c"} {
 		if err := s.Put(ctx, name, []byte("body of "+name)); err != nil {
 			t.Fatal(err)
 		}
@@ -56,6 +56,30 @@ func TestLock(t *testing.T) {
 	if _, err := s.Stat(ctx, "a"); !errors.Is(err, objstore.ErrNotExist) {
 		t.Fatalf("what was hidden came into sight by a deletion: %v", err)
 	}
+	first := open(t, srv.URL("cairn/p", "versions=first"))
+	srv.Overwrite(t, "cairn", "p/d/b", []byte("ransom"))
+	if got, err := s.Get(ctx, "d/b", 0, -1, nil); err != nil || string(got) != "ransom" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	for name, want := range map[string]string{"a": "body of a", "d/b": "body of d/b", "c": "body of c"} {
+		got, err := first.Get(ctx, name, 0, -1, nil)
+		size, serr := first.Stat(ctx, name)
+		if err != nil || serr != nil || string(got) != want || size != int64(len(want)) {
+			t.Errorf("first version of %s: %q, %d, %v, %v", name, got, size, err, serr)
+		}
+	}
+	var names []string
+	if err := first.List(ctx, "", func(i objstore.Info) error { names = append(names, i.Name); return nil }); err != nil || len(names) != 3 {
+		t.Errorf("listed %v, %v", names, err)
+	}
+	for _, err := range []error{first.Put(ctx, "e", nil), first.Delete(ctx, "c")} {
+		if !errors.Is(err, objstore.ErrDown) {
+			t.Errorf("versions=first wrote: %v", err)
+		}
+	}
+	if _, err := first.Stat(ctx, "none"); !errors.Is(err, objstore.ErrNotExist) {
+		t.Errorf("stat of nothing: %v", err)
+	}
 	if err := s.Delete(ctx, "c"); err != nil {
 		t.Fatal(err)
 	}
@@ -63,10 +87,10 @@ func TestLock(t *testing.T) {
 	if err := s.Delete(ctx, "a"); err != nil {
 		t.Fatalf("its time is over: %v", err)
 	}
-	if got, err := s.Get(ctx, "a/b", 0, -1, nil); err != nil || string(got) != "body of a/b" {
+	if got, err := s.Get(ctx, "d/b", 0, -1, nil); err != nil || string(got) != "ransom" {
 		t.Fatalf("%q, %v", got, err)
 	}
-	if err := plain.Retain(ctx, "a/b", soon); !errors.Is(err, errors.ErrUnsupported) {
+	if err := plain.Retain(ctx, "d/b", soon); !errors.Is(err, errors.ErrUnsupported) {
 		t.Fatalf("retained without lock=: %v", err)
 	}
 	if err := s.Retain(ctx, "none", soon); !errors.Is(err, objstore.ErrNotExist) {

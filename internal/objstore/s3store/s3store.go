@@ -94,6 +94,9 @@ func (s *Store) Put(ctx context.Context, name string, body []byte) error {
 	if len(body) > objstore.MaxObject {
 		return fmt.Errorf("put %s: %d bytes: %w", name, len(body), objstore.ErrTooLarge)
 	}
+	if s.config.First {
+		return s.readOnly("put", name)
+	}
 	sum, md5sum := sha256.Sum256(body), ""
 	if s.config.Lock != "" {
 		// Servers want it for buckets that lock objects.
@@ -186,6 +189,13 @@ func (s *Store) open(ctx context.Context, name string, off, n int64) (answer, er
 		opts.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	case off > 0:
 		opts.Set("Range", fmt.Sprintf("bytes=%d-", off))
+	}
+	if s.config.First {
+		v, err := s.first(ctx, name)
+		if err != nil {
+			return answer{}, err
+		}
+		opts.VersionID = v.VersionID
 	}
 	body, info, h, err := s.core.GetObject(ctx, s.config.Bucket, s.key(name), opts)
 	if err != nil {
@@ -280,7 +290,14 @@ func (s *Store) Stat(ctx context.Context, name string) (int64, error) {
 		}
 	}
 	// An empty object, most likely.
-	o = &op{}
+	o = &op{list: s.config.First}
+	if s.config.First {
+		v, ferr := s.first(o.in(ctx), name)
+		if ferr != nil {
+			return 0, s.fail(ctx, o, "stat", name, ferr)
+		}
+		return v.Size, nil
+	}
 	info, err := s.client.StatObject(o.in(ctx), s.config.Bucket, s.key(name), minio.StatObjectOptions{})
 	if err != nil {
 		return 0, s.fail(ctx, o, "stat", name, err)
@@ -301,7 +318,11 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(objstore.Info) 
 	// A server whose pages lead in a circle would be listed for ever: a mark is
 	// put down ever farther apart, and comes by again.
 	mark, seen := "", 0
-	for info := range s.client.ListObjectsIter(o.in(ctx), s.config.Bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, FetchOwner: &no}) {
+	all := s.client.ListObjectsIter(o.in(ctx), s.config.Bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, FetchOwner: &no})
+	if s.config.First {
+		all = s.firsts(o.in(ctx), prefix)
+	}
+	for info := range all {
 		if info.Err != nil {
 			return s.fail(ctx, o, "list", strconv.Quote(prefix), info.Err)
 		}
@@ -330,7 +351,10 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := begin(ctx, name); err != nil {
 		return fmt.Errorf("delete: %w", err)
 	}
-	if s.config.Lock != "" {
+	switch {
+	case s.config.First:
+		return s.readOnly("delete", name)
+	case s.config.Lock != "":
 		return s.deleteVersions(ctx, name)
 	}
 	o := &op{}

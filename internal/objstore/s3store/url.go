@@ -58,7 +58,8 @@ type Config struct {
 	Region   string // empty = AWS_REGION, AWS_DEFAULT_REGION, or what the endpoint's kind makes of it
 	Style    Style  // empty = Auto
 
-	Lock Lock // empty = objects are not locked
+	Lock  Lock // empty = objects are not locked
+	First bool // read the first version of each object, whatever came after it; write nothing
 
 	Profile string // of the shared credentials file; empty = the usual chain
 	CA      string // absolute name of a PEM file, in place of the system's authorities
@@ -135,6 +136,13 @@ func Parse(raw string) (Config, url.Values, error) {
 	}
 	if c.Lock != "" && c.Lock != Compliance && c.Lock != Governance {
 		return fail("lock=%s is unknown: it is compliance or governance", c.Lock)
+	}
+	switch v := take("versions"); v {
+	case "":
+	case "first":
+		c.First = true
+	default:
+		return fail("versions=%s is unknown: it is first", v)
 	}
 	if strings.ContainsFunc(c.Region, func(r rune) bool { return r <= ' ' || r == '/' || r == ',' || r > '~' }) {
 		return fail("region=%q is no region: name it as the server does, such as eu-central-1", c.Region)

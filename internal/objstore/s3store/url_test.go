@@ -83,6 +83,8 @@ func TestParseRefuses(t *testing.T) {
 		"s3://abc?region=a&region=b":                                "2 times",
 		"s3://abc?region=a%20b":                                     "is no region",
 		"s3://abc?style=virtual":                                    "path, host or auto",
+		"s3://abc?lock=yes":                                         "compliance or governance",
+		"s3://abc?versions=all":                                     "it is first",
 		"s3://abc?ca=ca.pem":                                        "is relative",
 		"s3://abc?ca=/ca.pem&endpoint=http://h":                     "leave one of them out",
 		"s3://abc?secret=hush":                                      "holds no secrets",

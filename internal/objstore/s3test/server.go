@@ -3,6 +3,7 @@
 package s3test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -223,6 +224,18 @@ func (s *Server) bucket(tb testing.TB, name string, o minio.MakeBucketOptions) {
 	}
 	if err != nil {
 		tb.Fatalf("make bucket %s at %s: %v", name, s.Kind, err)
+	}
+}
+
+// Overwrite puts an object in the place of another, as Cairn never does.
+func (s *Server) Overwrite(tb testing.TB, bucket, key string, body []byte) {
+	tb.Helper()
+	c, err := s.client()
+	if err == nil {
+		_, err = c.PutObject(tb.Context(), bucket, key, bytes.NewReader(body), int64(len(body)), minio.PutObjectOptions{})
+	}
+	if err != nil {
+		tb.Fatalf("overwrite %s at %s: %v", key, s.Kind, err)
 	}
 }
 
