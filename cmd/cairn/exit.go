@@ -53,7 +53,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case is(repository.ErrPassword, repository.ErrForeign, repository.ErrVersion, repository.ErrTooFewStores):
 		return exitRepository
-	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty,
+	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, repository.ErrChange, repository.ErrRetained,
 		restore.ErrExists, restore.ErrHeld, fs.ErrExist, syscall.EBUSY):
 		return exitBusy
 	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):
@@ -64,6 +64,11 @@ func exitCode(err error) int {
 		return exitInterrupted
 	}
 	return exitFailed
+}
+
+// missingf is a refusal because something is not there.
+func missingf(format string, args ...any) error {
+	return &agent.Error{Code: agent.CodeNotFound, Text: fmt.Sprintf(format, args...)}
 }
 
 // busyf is a refusal because of the state of things.

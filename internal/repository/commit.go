@@ -108,7 +108,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		BackupID: rt.BackupID, Name: rt.Name, Description: rt.Description,
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
 		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: s.parentID,
-		Session: s.id, Voters: s.voters, Stats: stats, Pin: rt.pin,
+		Session: s.id, Voters: s.voters, URLs: s.urls(), Stats: stats, Pin: rt.pin,
 		RetainUntil: keep.until, Retained: keep.to,
 	}
 	name, err := s.r.keys.rootName(rec.Project, rec.VolumeID, s.id)
@@ -136,6 +136,17 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		}
 	}
 	return back, s.counted(same)
+}
+
+// urls is where the voters are, for people who have lost one.
+func (s *Session) urls() []string {
+	out := make([]string, len(s.voters))
+	for _, m := range s.r.current() {
+		if i := slices.Index(s.voters, m.id); i >= 0 && m.store != nil {
+			out[i] = m.store.URL()
+		}
+	}
+	return out
 }
 
 // counted says whether enough of the stores that are still the same took part

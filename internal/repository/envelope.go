@@ -40,6 +40,7 @@ const (
 	kindDone
 	kindRoot
 	kindForwarding
+	kindChange
 )
 
 // errEnvelope says that an object is not one that this repository wrote under

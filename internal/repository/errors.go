@@ -26,6 +26,8 @@ var (
 	// ErrLargePrune: a prune would remove more than may go without being asked
 	// for.
 	ErrLargePrune = errors.New("unusually much would be removed")
+	// ErrChange: another change of the stores is not finished.
+	ErrChange = errors.New("the stores of the repository are being changed")
 	// ErrRetained: the backup may not be deleted yet.
 	ErrRetained = errors.New("backup is retained")
 	// ErrInvalid: an argument that makes no sense.

@@ -13,14 +13,11 @@ const formatVersion = 1
 type storeRecord struct {
 	Repository ident  `json:"repository"`
 	Store      ident  `json:"store"`
-	State      string `json:"state"` // "member" or "joining"
+	State      string `json:"state"` // "member"; who is one, the membership says
 	MinReader  int    `json:"min_reader"`
 }
 
-const (
-	stateMember  = "member"
-	stateJoining = "joining"
-)
+const stateMember = "member"
 
 // membership is the payload of "members/<v>": all that is true of the whole
 // repository. The highest version seen wins.
@@ -35,7 +32,8 @@ type membership struct {
 	Losses     int         `json:"losses"`
 	BlockSize  int         `json:"block_size"`
 	Stores     []ident     `json:"stores"`
-	Placements []placement `json:"placements"` // by epoch, oldest first
+	Placements []placement `json:"placements"`       // by epoch, oldest first
+	Active     int         `json:"active,omitempty"` // the first placement that new packs are put by
 }
 
 // placement says which store keeps which shard of the packs of an epoch. A
@@ -60,6 +58,8 @@ func (m *membership) check() error {
 		return bad("impossible number of stores")
 	case len(m.Placements) == 0 || len(m.Placements) > 1<<16:
 		return bad("no placement")
+	case m.Active < 0 || m.Active >= len(m.Placements):
+		return bad("no placement for new packs")
 	}
 	for i, p := range m.Placements {
 		if int(p.Epoch) != i || len(p.Slots) != m.Data+m.Parity {

@@ -22,6 +22,7 @@ const (
 	owedPrefix      = "owed/"
 	forwardPrefix   = "forwards/"
 	probePrefix     = "probe/"
+	changePrefix    = "changes/"
 	openLeaf        = "open"
 	verdictLeaf     = "verdict"
 	certificateLeaf = "certificate"
@@ -41,6 +42,7 @@ func purgedName(s ident) string      { return purgedPrefix + s.String() }
 func condemnedName(p ident) string   { return prunePrefix + p.String() + "/" + condemnedLeaf }
 func doneName(p ident) string        { return prunePrefix + p.String() + "/" + doneLeaf }
 func closedName(p ident) string      { return prunePrefix + p.String() + "/" + closedLeaf }
+func changeName(id ident) string     { return changePrefix + id.String() }
 func owedName(s ident, n int) string { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
 
 // owedSession returns the session whose owed shards an object lists.

@@ -214,12 +214,8 @@ func (p *pruner) unchanged(ctx context.Context) error {
 		return versionError("prune", p.keys.MinPruner)
 	}
 	versions, err := everywhere(ctx, p, "say who it is", func(ctx context.Context, m *member) (uint64, error) {
-		rec, err := p.r.storeRecord(ctx, m)
-		if err != nil {
+		if err := p.r.identify(ctx, m); err != nil {
 			return 0, err
-		}
-		if rec.State != stateMember {
-			return 0, fmt.Errorf("%s is %s: prune again when it has become a member", m.url(), rec.State)
 		}
 		latest, err := p.r.latestMembership(ctx, m.store)
 		if err != nil {
@@ -230,9 +226,32 @@ func (p *pruner) unchanged(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := p.unmarked(ctx); err != nil {
+		return err
+	}
 	for _, v := range versions {
 		if v > p.keys.Version {
 			return fmt.Errorf("the members of the repository changed meanwhile: prune again: %w", ErrEnded)
+		}
+	}
+	return nil
+}
+
+// unmarked says whether no change of the members is under way.
+func (p *pruner) unmarked(ctx context.Context) error {
+	marks := make(map[string][]*member)
+	err := p.list(ctx, changePrefix, func(m *member, i objstore.Info) { marks[i.Name] = append(marks[i.Name], m) })
+	if err != nil {
+		return err
+	}
+	for name, ms := range marks {
+		c, err := p.r.readChange(ctx, ms, name)
+		switch {
+		case errors.Is(err, objstore.ErrNotExist): // it has ended just now
+		case err != nil:
+			return err
+		case c.Version >= p.keys.Version:
+			return p.r.otherChange(c)
 		}
 	}
 	return nil
@@ -376,9 +395,13 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	roots, err := p.listRoots(ctx)
+	if err != nil {
+		return err
+	}
 	for n, s := range slices.Collect(maps.Keys(p.owners)) {
 		p.tell("sessions", int64(n), int64(len(p.owners)))
-		if p.owners[s], err = p.decision(ctx, s, votes[s], nil, nil); err != nil {
+		if p.owners[s], err = p.decided(ctx, s, votes[s], roots); err != nil {
 			return err
 		}
 	}

@@ -243,7 +243,7 @@ func (p *pruner) decision(ctx context.Context, s ident, b *ballots, voters []ide
 		return Committed, nil // and dead
 	}
 	if b == nil {
-		return Undecided, nil
+		b = &ballots{}
 	}
 	right := func(root string) bool { return want == nil && root != "" || want != nil && root == want.String() }
 	aborts := make(map[ident]bool)
@@ -274,8 +274,8 @@ func (p *pruner) decision(ctx context.Context, s ident, b *ballots, voters []ide
 			return Undecided, nil
 		}
 	}
-	if len(aborts) == 0 {
+	if len(aborts) == 0 && voters == nil {
 		return Undecided, nil
 	}
-	return Aborted, nil
+	return Aborted, nil // also when all who might have voted were replaced: nobody can any more
 }

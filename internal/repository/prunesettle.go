@@ -103,6 +103,20 @@ func (p *pruner) undecided(ctx context.Context) (map[ident]struct{}, error) {
 	return all, nil
 }
 
+// decided is decision by the voters that "open" or the root record names: stores
+// that joined since have no vote in it.
+func (p *pruner) decided(ctx context.Context, s ident, b *ballots, roots map[string][]*member) (Decision, error) {
+	d, err := p.decision(ctx, s, b, nil, nil)
+	if err != nil || d != Undecided {
+		return d, err
+	}
+	voters, want, err := p.sessionKeys(ctx, s, b, roots)
+	if err != nil || voters == nil {
+		return Undecided, err
+	}
+	return p.decision(ctx, s, b, voters, want)
+}
+
 // sessionKeys returns who votes on a session and for what, as far as its root
 // record or its "open" is left; nil voters stand for all members.
 func (p *pruner) sessionKeys(ctx context.Context, s ident, b *ballots, roots map[string][]*member) ([]ident, *digest, error) {

@@ -169,9 +169,13 @@ func (p *pruner) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	roots, err := p.listRoots(ctx)
+	if err != nil {
+		return err
+	}
 	dead := make(map[ident]bool)
 	for s, b := range votes {
-		d, failed := p.decision(ctx, s, b, nil, nil)
+		d, failed := p.decided(ctx, s, b, roots)
 		if failed != nil {
 			return failed
 		}

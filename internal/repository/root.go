@@ -33,6 +33,7 @@ type rootRecord struct {
 	Parent      string    `json:"parent"`
 	Session     ident     `json:"session"`
 	Voters      []ident   `json:"voters"`
+	URLs        []string  `json:"urls,omitempty"` // where the voters were, in their order; empty = its writer did not know
 	Stats       Stats     `json:"stats"`
 
 	RetainUntil time.Time `json:"retain_until,omitzero"` // not deleted before

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +38,7 @@ type Session struct {
 	listed []*member // W2: of opened, those whose lists were read
 	rooted []*member // W6: took the root record
 	avoid  condemned
+	epoch  uint16 // placement of its packs
 
 	domain        *chunk.Domain
 	parent        *root
@@ -107,7 +110,8 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 		s.merge = r.index.begin(ctx, s)
 		s.rebuild(ctx)
 	}
-	epoch := m.Placements[len(m.Placements)-1]
+	epoch := s.choosePlacement()
+	s.epoch = epoch.Epoch
 	slots := make([]*member, len(epoch.Slots))
 	r.mu.Lock()
 	for i, id := range epoch.Slots {
@@ -118,12 +122,35 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 	return s, nil
 }
 
+// choosePlacement takes one of the placements for new packs whose stores are
+// there, any of them: over all sessions they even out.
+func (s *Session) choosePlacement() placement {
+	var best []placement
+	most := -1
+	for _, p := range s.keys.Placements[s.keys.Active:] {
+		up := 0
+		for _, m := range s.opened {
+			if slices.Contains(p.Slots, m.id) {
+				up++
+			}
+		}
+		if up > most {
+			best, most = nil, up
+		}
+		if up == most {
+			best = append(best, p)
+		}
+	}
+	return best[rand.IntN(len(best))] //nolint:gosec // no secret
+}
+
 // refreshMembership adopts a newer list of members.
 func (r *Repository) refreshMembership(ctx context.Context) error {
 	answers := ask(ctx, r.o.Timing, r.current(), r.membership().quorum(), func(ctx context.Context, m *member) (*membership, error) {
 		return r.latestMembership(ctx, m.store)
 	})
 	var claims []error
+	changed := false
 	for _, a := range answers {
 		switch {
 		case unproved(a.err):
@@ -134,11 +161,10 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 		if a.err != nil || a.value == nil {
 			continue
 		}
-		r.mu.Lock()
-		if a.value.Version > r.members.Version {
-			r.members = a.value
-		}
-		r.mu.Unlock()
+		changed = r.adopt(a.value) || changed
+	}
+	if changed {
+		r.reunite(ctx)
 	}
 	if len(claims) > r.membership().Parity {
 		return claims[0]
@@ -148,23 +174,18 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 
 // identify asks a store who it is, past everything that is remembered.
 func (r *Repository) identify(ctx context.Context, m *member) error {
-	_, err := r.storeRecord(ctx, m)
-	return err
-}
-
-// storeRecord is identify that also returns what the store says of itself.
-func (r *Repository) storeRecord(ctx context.Context, m *member) (rec storeRecord, err error) {
 	payload, err := r.getControl(ctx, m.store, kindStore, storeName)
 	if err != nil {
-		return rec, err
+		return err
 	}
+	var rec storeRecord
 	if err := decodeJSON(payload, &rec); err != nil {
-		return rec, err
+		return err
 	}
 	if rec.Repository != r.id || rec.Store != m.id {
-		return rec, fmt.Errorf("%s is now store %s of repository %s: %w", m.url(), rec.Store, rec.Repository, ErrForeign)
+		return fmt.Errorf("%s is now store %s of repository %s: %w", m.url(), rec.Store, rec.Repository, ErrForeign)
 	}
-	return rec, nil
+	return nil
 }
 
 // open is W1. Each store's identity is read before its "open" is written.
@@ -238,8 +259,7 @@ func (s *Session) newPackID() (chunk.PackID, error) {
 	s.mu.Unlock()
 	tail := [14]byte(random[:14])
 	tail[0], tail[1], tail[2] = byte(batch>>16), byte(batch>>8), byte(batch) //nolint:gosec // its digits
-	epoch := s.keys.Placements[len(s.keys.Placements)-1].Epoch
-	id := chunk.NewPackID(s.id, epoch, tail)
+	id := chunk.NewPackID(s.id, s.epoch, tail)
 	s.use(id)
 	return id, nil
 }

@@ -47,6 +47,24 @@ func (r *Repository) Status(ctx context.Context) []StoreStatus {
 	return out
 }
 
+// LastSeen returns where stores were, by their ID, when the newest backup was made
+// whose writer knew.
+func (r *Repository) LastSeen(ctx context.Context) (map[string]string, error) {
+	all, err := r.standings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]string)
+	for _, st := range all { // oldest first
+		for i, id := range st.root.rec.Voters {
+			if i < len(st.root.rec.URLs) && st.root.rec.URLs[i] != "" {
+				out[id.String()] = st.root.rec.URLs[i]
+			}
+		}
+	}
+	return out, nil
+}
+
 // URLs returns where the stores that were given are, in no particular order
 // and without asking them.
 func (r *Repository) URLs() []string {

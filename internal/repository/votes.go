@@ -168,6 +168,9 @@ func (r *Repository) decide(ctx context.Context, s ident, voters []ident, want *
 	if aborts > 0 && aborts == voting {
 		return Aborted, nil
 	}
+	if voters != nil && voting == 0 && failures(answers) == nil {
+		return Aborted, nil // all who might have voted were replaced, and no certificate says that they did
+	}
 	return Undecided, nil
 }
 

@@ -1,0 +1,277 @@
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// A change of the membership – a store replaced, a store added – is begun with a
+// mark on every store that answers, and its last step is the record
+// "members/<v+1>". Between the two no prune goes on: it needs every store, so
+// that it meets the mark or the record wherever either is. Prunes look at P0, and
+// at P8 right before they delete. PROTOCOL.md says why that is enough.
+
+// changeRecord is the payload of "changes/<id>".
+type changeRecord struct {
+	Change  ident     `json:"change"`
+	What    string    `json:"what"`
+	Version uint64    `json:"version"` // of the membership that it starts from; a newer one says that it is done
+	Lost    ident     `json:"lost,omitzero"`
+	Joining ident     `json:"joining"`
+	By      string    `json:"by"`
+	Began   time.Time `json:"began"`
+}
+
+const (
+	changeReplace = "replace a store"
+	changeAdd     = "add a store"
+)
+
+// Change is a change of the repository's stores that is under way, or whose
+// process died.
+type Change struct {
+	ID      string
+	What    string // in words
+	Lost    string // store ID; empty when a store is added
+	Joining string
+	By      string // host name and process
+	Began   time.Time
+}
+
+func (c *changeRecord) info() Change {
+	out := Change{ID: c.Change.String(), What: c.What, Joining: c.Joining.String(), By: c.By, Began: c.Began}
+	if c.Lost != (ident{}) {
+		out.Lost = c.Lost.String()
+	}
+	return out
+}
+
+// Changes returns the changes that are not finished.
+func (r *Repository) Changes(ctx context.Context) ([]Change, error) {
+	r.reunite(ctx)
+	if err := r.refreshMembership(ctx); err != nil {
+		return nil, err
+	}
+	all, err := r.changes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Change
+	for _, c := range all {
+		out = append(out, c.info())
+	}
+	return out, nil
+}
+
+// changes reads the marks of unfinished changes from all members that answer.
+func (r *Repository) changes(ctx context.Context) ([]*changeRecord, error) {
+	names, err := r.union(ctx, changePrefix)
+	if err != nil {
+		return nil, err
+	}
+	var out []*changeRecord
+	var errs []error
+	for name, ms := range names {
+		c, err := r.readChange(ctx, ms, name)
+		switch {
+		case errors.Is(err, objstore.ErrNotExist):
+		case err != nil:
+			errs = append(errs, err)
+		case c.Version >= r.membership().Version:
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b *changeRecord) int { return a.Began.Compare(b.Began) })
+	return out, errors.Join(errs...)
+}
+
+// readChange reads a mark from the first of the members that has a genuine one.
+func (r *Repository) readChange(ctx context.Context, ms []*member, name string) (*changeRecord, error) {
+	var errs []error
+	for _, m := range r.byHealth(ms) {
+		c, err := one(ctx, r, m, func(ctx context.Context, m *member) (*changeRecord, error) {
+			payload, err := r.getControl(ctx, m.store, kindChange, name)
+			if err != nil {
+				return nil, err
+			}
+			c := &changeRecord{}
+			if err := decodeJSON(payload, c); err != nil {
+				return nil, err
+			}
+			if changeName(c.Change) != name {
+				return nil, fmt.Errorf("%s says that it is %s: %w", name, c.Change, errEnvelope)
+			}
+			return c, nil
+		})
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("the mark %s cannot be read: %w", name, errors.Join(errs...))
+}
+
+// beginChange puts the mark. It goes on with one that was begun for the same and
+// not finished; any other is refused. Of two that begin at once at least one sees
+// the other, as each has its mark on most stores before it looks.
+func (r *Repository) beginChange(ctx context.Context, c changeRecord) (*changeRecord, error) {
+	if err := r.refreshMembership(ctx); err != nil {
+		return nil, err
+	}
+	c.Version, c.By, c.Began = r.membership().Version, r.o.Agent, r.o.Now().UTC()
+	before, err := r.changes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range before {
+		if o.What != c.What || o.Lost != c.Lost || o.Joining != c.Joining {
+			return nil, r.otherChange(o)
+		}
+		c = *o
+	}
+	payload, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("begin a change: %w", err)
+	}
+	object, err := r.keys.sealEnvelope(kindChange, changeName(c.Change), payload)
+	if err != nil {
+		return nil, err
+	}
+	ms := r.staying(c.Lost)
+	enough := max(1, min(len(ms), len(r.membership().Stores)/2+1))
+	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) (struct{}, error) {
+		if ierr := r.identify(ctx, m); ierr != nil {
+			return struct{}{}, ierr
+		}
+		return struct{}{}, putSame(ctx, m.store, changeName(c.Change), object)
+	})
+	if n := len(succeeded(answers)); n < enough {
+		return nil, errors.Join(fmt.Errorf("%d stores can be reached, a change of the stores needs %d: %w: %w", n, enough, ErrTooFewStores, failures(answers)), r.endChange(ctx, c.Change))
+	}
+	after, err := r.changes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// One that ended before it could see our mark has published by now.
+	if err = r.refreshMembership(ctx); err != nil {
+		return nil, err
+	}
+	if r.membership().Version > c.Version {
+		return nil, errors.Join(fmt.Errorf("the stores of the repository were changed meanwhile: give the same command again: %w", ErrChange), r.endChange(ctx, c.Change))
+	}
+	for _, o := range after {
+		if o.Change != c.Change {
+			return nil, errors.Join(r.otherChange(o), r.endChange(ctx, c.Change))
+		}
+	}
+	return &c, nil
+}
+
+func (r *Repository) otherChange(o *changeRecord) error {
+	return fmt.Errorf("another change of the repository's stores is not finished (%s: %s, by %s since %s UTC): wait for it or give the same command again; if its process is gone for good, \"cairn repo changes --abandon %s\": %w",
+		o.What, orLost(o), o.By, o.Began.UTC().Format(time.DateTime), o.Change, ErrChange)
+}
+
+func orLost(o *changeRecord) string {
+	if o.Lost == (ident{}) {
+		return "store " + o.Joining.String()
+	}
+	return "store " + o.Lost.String() + " by " + o.Joining.String()
+}
+
+// staying are the members but one.
+func (r *Repository) staying(lost ident) []*member {
+	return slices.DeleteFunc(r.current(), func(m *member) bool { return m.id == lost })
+}
+
+// endChange removes a mark where it can. One that stays somewhere is finished as
+// soon as the membership is a newer one.
+func (r *Repository) endChange(ctx context.Context, id ident) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	answers := ask(ctx, r.o.Timing, r.current(), 0, func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, m.store.Delete(ctx, changeName(id))
+	})
+	if len(succeeded(answers)) == 0 {
+		return fmt.Errorf("remove the mark of a change: %w", failures(answers))
+	}
+	return nil
+}
+
+// AbandonChange removes the mark of a change whose process is gone for good. What
+// it had put on the store that was to join is nobody's: empty that store before it
+// is named again. A change that has published the new membership is not abandoned
+// but done. ErrNotFound: there is none with this ID.
+func (r *Repository) AbandonChange(ctx context.Context, id string) error {
+	r.reunite(ctx)
+	if err := r.refreshMembership(ctx); err != nil {
+		return err
+	}
+	all, err := r.changes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Change.String() == id {
+			return r.endChange(ctx, c.Change)
+		}
+	}
+	return fmt.Errorf("change %s: %w", id, ErrNotFound)
+}
+
+// publishMembership is the last step of a change: what it says holds as soon as
+// one store has it. first, if not nil, gets it before the others.
+func (r *Repository) publishMembership(ctx context.Context, next *membership, first *member) error {
+	if err := next.check(); err != nil {
+		return err
+	}
+	name, object, err := r.keys.sealMembership(next)
+	if err != nil {
+		return err
+	}
+	put := func(ctx context.Context, m *member) (struct{}, error) {
+		if ierr := r.identify(ctx, m); ierr != nil {
+			return struct{}{}, ierr
+		}
+		return struct{}{}, putSame(ctx, m.store, name, object)
+	}
+	ms := slices.DeleteFunc(r.current(), func(m *member) bool { return !next.has(m.id) })
+	if first != nil {
+		if _, err = one(ctx, r, first, put); err != nil {
+			return fmt.Errorf("the new store does not take %s: %w", name, err)
+		}
+	}
+	answers := ask(ctx, r.o.Timing, ms, len(ms), put)
+	if n := len(succeeded(answers)); n < next.quorum() && n < len(ms) {
+		return fmt.Errorf("%s is on %d stores, %d are needed: give the same command again: %w: %w", name, n, next.quorum(), ErrTooFewStores, failures(answers))
+	}
+	r.adopt(next)
+	return nil
+}
+
+// adopt makes a newer list of members the one that counts. Stores that are no
+// members any more are looked at again: behind the URL may be another store now.
+func (r *Repository) adopt(next *membership) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if next.Version <= r.members.Version {
+		return false
+	}
+	r.members = next
+	for id, m := range r.byID {
+		if next.has(id) {
+			continue
+		}
+		delete(r.byID, id)
+		if m.store != nil {
+			r.unknown = append(r.unknown, &unknownStore{m.store, StoreDown, fmt.Errorf("%s was replaced: %w", m.url(), ErrForeign)})
+		}
+	}
+	return true
+}

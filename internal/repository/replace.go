@@ -1,0 +1,547 @@
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// Replacing a store. The order is what makes it safe:
+//
+//	join      the new store gets a store ID of its own
+//	mark      no prune gets past P0 or P8 from here on
+//	copy      all control objects of all other stores; votes only as certificates
+//	retire    the old store, if it answers, loses its identity: nobody counts it
+//	copy      once more, the lists of prunes first: what came meanwhile
+//	publish   members/<v+1>, on the new store first: the old one is out, the new one in
+//	          the mark goes
+//	repair    the shards
+//
+// A crash anywhere leaves a mark; the same command goes on from there. Shards come
+// last and not before the publication: until they are there redundancy is lower
+// either way, and backups need not owe the new store theirs.
+
+// copiesAtOnce is how many control objects are copied at once.
+const copiesAtOnce = 8
+
+// StoreChange is what replacing or adding a store did.
+type StoreChange struct {
+	Lost   string // ID of the store that is no member any more
+	Joined string // ID of the new member
+	Copied int    // control objects
+	Repair RepairReport
+}
+
+// ReplaceStore puts a store in the place of a member, which may be lost or still
+// answer: to is an empty store, which may be where the lost one was. Repository
+// owns to from here on. lost is the member's ID; see Missing. Its shards are
+// rebuilt then, which the report tells; when that fails or is interrupted Repair
+// goes on with it. Backups, restores and deletions go on meanwhile.
+func (r *Repository) ReplaceStore(ctx context.Context, lost string, to objstore.Store, progress func(CheckProgress)) (StoreChange, error) {
+	id, err := parseIdent(lost)
+	if err == nil && id == (ident{}) {
+		err = fmt.Errorf("store %s is no member of this repository: %w", lost, ErrNotFound)
+	}
+	if err != nil {
+		return StoreChange{}, err
+	}
+	j := &joiner{r: r, progress: progress, what: changeReplace, lost: id}
+	err = j.run(ctx, to)
+	if err != nil {
+		return j.done, fmt.Errorf("replace store %s: %w", lost, err)
+	}
+	return j.done, nil
+}
+
+// AddStore makes a store a member beside the others. New packs are spread over
+// all of them, each on as many as ever.
+func (r *Repository) AddStore(ctx context.Context, to objstore.Store, progress func(CheckProgress)) (StoreChange, error) {
+	j := &joiner{r: r, progress: progress, what: changeAdd}
+	if err := j.run(ctx, to); err != nil {
+		return j.done, fmt.Errorf("add store %s: %w", to.URL(), err)
+	}
+	return j.done, nil
+}
+
+// Missing returns the IDs of the members of which no store was given or answers.
+func (r *Repository) Missing(ctx context.Context) []string {
+	var out []string
+	for _, s := range r.Status(ctx) {
+		if s.ID != "" && s.State != StoreUp {
+			out = append(out, s.ID)
+		}
+	}
+	return out
+}
+
+// joiner is one replacement or addition.
+type joiner struct {
+	r        *Repository
+	progress func(CheckProgress)
+	what     string
+	lost     ident // zero: a store is added
+	change   *changeRecord
+	m        *member // the new store
+	old      *membership
+	done     StoreChange
+}
+
+func (j *joiner) run(ctx context.Context, to objstore.Store) error {
+	if j.progress == nil {
+		j.progress = func(CheckProgress) {}
+	}
+	j.r.mu.Lock()
+	j.r.o.Stores = append(j.r.o.Stores, to) // closed with the others
+	j.r.mu.Unlock()
+	j.r.reunite(ctx)
+	if err := j.r.refreshMembership(ctx); err != nil {
+		return err
+	}
+	if joined, err := j.joined(ctx, to); joined || err != nil {
+		return err
+	}
+	if j.lost != (ident{}) && !j.r.membership().has(j.lost) {
+		return fmt.Errorf("it is no member of this repository: \"cairn repo status\" shows those that are: %w", ErrNotFound)
+	}
+	if err := j.begin(ctx, to); err != nil {
+		return err
+	}
+	j.old = j.r.membership()
+	if err := j.copyControls(ctx); err != nil {
+		return err
+	}
+	if err := j.retire(ctx); err != nil {
+		return err
+	}
+	if err := j.copyControls(ctx); err != nil {
+		return err
+	}
+	if err := j.publish(ctx); err != nil {
+		return err
+	}
+	return j.repair(ctx)
+}
+
+func (j *joiner) repair(ctx context.Context) (err error) {
+	j.done.Repair, err = j.r.Repair(ctx, RepairOptions{Apply: true, Progress: j.progress})
+	return err
+}
+
+// joined goes on where an earlier attempt was interrupted behind the publication.
+func (j *joiner) joined(ctx context.Context, to objstore.Store) (bool, error) {
+	there := meetOne(ctx, to)
+	keys := j.r.membership()
+	if there.object == nil || there.record.Repository != j.r.id || !keys.has(there.record.Store) || j.lost != (ident{}) && keys.has(j.lost) {
+		return false, nil
+	}
+	if _, err := j.r.keys.openEnvelope(kindStore, storeName, there.object); err != nil {
+		return false, fmt.Errorf("%s: %w", to.URL(), err)
+	}
+	j.r.attach(&member{id: there.record.Store, store: to})
+	j.done.Joined = there.record.Store.String()
+	if j.lost != (ident{}) {
+		j.done.Lost = j.lost.String()
+	}
+	return true, j.repair(ctx)
+}
+
+// attach gives a member its store, if it has none.
+func (r *Repository) attach(m *member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.byID[m.id]; old == nil || old.store == nil {
+		r.byID[m.id] = m
+	}
+	r.unknown = slices.DeleteFunc(r.unknown, func(u *unknownStore) bool { return u.store.URL() == m.store.URL() })
+}
+
+// begin looks at the new store, gives it an identity, and puts the mark. In this
+// order a crash between leaves a store that can be named again.
+func (j *joiner) begin(ctx context.Context, to objstore.Store) error {
+	id, fresh, err := j.identity(ctx, to)
+	if err != nil {
+		return err
+	}
+	if fresh {
+		if err = probeOnce(ctx, to); err != nil {
+			return fmt.Errorf("%s cannot keep a repository: %w", to.URL(), err)
+		}
+	}
+	payload, err := json.Marshal(storeRecord{Repository: j.r.id, Store: id, State: stateMember, MinReader: formatVersion})
+	if err != nil {
+		return fmt.Errorf("identity of a store: %w", err)
+	}
+	object, err := j.r.keys.sealEnvelope(kindStore, storeName, payload)
+	if err != nil {
+		return err
+	}
+	j.m = &member{id: id, store: to}
+	if err = j.put(ctx, storeName, object); err != nil {
+		return err
+	}
+	change, err := newIdent()
+	if err != nil {
+		return err
+	}
+	j.done.Joined = id.String()
+	j.change, err = j.r.beginChange(ctx, changeRecord{Change: change, What: j.what, Lost: j.lost, Joining: id})
+	return err
+}
+
+// identity returns the ID of the new store: a fresh one when the store is empty,
+// and its own when an earlier attempt gave it one. fresh: it holds nothing else.
+func (j *joiner) identity(ctx context.Context, to objstore.Store) (id ident, fresh bool, err error) {
+	there := meetOne(ctx, to)
+	switch {
+	case there.object != nil && there.record.Repository == j.r.id:
+		fresh, err = j.begunFor(ctx, there)
+		return there.record.Store, fresh, err
+	case there.object != nil:
+		return id, false, fmt.Errorf("%s belongs to repository %s: name an empty place: %w", to.URL(), there.record.Repository, ErrNotEmpty)
+	case !errors.Is(there.err, objstore.ErrNotExist):
+		return id, false, fmt.Errorf("%s cannot be used: %w", to.URL(), there.err)
+	}
+	if err = checkEmpty(ctx, []objstore.Store{to}); err != nil {
+		return id, false, err
+	}
+	id, err = newIdent()
+	return id, true, err
+}
+
+// begunFor says whether a store that has an identity of this repository got it
+// from an attempt to make it a member that can be gone on with.
+func (j *joiner) begunFor(ctx context.Context, there met) (fresh bool, err error) {
+	if _, err = j.r.keys.openEnvelope(kindStore, storeName, there.object); err != nil {
+		return false, fmt.Errorf("%s: %w", there.store.URL(), err)
+	}
+	if j.r.membership().has(there.record.Store) {
+		return false, fmt.Errorf("%s is a member of this repository already: name an empty place: %w", there.store.URL(), ErrNotEmpty)
+	}
+	all, err := j.r.changes(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, c := range all {
+		if c.Joining == there.record.Store {
+			return false, nil // beginChange compares the rest
+		}
+	}
+	fresh = true
+	err = there.store.List(ctx, "", func(i objstore.Info) error {
+		fresh = fresh && (i.Name == storeName || strings.HasPrefix(i.Name, probePrefix))
+		return nil
+	})
+	if err == nil && !fresh {
+		err = fmt.Errorf("%s was a member of this repository, or was to become one, and is none: empty it, or name another place: %w", there.store.URL(), ErrNotEmpty)
+	}
+	return fresh, err
+}
+
+// retire takes the identity of the old store away, if it answers: from then on no
+// writer counts it and no prune goes on with it. What it was told before that is
+// copied behind it.
+func (j *joiner) retire(ctx context.Context) error {
+	for _, m := range j.r.current() {
+		if m.id != j.lost || m.store == nil {
+			continue
+		}
+		if _, err := one(ctx, j.r, m, func(ctx context.Context, m *member) (struct{}, error) { return struct{}{}, j.r.identify(ctx, m) }); err != nil {
+			return nil //nolint:nilerr // lost, or another store by now: nobody counts it
+		}
+		if _, err := one(ctx, j.r, m, func(ctx context.Context, m *member) (struct{}, error) {
+			return struct{}{}, m.store.Delete(ctx, storeName)
+		}); err != nil {
+			return fmt.Errorf("%s answers and cannot be retired: switch it off, then give the same command again: %w", m.url(), err)
+		}
+	}
+	return nil
+}
+
+// publish makes the new store a member.
+func (j *joiner) publish(ctx context.Context) error {
+	next := j.old.replaced(j.lost, j.m.id)
+	if j.lost == (ident{}) {
+		next = j.old.added(j.m.id)
+	} else {
+		j.done.Lost = j.lost.String()
+	}
+	if err := j.r.publishMembership(ctx, next, j.m); err != nil {
+		return err
+	}
+	j.r.attach(j.m)
+	return j.r.endChange(ctx, j.change.Change)
+}
+
+// replaced is the membership in which one store has the place of another.
+func (m *membership) replaced(lost, by ident) *membership {
+	next := m.next()
+	swap := func(ids []ident) {
+		for i, id := range ids {
+			if id == lost {
+				ids[i] = by
+			}
+		}
+	}
+	swap(next.Stores)
+	for _, p := range next.Placements {
+		swap(p.Slots)
+	}
+	return next
+}
+
+// added is the membership with one more store. From here on the packs go by new
+// placements: as many as there are stores, each beginning one store further, so
+// that every store gets the same share. A session takes one of them.
+func (m *membership) added(id ident) *membership {
+	next := m.next()
+	next.Stores = append(next.Stores, id)
+	next.Active = len(next.Placements)
+	for i := range next.Stores {
+		var slots []ident
+		for k := range m.Data + m.Parity {
+			slots = append(slots, next.Stores[(i+k)%len(next.Stores)])
+		}
+		next.Placements = append(next.Placements, placement{Epoch: uint16(len(next.Placements)), Slots: slots}) //nolint:gosec // check bounds it
+	}
+	return next
+}
+
+// next is a copy with the next version.
+func (m *membership) next() *membership {
+	out := *m
+	out.Version++
+	out.Stores = slices.Clone(m.Stores)
+	out.Placements = slices.Clone(m.Placements)
+	for i := range out.Placements {
+		out.Placements[i].Slots = slices.Clone(out.Placements[i].Slots)
+	}
+	return &out
+}
+
+// listKind returns what an object of a prune is.
+func listKind(name string) (kind, bool) {
+	_, leaf, err := pruneName(name)
+	switch {
+	case err == nil && leaf == condemnedLeaf:
+		return kindCondemned, true
+	case err == nil && (leaf == doneLeaf || leaf == closedLeaf):
+		return kindDone, true
+	}
+	return 0, false
+}
+
+// copyControls gives the new store what it lacks of the control objects that any
+// member has. The lists of prunes come first: a prune whose list is not there yet
+// meets the mark before it deletes anything, and of one whose list is gone again
+// the purged marks are there by now.
+func (j *joiner) copyControls(ctx context.Context) error {
+	if err := j.copyLists(ctx); err != nil {
+		return err
+	}
+	for _, k := range controlKinds {
+		j.progress(CheckProgress{"copy " + k.prefix, 0, 0})
+		names, err := j.r.union(ctx, k.prefix)
+		if err != nil {
+			return err
+		}
+		if err := j.copyAll(ctx, names, func(string) kind { return k.kind }); err != nil {
+			return err
+		}
+	}
+	return j.copyDecisions(ctx)
+}
+
+// copyLists copies what prunes left. A list that vanishes between being listed and
+// being read has a trace in its place, which has to be seen: listed again.
+func (j *joiner) copyLists(ctx context.Context) error {
+	var err error
+	for range listAttempts {
+		names, lerr := j.r.union(ctx, prunePrefix)
+		if lerr != nil {
+			return lerr
+		}
+		for name := range names {
+			if _, ok := listKind(name); !ok {
+				return fmt.Errorf("%s: %w", name, ErrVersion)
+			}
+		}
+		err = j.copyAll(ctx, names, func(name string) kind { k, _ := listKind(name); return k })
+		if !errors.Is(err, objstore.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+// copyAll copies objects that the new store lacks. One that was removed meanwhile
+// is an error for lists only: everything else may go.
+func (j *joiner) copyAll(ctx context.Context, names map[string][]*member, kindOf func(name string) kind) error {
+	have, err := j.has(ctx, names)
+	if err != nil {
+		return err
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(copiesAtOnce)
+	for name, ms := range names {
+		if have[name] {
+			continue
+		}
+		if gctx.Err() != nil {
+			break
+		}
+		j.done.Copied++
+		group.Go(func() error {
+			err := j.copyOne(gctx, kindOf(name), name, ms)
+			if errors.Is(err, objstore.ErrNotExist) && kindOf(name) != kindCondemned {
+				return nil
+			}
+			return err
+		})
+	}
+	return group.Wait() //nolint:wrapcheck // each names its object
+}
+
+// has returns which of the names the new store has already.
+func (j *joiner) has(ctx context.Context, names map[string][]*member) (map[string]bool, error) {
+	prefixes := make(map[string]bool)
+	for name := range names {
+		prefix, _, _ := strings.Cut(name, "/")
+		prefixes[prefix+"/"] = true
+	}
+	have := make(map[string]bool)
+	for prefix := range prefixes {
+		err := j.m.store.List(ctx, prefix, func(i objstore.Info) error {
+			have[i.Name] = true
+			return nil
+		})
+		if err != nil {
+			return nil, err //nolint:wrapcheck // stores name themselves
+		}
+	}
+	return have, nil
+}
+
+// copyOne copies one object that authenticates.
+func (j *joiner) copyOne(ctx context.Context, kd kind, name string, ms []*member) error {
+	var errs []error
+	for _, m := range j.r.byHealth(ms) {
+		object, err := one(ctx, j.r, m, func(ctx context.Context, m *member) ([]byte, error) {
+			object, err := getObject(ctx, m.store, name)
+			if err == nil {
+				_, err = j.r.keys.openEnvelope(kd, name, object)
+			}
+			return object, err
+		})
+		if err == nil {
+			return j.put(ctx, name, object)
+		}
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	if errors.Is(err, errEnvelope) && !errors.Is(err, objstore.ErrDown) {
+		j.r.warn(ctx, "a control object that no store has whole was not copied to the new store: check says what it belongs to")
+		return nil
+	}
+	return fmt.Errorf("copy %s: %w", name, err)
+}
+
+func (j *joiner) put(ctx context.Context, name string, object []byte) error {
+	_, err := one(ctx, j.r, j.m, func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, putSame(ctx, m.store, name, object)
+	})
+	return err
+}
+
+// copyDecisions tells the new store what was decided of each session: it is no
+// voter of theirs, so that a committed one gets a certificate. Of one that is not
+// decided it gets "open". An abort is copied as a vote: it counts only where
+// nobody knows any more who the voters were.
+func (j *joiner) copyDecisions(ctx context.Context) error {
+	names, err := j.r.union(ctx, sessionPrefix)
+	if err != nil {
+		return err
+	}
+	roots, err := j.r.union(ctx, rootPrefix)
+	if err != nil {
+		return err
+	}
+	sessions := make(map[ident]string) // name of the root record; empty: none
+	open := make(map[ident][]*member)
+	for name, ms := range names {
+		if s, leaf, ok := sessionObject(name); ok {
+			sessions[s] = ""
+			if leaf == openLeaf {
+				open[s] = ms
+			}
+		}
+	}
+	for name := range roots {
+		if s, ok := rootSession(name); ok {
+			sessions[s] = name
+		}
+	}
+	have, err := j.has(ctx, map[string][]*member{sessionPrefix + "x": nil})
+	if err != nil {
+		return err
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(copiesAtOnce)
+	n := 0
+	for s, root := range sessions {
+		if n++; n%100 == 0 {
+			j.progress(CheckProgress{"copy decisions", int64(n), int64(len(sessions))})
+		}
+		if have[certificateName(s)] || have[verdictName(s)] || gctx.Err() != nil {
+			continue
+		}
+		group.Go(func() error { return j.copyDecision(gctx, s, root, roots[root], open[s]) })
+	}
+	return group.Wait() //nolint:wrapcheck // each names its session
+}
+
+func (j *joiner) copyDecision(ctx context.Context, s ident, root string, holders, open []*member) error {
+	var voters []ident
+	var want *digest
+	if root != "" {
+		rt, err := j.r.readRoot(ctx, holders, root)
+		switch {
+		case err == nil:
+			voters, want = rt.rec.Voters, &rt.digest
+		case !errors.Is(err, ErrDamaged):
+			return err
+		}
+	}
+	d, err := j.r.decide(ctx, s, voters, want)
+	if err != nil {
+		return err
+	}
+	switch {
+	case d == Committed && want != nil:
+		payload, err := json.Marshal(certificateRecord{Session: s, Root: want.String()})
+		if err != nil {
+			return fmt.Errorf("certificate: %w", err)
+		}
+		object, err := j.r.keys.sealEnvelope(kindCertificate, certificateName(s), payload)
+		if err != nil {
+			return err
+		}
+		return j.put(ctx, certificateName(s), object)
+	case d == Aborted:
+		_, err := one(ctx, j.r, j.m, func(ctx context.Context, m *member) (ballot, error) {
+			return j.r.putVote(ctx, m, voteRecord{Session: s, Vote: voteAbort, By: j.change.Change})
+		})
+		return err
+	case open != nil:
+		if err := j.copyOne(ctx, kindOpen, openName(s), open); !errors.Is(err, objstore.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
