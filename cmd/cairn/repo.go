@@ -40,6 +40,7 @@ func repoCommands() *cli.Command {
 			&cli.StringFlag{Name: "abandon", Usage: "give up the change with this `ID`, whose process is gone for good"},
 		), withRepository(repoChanges)),
 		leaf("prune", "", "remove for good what nothing needs; needs every store, and backups may run meanwhile", repositoryFlags(pruneFlags()...), withRepository(repoPrune)),
+		keyCommands(),
 		leaf("pins", "", "who uses backups: what they hold stays until that ends, also when they are deleted", repositoryFlags(), withRepository(repoPins)),
 		leaf("unpin", "PIN", "remove a pin whose user is no more", repositoryFlags(), withRepository(repoUnpin)),
 		leaf("trash", "", "deleted backups that no prune has removed yet", repositoryFlags(), withRepository(repoTrash)),

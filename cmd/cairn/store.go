@@ -176,12 +176,20 @@ func withRepository(action func(*cli.Context, *repository.Repository) error) fun
 		if err != nil {
 			return err
 		}
-		pw, err := password(c.String("password-file"), c.String("state"))
+		o := repository.Options{}
+		if sheet := c.String("sheet"); sheet != "" {
+			o.Master, err = readSheet(sheet)
+		} else {
+			o.Password, err = password(c.String("password-file"), c.String("state"))
+		}
 		if err != nil {
 			return err
 		}
-		r, err := openRepository(c.Context, names, repository.Options{Password: pw})
-		if err != nil {
+		r, err := openRepository(c.Context, names, o)
+		switch {
+		case err != nil && o.Master != nil:
+			return err
+		case err != nil:
 			return wrongPassword(err, c.String("password-file"), c.String("state"))
 		}
 		defer func() { err = errors.Join(err, r.Close()) }()

@@ -41,6 +41,7 @@ const (
 	kindRoot
 	kindForwarding
 	kindChange
+	kindRemovedKey
 )
 
 // errEnvelope says that an object is not one that this repository wrote under

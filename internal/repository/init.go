@@ -162,9 +162,14 @@ func initObjects(o InitOptions, m *membership) ([]initStep, error) {
 	if err = kdf.check(); err != nil {
 		return nil, fmt.Errorf("init: %w: %w", err, ErrInvalid)
 	}
-	wrapped, err := master.wrap(o.Password, m.Repository, kdf)
+	w, err := master.wrap(o.Password, m.Repository, kdf)
 	if err != nil {
 		return nil, err
+	}
+	w.Created = time.Now().UTC().Truncate(time.Second)
+	wrapped, err := json.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("init: %w", err)
 	}
 	keyID, err := newIdent()
 	if err != nil {

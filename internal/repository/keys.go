@@ -4,9 +4,9 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -39,10 +39,12 @@ func (p kdfParams) check() error {
 
 // wrappedKey is the master key under a password.
 type wrappedKey struct {
-	KDF    kdfParams `json:"argon2id"`
-	Salt   []byte    `json:"salt"`
-	Nonce  []byte    `json:"nonce"`
-	Sealed []byte    `json:"sealed"` // XChaCha20-Poly1305 of the master key; associated data is the repository's ID
+	KDF     kdfParams `json:"argon2id"`
+	Salt    []byte    `json:"salt"`
+	Nonce   []byte    `json:"nonce"`
+	Label   string    `json:"label,omitempty"` // for people
+	Created time.Time `json:"created,omitzero"`
+	Sealed  []byte    `json:"sealed"` // XChaCha20-Poly1305 of the master key; associated data is the repository's ID
 }
 
 type masterKey [32]byte
@@ -56,26 +58,22 @@ func newMasterKey() (masterKey, error) {
 }
 
 // wrap seals the master key under a password.
-func (k masterKey) wrap(password []byte, repo ident, p kdfParams) ([]byte, error) {
+func (k masterKey) wrap(password []byte, repo ident, p kdfParams) (wrappedKey, error) {
 	if len(password) == 0 {
-		return nil, fmt.Errorf("the password is empty: %w", ErrInvalid)
+		return wrappedKey{}, fmt.Errorf("the password is empty: %w", ErrInvalid)
 	}
 	w := wrappedKey{KDF: p, Salt: make([]byte, 32), Nonce: make([]byte, chacha20poly1305.NonceSizeX)}
 	for _, b := range [][]byte{w.Salt, w.Nonce} {
 		if _, err := rand.Read(b); err != nil {
-			return nil, fmt.Errorf("wrap the master key: %w", err)
+			return w, fmt.Errorf("wrap the master key: %w", err)
 		}
 	}
 	aead, err := chacha20poly1305.NewX(p.derive(password, w.Salt))
 	if err != nil {
-		return nil, fmt.Errorf("wrap the master key: %w", err)
+		return w, fmt.Errorf("wrap the master key: %w", err)
 	}
 	w.Sealed = aead.Seal(nil, w.Nonce, k[:], repo[:])
-	payload, err := json.Marshal(w)
-	if err != nil {
-		return nil, fmt.Errorf("wrap the master key: %w", err)
-	}
-	return payload, nil
+	return w, nil
 }
 
 func (p kdfParams) derive(password, salt []byte) []byte {

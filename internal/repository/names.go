@@ -10,29 +10,31 @@ import (
 
 // Names of objects; FORMAT.md lists them.
 const (
-	storeName       = "store"
-	keyPrefix       = "keys/"
-	membersPrefix   = "members/"
-	packPrefix      = "packs/"
-	rootPrefix      = "backups/"
-	sessionPrefix   = "sessions/"
-	deletedPrefix   = "deleted/"
-	purgedPrefix    = "purged/"
-	prunePrefix     = "prune/"
-	owedPrefix      = "owed/"
-	forwardPrefix   = "forwards/"
-	probePrefix     = "probe/"
-	changePrefix    = "changes/"
-	openLeaf        = "open"
-	verdictLeaf     = "verdict"
-	certificateLeaf = "certificate"
-	condemnedLeaf   = "condemned"
-	doneLeaf        = "done"
-	closedLeaf      = "closed"
-	packsPerFolder  = 1024
+	storeName        = "store"
+	keyPrefix        = "keys/"
+	removedKeyPrefix = "removed-keys/"
+	membersPrefix    = "members/"
+	packPrefix       = "packs/"
+	rootPrefix       = "backups/"
+	sessionPrefix    = "sessions/"
+	deletedPrefix    = "deleted/"
+	purgedPrefix     = "purged/"
+	prunePrefix      = "prune/"
+	owedPrefix       = "owed/"
+	forwardPrefix    = "forwards/"
+	probePrefix      = "probe/"
+	changePrefix     = "changes/"
+	openLeaf         = "open"
+	verdictLeaf      = "verdict"
+	certificateLeaf  = "certificate"
+	condemnedLeaf    = "condemned"
+	doneLeaf         = "done"
+	closedLeaf       = "closed"
+	packsPerFolder   = 1024
 )
 
 func keyName(id ident) string        { return keyPrefix + id.String() }
+func removedKeyName(id ident) string { return removedKeyPrefix + id.String() }
 func membersName(v uint64) string    { return membersPrefix + strconv.FormatUint(v, 10) }
 func openName(s ident) string        { return sessionPrefix + s.String() + "/" + openLeaf }
 func verdictName(s ident) string     { return sessionPrefix + s.String() + "/" + verdictLeaf }

@@ -15,9 +15,12 @@ import (
 	"github.com/cairnbackup/cairn/internal/pack"
 )
 
-// maxKeys bounds how many wrapped keys are tried: each costs what the
-// password's hashing costs.
-const maxKeys = 16
+// maxKeys is how many passwords a repository may have, maxTries how many wrapped
+// keys are tried: each costs what the password's hashing costs.
+const (
+	maxKeys  = 16
+	maxTries = 2 * maxKeys
+)
 
 // Open opens the repository that the stores belong to. Any k of its stores are
 // enough for reading; those that are down now are used when they are back.
@@ -45,15 +48,19 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 		nodes: newLRU[nodeKey, []byte](o.Cache.Nodes), cells: newLRU[chunk.Location, []byte](o.Cache.Blocks),
 		moves: newLRU[chunk.PackID, []*forwarding](movesBudget),
 	}
-	master, err := findKey(ctx, o, repo, given)
-	if err != nil && foreign != nil {
-		return nil, foreign
-	}
-	if err != nil {
+	if o.Master != nil {
+		r.master = masterKey(*o.Master)
+	} else if r.master, r.keyName, err = findKey(ctx, o, repo, given); err != nil {
+		if foreign != nil {
+			return nil, foreign
+		}
 		return nil, err
 	}
-	if r.keys, err = master.ring(repo); err != nil {
+	if r.keys, err = r.master.ring(repo); err != nil {
 		return nil, err
+	}
+	if o.Master != nil && !r.proved(given) {
+		return nil, fmt.Errorf("the recovery sheet is not that of repository %s: %w", repo, ErrPassword)
 	}
 	if foreign != nil && !r.disown(ctx, given) {
 		return nil, foreign
@@ -213,7 +220,7 @@ func (r *Repository) disown(ctx context.Context, given []met) bool {
 
 // findKey opens the master key with the password. A store may return a damaged
 // one: every distinct version is tried.
-func findKey(ctx context.Context, o Options, repo ident, given []met) (masterKey, error) {
+func findKey(ctx context.Context, o Options, repo ident, given []met) (key masterKey, opened string, err error) {
 	tried := make(map[string]bool)
 	var errs []error
 	for _, g := range given {
@@ -232,23 +239,26 @@ func findKey(ctx context.Context, o Options, repo ident, given []met) (masterKey
 				errs = append(errs, err)
 				continue
 			}
-			if tried[string(object)] || len(tried) >= maxKeys {
+			if tried[string(object)] || len(tried) >= maxTries {
 				continue
 			}
 			tried[string(object)] = true
-			key, err := openKey(name, object, o.Password, repo)
+			found, keys, err := openKey(name, object, o.Password, repo)
 			if err == nil {
-				return key, nil
+				err = notRemoved(ctx, keys, name, given, repo)
+			}
+			if err == nil {
+				return found, name, nil
 			}
 			errs = append(errs, fmt.Errorf("%s in %s: %w", name, g.store.URL(), err))
 		}
 	}
 	for _, err := range errs {
 		if errors.Is(err, ErrPassword) {
-			return masterKey{}, fmt.Errorf("the password does not open repository %s: %w", repo, ErrPassword)
+			return key, "", fmt.Errorf("the password does not open repository %s: %w", repo, ErrPassword)
 		}
 	}
-	return masterKey{}, because(fmt.Errorf("no key of repository %s can be read: %w", repo, ErrTooFewStores), errs)
+	return key, "", because(fmt.Errorf("no key of repository %s can be read: %w", repo, ErrTooFewStores), errs)
 }
 
 // because puts what went wrong, if anything did, behind err in one sentence.
@@ -261,24 +271,33 @@ func because(err error, reasons []error) error {
 	return err
 }
 
-func openKey(name string, object, password []byte, repo ident) (masterKey, error) {
+func openKey(name string, object, password []byte, repo ident) (key masterKey, keys keyring, err error) {
 	e, err := parseEnvelope(object)
 	if err != nil {
-		return masterKey{}, err
+		return key, keys, err
 	}
 	if e.kind != kindKey {
-		return masterKey{}, fmt.Errorf("kind %d: %w", e.kind, errEnvelope)
+		return key, keys, fmt.Errorf("kind %d: %w", e.kind, errEnvelope)
 	}
-	key, err := unwrap(e.payload, password, repo)
-	if err != nil {
-		return masterKey{}, err
+	if key, err = unwrap(e.payload, password, repo); err != nil {
+		return key, keys, err
 	}
-	keys, err := key.ring(repo)
-	if err != nil {
-		return masterKey{}, err
+	if keys, err = key.ring(repo); err != nil {
+		return key, keys, err
 	}
 	_, err = keys.openEnvelope(kindKey, name, object)
-	return key, err
+	return key, keys, err
+}
+
+// proved says whether the identity of any store is authentic under the keys.
+func (r *Repository) proved(given []met) bool {
+	return slices.ContainsFunc(given, func(g met) bool {
+		if g.object == nil {
+			return false
+		}
+		_, err := r.keys.openEnvelope(kindStore, storeName, g.object)
+		return err == nil
+	})
 }
 
 // join makes members of the stores that prove to be some, and demands enough

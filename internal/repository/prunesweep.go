@@ -200,6 +200,19 @@ func (p *pruner) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	removed := make(map[string]bool)
+	if err := p.list(ctx, removedKeyPrefix, func(_ *member, i objstore.Info) { removed[i.Name] = true }); err != nil {
+		return err
+	}
+	if len(removed) > 0 {
+		gone, err := p.r.removedKeys(ctx)
+		if err != nil {
+			return err
+		}
+		for name := range gone {
+			names = append(names, name)
+		}
+	}
 	if err := p.list(ctx, probePrefix, func(_ *member, i objstore.Info) { names = append(names, i.Name) }); err != nil {
 		return err
 	}

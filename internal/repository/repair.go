@@ -180,8 +180,9 @@ var controlKinds = []struct {
 	kind   kind
 }{
 	{membersPrefix, kindMembers},
+	{removedKeyPrefix, kindRemovedKey}, // before what they outrank
 	{keyPrefix, kindKey},
-	{purgedPrefix, kindPurged}, // before what they outrank
+	{purgedPrefix, kindPurged}, // as well
 	{deletedPrefix, kindTombstone},
 	{rootPrefix, kindRoot},
 	{owedPrefix, kindOwed},
@@ -206,6 +207,11 @@ func (p *repairer) control(ctx context.Context, prefix string, kd kind) error {
 	names, err := p.r.union(ctx, prefix)
 	if err != nil {
 		return err
+	}
+	if kd == kindKey {
+		if err := p.r.dropRemovedKeys(ctx, names); err != nil {
+			return err
+		}
 	}
 	for name, holders := range names {
 		if err := p.object(ctx, kd, name, holders); err != nil {

@@ -351,6 +351,11 @@ func (j *joiner) copyControls(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if k.kind == kindKey {
+			if err := j.r.dropRemovedKeys(ctx, names); err != nil {
+				return err
+			}
+		}
 		if err := j.copyAll(ctx, names, func(string) kind { return k.kind }); err != nil {
 			return err
 		}

@@ -30,6 +30,7 @@ const blockSize = 64 << 10
 type Options struct {
 	Stores   []objstore.Store // closed by Repository.Close; any order; those that are down count as missing
 	Password []byte           // cleared by nobody
+	Master   *MasterKey       // in the place of a password
 	CacheDir string           // folder of the dedup index; empty = no index
 	Agent    string           // who writes, for people: host name and process
 	Logger   *slog.Logger     // nil = silent
@@ -61,16 +62,19 @@ func (c CacheSizes) withDefaults() CacheSizes {
 
 // Repository is an open repository. Its methods may be called concurrently.
 type Repository struct {
-	o     Options
-	id    ident
-	keys  keyring
-	coder *pack.Coder
-	index *index // nil = none
-	nodes *lru[nodeKey, []byte]
-	cells *lru[chunk.Location, []byte]
-	moves *lru[chunk.PackID, []*forwarding]
-	packs *bufferPool // containers
-	parts *bufferPool // shards
+	o    Options
+	id   ident
+	keys keyring
+
+	master  masterKey
+	keyName string // of the object that the password opened; empty: none did
+	coder   *pack.Coder
+	index   *index // nil = none
+	nodes   *lru[nodeKey, []byte]
+	cells   *lru[chunk.Location, []byte]
+	moves   *lru[chunk.PackID, []*forwarding]
+	packs   *bufferPool // containers
+	parts   *bufferPool // shards
 
 	pace   pace        // of reads
 	moving atomic.Bool // some pack was found to be forwarded
