@@ -64,8 +64,8 @@ type DamagedRange struct{ First, Count int64 }
 // StoreReport is what a check says about one store.
 type StoreReport struct {
 	Status   StoreStatus
-	Missing  int64 // shards that should be there and are not, or have a wrong size
-	Damaged  int64 // shards with wrong bytes (ReadData)
+	Missing  int64 // shards and records that should be there and are not, or have a wrong size
+	Damaged  int64 // those with wrong bytes (ReadData)
 	Problems []string
 }
 
@@ -91,7 +91,33 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 	if err == nil {
 		err = c.judge(ctx)
 	}
+	if err == nil {
+		err = c.records(ctx)
+	}
 	return c.report, err
+}
+
+// records looks at the control objects as a repair does that only says what it
+// would do.
+func (c *checker) records(ctx context.Context) error {
+	p := &repairer{checker: newChecker(c.r, c.o), check: true}
+	if err := p.controls(ctx); err != nil {
+		return err
+	}
+	for _, s := range p.done.Stores {
+		i := slices.IndexFunc(c.report.Stores, func(r StoreReport) bool { return r.Status.ID == s.Status.ID && r.Status.URL == s.Status.URL })
+		if i < 0 || s.Missing+s.Damaged == 0 {
+			continue
+		}
+		rep := &c.report.Stores[i]
+		rep.Missing += int64(s.Missing)
+		rep.Damaged += int64(s.Damaged)
+		addProblem(&rep.Problems, fmt.Sprintf("%d records are missing and %d are damaged, such as %s", s.Missing, s.Damaged, s.example))
+	}
+	for _, lost := range p.done.Lost {
+		addProblem(&c.report.Problems, lost)
+	}
+	return nil
 }
 
 func newChecker(r *Repository, o CheckOptions) *checker {

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
-	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
 // RepairOptions say how far a repair goes.
@@ -32,6 +31,8 @@ type RepairedStore struct {
 	Missing int // shards and control objects that were not there
 	Damaged int // those that were wrong
 	Mended  int // of both
+
+	example string // name of a control object among them
 }
 
 // OK reports whether nothing was found, or all that was is mended.
@@ -43,8 +44,9 @@ func (r RepairReport) OK() bool {
 
 // Repair gives the stores what they should have and do not: shards, computed
 // from any k others, and control objects, of which every store keeps one. Votes
-// are each store's own and are not repaired. A wrong object is deleted only
-// when the right one is at hand to take its place; nothing else is deleted.
+// are each store's own: a wrong one is written anew where the decision is certain
+// without it. A wrong object is deleted only when the right one is at hand to take
+// its place; nothing else is deleted.
 // Backups, restores and prunes may run meanwhile: what a repair brings back
 // behind a prune's back is garbage for the next.
 func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport, error) {
@@ -74,6 +76,7 @@ func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport,
 type repairer struct {
 	*checker
 	apply bool
+	check bool // it is a part of a check, which looks at forwardings itself
 	done  RepairReport
 }
 
@@ -172,119 +175,4 @@ func (p *repairer) replace(ctx context.Context, m *member, name string, object [
 		return struct{}{}, putSame(ctx, m.store, name, object)
 	})[0]
 	return a.err
-}
-
-// controlKinds are the control objects of which every member keeps one.
-var controlKinds = []struct {
-	prefix string
-	kind   kind
-}{
-	{membersPrefix, kindMembers},
-	{removedKeyPrefix, kindRemovedKey}, // before what they outrank
-	{keyPrefix, kindKey},
-	{purgedPrefix, kindPurged}, // as well
-	{deletedPrefix, kindTombstone},
-	{rootPrefix, kindRoot},
-	{owedPrefix, kindOwed},
-	{forwardPrefix, kindForwarding},
-}
-
-// controls copies control objects to the stores that lack them, or have wrong
-// ones.
-func (p *repairer) controls(ctx context.Context) error {
-	for _, s := range p.r.Status(ctx) {
-		p.done.Stores = append(p.done.Stores, RepairedStore{Status: s})
-	}
-	for _, k := range controlKinds {
-		if err := p.control(ctx, k.prefix, k.kind); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *repairer) control(ctx context.Context, prefix string, kd kind) error {
-	names, err := p.r.union(ctx, prefix)
-	if err != nil {
-		return err
-	}
-	if kd == kindKey {
-		if err := p.r.dropRemovedKeys(ctx, names); err != nil {
-			return err
-		}
-	}
-	for name, holders := range names {
-		if err := p.object(ctx, kd, name, holders); err != nil {
-			if ctx.Err() != nil {
-				return fmt.Errorf("canceled: %w", context.Cause(ctx))
-			}
-			p.lose(err)
-		}
-	}
-	return nil
-}
-
-// object sees to it that every store that is up has a control object.
-func (p *repairer) object(ctx context.Context, kd kind, name string, holders []*member) error {
-	var lack, wrong []*member
-	for _, m := range p.r.current() {
-		if p.up(m) && !slices.Contains(holders, m) {
-			lack = append(lack, m)
-		}
-	}
-	var good []byte
-	for _, m := range p.r.byHealth(holders) {
-		if good != nil && !p.o.ReadData {
-			break // one that is right will do
-		}
-		object, err := p.genuine(ctx, kd, name, m)
-		switch {
-		case err == nil:
-			good = object
-		case errors.Is(err, errEnvelope), errors.Is(err, ErrVersion):
-			// Also one that claims a newer version: under one name there is
-			// one object, and only if another store has it is this replaced.
-			wrong = append(wrong, m)
-		case errors.Is(err, objstore.ErrNotExist):
-			// removed just now, or about to be
-		case ctx.Err() != nil:
-			return err
-		}
-	}
-	for _, m := range lack {
-		p.store(m).Missing++
-	}
-	for _, m := range wrong {
-		p.store(m).Damaged++
-	}
-	if len(lack)+len(wrong) == 0 {
-		return nil
-	}
-	if good == nil {
-		return fmt.Errorf("%s is right on no store: %w", name, ErrDamaged)
-	}
-	if !p.apply {
-		return nil
-	}
-	var errs []error
-	for _, m := range slices.Concat(lack, wrong) {
-		if err := p.replace(ctx, m, name, good, slices.Contains(wrong, m)); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		p.store(m).Mended++
-	}
-	return errors.Join(errs...)
-}
-
-// genuine reads one store's copy of a control object.
-func (p *repairer) genuine(ctx context.Context, kd kind, name string, m *member) ([]byte, error) {
-	return one(ctx, p.r, m, func(ctx context.Context, m *member) ([]byte, error) {
-		object, err := getObject(ctx, m.store, name)
-		if err != nil {
-			return nil, err
-		}
-		_, err = p.r.keys.openEnvelope(kd, name, object)
-		return object, err
-	})
 }
