@@ -70,7 +70,9 @@ type Restore struct {
 	NewVolume string `json:"new_volume,omitempty"` // name
 	File      string `json:"file,omitempty"`       // absolute path on the agent's machine
 	Overwrite bool   `json:"overwrite,omitempty"`  // replace File if it exists
-	Verify    bool   `json:"verify,omitempty"`     // read back from the target what was written to it
+	// SkipDamaged restores all that can be read, and says what could not.
+	SkipDamaged bool `json:"skip_damaged,omitempty"`
+	Verify      bool `json:"verify,omitempty"` // read back from the target what was written to it
 }
 
 // RestoreResult is the Result of a restore job.
@@ -81,6 +83,18 @@ type RestoreResult struct {
 	File         string `json:"file,omitempty"`
 	BytesRead    int64  `json:"bytes_read"`    // from the repository
 	BytesWritten int64  `json:"bytes_written"` // to the target
+
+	// With SkipDamaged: what could not be read. A new volume or file reads as
+	// zeros there, an existing volume keeps what it had.
+	BytesSkipped int64          `json:"bytes_skipped"`
+	Skipped      []SkippedRange `json:"skipped,omitempty"` // at most 1000, in order
+}
+
+// SkippedRange is a range of bytes of a backup that could not be restored.
+type SkippedRange struct {
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Why    string `json:"why"`
 }
 
 // Export asks for an NBD address of a volume, a snapshot or a backup.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
@@ -189,6 +190,9 @@ func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup)
 		return res, nil
 	}
 	failed := failure(ctx, err)
+	if errors.Is(err, repository.ErrDamaged) {
+		failed.Text = joinSentences(failed.Text, "--skip-damaged restores all the rest")
+	}
 	if req.Volume != "" && res.BytesWritten > 0 {
 		failed.Text = joinSentences(failed.Text, fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", res.Volume))
 	}
@@ -211,6 +215,10 @@ func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) 
 		BlockSize: s.repo.Info().BlockSize, Workers: s.o.Limits.RestoreWorkers, Verify: req.Verify,
 		Progress: func(p restore.Progress) { t.update(func(j *Job) { j.Progress = restoreProgress(p) }) },
 	}
+	var skipped Skipped
+	if req.SkipDamaged {
+		skipped.Into(&o)
+	}
 	var p restore.Progress
 	switch {
 	case req.File != "":
@@ -229,7 +237,7 @@ func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) 
 		res.Volume = req.NewVolume
 		p, err = s.toNewVolume(ctx, t, img, &res, o)
 	}
-	res.BytesRead, res.BytesWritten = p.Read, p.Written
+	res.BytesRead, res.BytesWritten, res.BytesSkipped, res.Skipped = p.Read, p.Written, p.Skipped, skipped.Ranges()
 	return res, err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -34,7 +35,7 @@ func backupCommands() *cli.Command {
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
 			&cli.StringFlag{Name: "file", Usage: "to this `file` of the agent's machine"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists"},
-			verifyFlag(),
+			verifyFlag(), skipDamagedFlag(),
 			noWaitFlag(),
 		), withAgent(restoreBackup)),
 	)
@@ -42,6 +43,10 @@ func backupCommands() *cli.Command {
 
 func verifyFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "verify", Usage: "also read back from the target what was written; what comes from the stores is always verified"}
+}
+
+func skipDamagedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "skip-damaged", Usage: "restore all that can be read, say what could not, and exit with 7"}
 }
 
 func noWaitFlag() cli.Flag {
@@ -224,7 +229,7 @@ func undeleteBackup(c *cli.Context, a *agent.Client) error {
 func restoreBackup(c *cli.Context, a *agent.Client) error {
 	req := agent.Restore{
 		Backup: c.Args().First(), Volume: c.String("volume"), NewVolume: c.String("name"), Overwrite: c.Bool("overwrite"),
-		Verify: c.Bool("verify"),
+		Verify: c.Bool("verify"), SkipDamaged: c.Bool("skip-damaged"),
 	}
 	var err error
 	if req.File, err = absolute(c.String("file")); err != nil {
@@ -256,14 +261,40 @@ func restoreBackup(c *cli.Context, a *agent.Client) error {
 	if err != nil {
 		return err
 	}
-	return emit(c, r, func(t *table) {
+	err = emit(c, r, func(t *table) {
 		t.field("backup", r.Backup)
 		t.field("volume", r.Volume)
 		t.field("file", r.File)
 		t.field("read", exact(r.BytesRead))
 		t.field("written", exact(r.BytesWritten))
 		t.field("took", took(job.Finished.Sub(job.Started)))
+		skippedFields(t, r)
 	})
+	return errors.Join(err, partial(r))
+}
+
+// skippedFields shows what a restore passed over.
+func skippedFields(t *table, r agent.RestoreResult) {
+	const most = 20
+	if r.BytesSkipped == 0 {
+		return
+	}
+	t.field("not restored", exact(r.BytesSkipped))
+	for i, s := range r.Skipped {
+		if i == most {
+			t.field("", fmt.Sprintf("and %d more ranges", len(r.Skipped)-most))
+			break
+		}
+		t.field("", fmt.Sprintf("bytes %d to %d: %s", s.Offset, s.Offset+s.Length, clean(s.Why)))
+	}
+}
+
+// partial is the error of a restore that passed something over: never a success.
+func partial(r agent.RestoreResult) error {
+	if r.BytesSkipped == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d bytes of backup %s are lost and were not restored; all others were (%w)", r.BytesSkipped, r.Backup, errDamage)
 }
 
 // saved says what holes and dedup spared, for the progress bar.

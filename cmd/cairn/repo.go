@@ -20,7 +20,7 @@ func repoCommands() *cli.Command {
 		leaf("backups", "", "all backups that the stores hold", repositoryFlags(), withRepository(repoBackups)),
 		leaf("restore", "BACKUP FILE", "restore a backup to a file or a block device", repositoryFlags(
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists; a device always needs this"},
-			verifyFlag(),
+			verifyFlag(), skipDamagedFlag(),
 		), withRepository(repoRestore)),
 		leaf("mount", "DIR", "mount all backups until Ctrl-C or \"cairn umount\"", repositoryFlags(mountFlags()...), withRepository(repoMount)),
 		leaf("export", "BACKUP", "serve a backup over NBD, read-only, until Ctrl-C", repositoryFlags(
@@ -103,18 +103,27 @@ func repoRestore(c *cli.Context, r *repository.Repository) (err error) {
 	o := restore.Options{BlockSize: b.BlockSize, Verify: c.Bool("verify"), Progress: func(p restore.Progress) {
 		bar.show("restore"+saved(agent.Progress{Hole: p.Hole}, "restore"), p.Done, p.Total)
 	}}
+	var skipped agent.Skipped
+	if c.Bool("skip-damaged") {
+		skipped.Into(&o)
+	}
 	p, err := restoreTo(c, img, name, o)
 	bar.end()
+	if errors.Is(err, repository.ErrDamaged) {
+		err = fmt.Errorf("%w; --skip-damaged restores all the rest", err)
+	}
 	if err != nil {
 		return err
 	}
-	result := agent.RestoreResult{Backup: b.ID, File: name, BytesRead: p.Read, BytesWritten: p.Written}
-	return emit(c, result, func(t *table) {
+	result := agent.RestoreResult{Backup: b.ID, File: name, BytesRead: p.Read, BytesWritten: p.Written, BytesSkipped: p.Skipped, Skipped: skipped.Ranges()}
+	err = emit(c, result, func(t *table) {
 		t.field("backup", b.ID)
 		t.field("file", name)
 		t.field("read", exact(p.Read))
 		t.field("written", exact(p.Written))
+		skippedFields(t, result)
 	})
+	return errors.Join(err, partial(result))
 }
 
 // restoreTo restores to a new file, or to a block device in place.

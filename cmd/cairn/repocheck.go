@@ -62,7 +62,7 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 			}
 		}
 		if lost > 0 {
-			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore\" still gives", lost, len(result.Backups)))
+			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives", lost, len(result.Backups)))
 		}
 		return trouble("every backup can be restored, but " + storeTrouble(result.Stores, r.Info().Data+r.Info().Parity))
 	}

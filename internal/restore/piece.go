@@ -37,9 +37,24 @@ func stepBuffer() []byte {
 
 // piece copies one piece, extent by extent and at most stepSize at a time.
 func (w *worker) piece(ctx context.Context, off, n int64) error {
+	next := off
+	err := w.extents(ctx, off, n, &next)
+	if lost := off + n - next; err != nil && lost > 0 && w.skips(err) {
+		// What is there nobody can tell: the map of the backup is lost.
+		w.skip(next, lost, err)
+		w.report(Progress{Done: lost, Skipped: lost})
+		return nil
+	}
+	return err
+}
+
+// extents copies a piece and tells how far it came.
+func (w *worker) extents(ctx context.Context, off, n int64, next *int64) error {
 	return each(ctx, w.img.Extents, off, n, func(off, n int64, empty bool) error {
+		defer func() { *next = off }()
 		if empty && w.o.Fresh {
 			w.report(Progress{Done: n, Hole: n})
+			off += n
 			return nil
 		}
 		for n > 0 {
@@ -83,9 +98,18 @@ func (w *worker) step(ctx context.Context, off, n int64, empty bool) (Progress, 
 func (w *worker) write(ctx context.Context, off, n int64, d *Progress) error {
 	p := w.fresh[:n]
 	if err := w.img.ReadAt(ctx, p, off); err != nil {
+		if w.skips(err) {
+			return w.salvage(ctx, off, n, d)
+		}
 		return fmt.Errorf("read the backup at byte %d: %w", off, err)
 	}
 	d.Read += n
+	return w.put(ctx, p, off, d)
+}
+
+// put writes what was read.
+func (w *worker) put(ctx context.Context, p []byte, off int64, d *Progress) error {
+	n := int64(len(p))
 	if err := w.target.WriteAt(ctx, p, off); err != nil {
 		return fmt.Errorf("write the target at byte %d: %w", off, err)
 	}
@@ -119,6 +143,9 @@ func (w *worker) update(ctx context.Context, off, n int64, d *Progress) error {
 	}
 	same := func(at int64, p []byte) (bool, error) {
 		differs, err := w.img.Differs(ctx, at/int64(w.o.BlockSize), p)
+		if err != nil && w.skips(err) {
+			return false, nil // reading it says so again
+		}
 		if err != nil {
 			return false, fmt.Errorf("compare with the backup at byte %d: %w", at, err)
 		}

@@ -63,6 +63,12 @@ type Options struct {
 	// Workers is how many pieces are copied at once, each with two or
 	// three buffers of 1 MiB, or one if the target is fresh and not verified; 8 if 0.
 	Workers int
+	// Skip, if not nil, says of an error of the image whether it is of data that
+	// is lost. Such blocks are passed over: a fresh target reads as zeros there,
+	// one with content keeps what it has. Skipped, which may be nil, is told each
+	// range with its error, in no order and not concurrently.
+	Skip    func(error) bool
+	Skipped func(off, n int64, err error)
 	// Progress, which may be nil, is called from several goroutines, but not
 	// concurrently.
 	Progress func(Progress)
@@ -78,6 +84,7 @@ type Progress struct {
 	Zeroed  int64 // on a target with content: made zero
 	Same    int64 // on a target with content: held the right bytes already
 	Hole    int64 // neither read nor written
+	Skipped int64 // could not be read, and was passed over (Options.Skip)
 }
 
 // Bytes that move at once, and that one worker takes as its piece: pieces are
@@ -171,8 +178,11 @@ func (r *run) claim(ctx context.Context) (off, n int64, err error) {
 		}
 		r.window = max(r.window, pieceSize)
 		n, err := r.emptyAhead(ctx, min(r.window, r.size-r.next))
-		if err != nil {
+		if err != nil && !r.skips(err) {
 			return 0, 0, err
+		}
+		if err != nil {
+			n = 0 // the piece's worker finds out how much is lost
 		}
 		if n < pieceSize && r.next+n < r.size {
 			// Pieces begin where the first one would have let them begin.
@@ -216,6 +226,7 @@ func (r *run) report(d Progress) {
 	r.sum.Zeroed += d.Zeroed
 	r.sum.Same += d.Same
 	r.sum.Hole += d.Hole
+	r.sum.Skipped += d.Skipped
 	if r.o.Progress != nil {
 		r.o.Progress(r.sum)
 	}
