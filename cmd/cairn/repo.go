@@ -17,6 +17,7 @@ import (
 func repoCommands() *cli.Command {
 	return group("repo", "the repository itself, straight on its stores: no agent, no catalog",
 		repoInitCommand(),
+		validateStoreCommand(),
 		leaf("backups", "", "all backups that the stores hold", repositoryFlags(), withRepository(repoBackups)),
 		leaf("restore", "BACKUP FILE", "restore a backup to a file or a block device", repositoryFlags(
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists; a device always needs this"},
