@@ -26,6 +26,8 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
 	{"internal/unixhttp", ""},
+	{"internal/protocol/explore", ""},
+	{"internal/protocol", "internal/protocol/explore"},
 
 	// One leaf away.
 	{"blockmap", "internal/vfs"},
