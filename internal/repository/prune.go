@@ -96,7 +96,8 @@ type pruner struct {
 	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
 	moved  map[chunk.PackID][]string // names of the forwardings of each pack
 
-	unsettled bool // P4: some session has an "open", or a root record and no decision
+	probes    map[string]bool // P1: left behind by others, or in use just now
+	unsettled bool            // P4: some session has an "open", or a root record and no decision
 }
 
 // Prune removes for good what was in the trash when an earlier prune ran, the
@@ -159,7 +160,7 @@ func (p *pruner) quiet(last []step) []step {
 	if p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings() {
 		act = append(act, finish) // something for the next prune to know
 	}
-	if len(act) > 0 {
+	if len(act)+len(p.probes) > 0 {
 		act = append(act, tidy)
 	}
 	return act
@@ -362,6 +363,10 @@ func (p *pruner) readDeleted(ctx context.Context) error {
 		}
 	}
 	if p.tombs, err = p.marks(ctx, deletedPrefix, kindTombstone); err != nil {
+		return err
+	}
+	p.probes = make(map[string]bool)
+	if err = p.list(ctx, probePrefix, func(_ *member, i objstore.Info) { p.probes[i.Name] = true }); err != nil {
 		return err
 	}
 	p.aged = make(map[ident]bool)

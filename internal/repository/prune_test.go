@@ -201,6 +201,39 @@ func TestPruneRefusals(t *testing.T) {
 	c.drained(t, r)
 }
 
+// A prune that begins while another ends keeps the probe that it is racing for.
+func TestProbesOfTwoPrunes(t *testing.T) {
+	w := newWorld(t)
+	a := w.process()
+	late := a.open(t)
+	racing, end, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	var puts atomic.Int64
+	a.faulty[0].SetFaults(memstore.Faults{Before: func(_ context.Context, c memstore.Call) error {
+		if putting(probePrefix, "")(c) && puts.Add(1) == probeRacers {
+			close(racing) // the others have been and gone, one of them with the name
+			<-end
+		}
+		return nil
+	}})
+	first := hastyAt("tidy", func() {
+		go func() {
+			_, err := late.Prune(t.Context(), hasty)
+			ended <- err
+		}()
+		<-racing
+	})
+	if _, err := w.process().open(t).Prune(t.Context(), first); err != nil {
+		t.Error(err)
+	}
+	close(end)
+	if err := <-ended; err != nil {
+		t.Errorf("the prune that began meanwhile: %v", err)
+	}
+	// One that was killed leaves its probe; the next takes it away.
+	w.mem[3].Replace(probePrefix+"0123456789abcdef0123456789abcdef", []byte("x"))
+	w.drained(t, w.process().open(t))
+}
+
 // world is a repository in a state where a prune has much to do: a live chain, a
 // backup whose deletion has aged, one that was deleted just now, and the packs
 // of a writer that died.

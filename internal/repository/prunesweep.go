@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -200,21 +201,15 @@ func (p *pruner) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	removed := make(map[string]bool)
-	if err := p.list(ctx, removedKeyPrefix, func(_ *member, i objstore.Info) { removed[i.Name] = true }); err != nil {
+	gone, err := p.r.removedKeys(ctx)
+	if err != nil {
 		return err
 	}
-	if len(removed) > 0 {
-		gone, err := p.r.removedKeys(ctx)
-		if err != nil {
-			return err
-		}
-		for name := range gone {
-			names = append(names, name)
-		}
-	}
-	if err := p.list(ctx, probePrefix, func(_ *member, i objstore.Info) { names = append(names, i.Name) }); err != nil {
-		return err
+	names = slices.AppendSeq(names, maps.Keys(gone))
+	// Not those that came later: another prune may be racing for one, and would
+	// take its store for one that creates a name twice.
+	for name := range p.probes {
+		names = append(names, name)
 	}
 	slices.Sort(names)
 	if err := p.remove(ctx, "tidy", slices.Compact(names)); err != nil {
