@@ -8,7 +8,7 @@ GOTESTSUM     = gotest.tools/gotestsum@v1.13.0
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION       = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test tools lint race fuzz crash model bench bench-go bench-nbd bench-peers clean
+.PHONY: help build demo test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,8 @@ crash: build ## a long kill -9 and power-loss campaign: make crash ROUNDS=5000
 
 model: ## up to 40 million states of each configuration of the protocol's model; takes gigabytes of memory
 	CAIRN_ROUNDS=1 $(GO) test -count=1 -timeout 0 -v ./internal/protocol/
+soak: ## three agents that back up, delete, prune and die at once: make soak MINUTES=10
+	CAIRN_MINUTES=$(or $(MINUTES),10) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./internal/e2e/
 
 bench: bench-go bench-peers ## Go benchmarks, then the comparison with restic and borg
 

@@ -52,12 +52,39 @@ func newHost(t *testing.T) *host {
 // newHostOn is newHost with other stores; they are told the host's folder.
 func newHostOn(t *testing.T, data, parity int, stores func(dir string) []string) *host {
 	t.Helper()
+	h := emptyHost(t, cairnBinary(t))
+	h.stores = stores(h.dir)
+	args := []string{"repo", "init", "--data", strconv.Itoa(data), "--parity", strconv.Itoa(parity), "--password-file", h.path("password")}
+	for _, s := range h.stores {
+		args = append(args, "--store", s)
+	}
+	if out, err := exec.CommandContext(t.Context(), h.bin, args...).CombinedOutput(); err != nil {
+		t.Fatalf("repo init: %v\n%s", err, out)
+	}
+	h.startServe()
+	h.startAgent()
+	return h
+}
+
+// another is a second machine with the same repository.
+func (h *host) another() *host {
+	h.t.Helper()
+	o := emptyHost(h.t, h.bin)
+	o.stores = h.stores
+	o.startServe()
+	o.startAgent()
+	return o
+}
+
+// emptyHost is a machine with a folder and a password on which nothing runs.
+func emptyHost(t *testing.T, bin string) *host {
+	t.Helper()
 	// A unix socket's path must be short, which t.TempDir is not.
 	dir, err := os.MkdirTemp("", "cairn-e2e-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, bin: cairnBinary(t), dir: dir}
+	h := &host{t: t, bin: bin, dir: dir}
 	t.Cleanup(func() {
 		h.kill(h.agent)
 		h.kill(h.serve)
@@ -72,18 +99,8 @@ func newHostOn(t *testing.T, data, parity int, stores func(dir string) []string)
 	if err := os.WriteFile(h.path("password"), []byte("correct horse battery staple\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.stores = stores(dir)
-	args := []string{"repo", "init", "--data", strconv.Itoa(data), "--parity", strconv.Itoa(parity), "--password-file", h.path("password")}
-	for _, s := range h.stores {
-		args = append(args, "--store", s)
-	}
-	if out, err := exec.CommandContext(t.Context(), h.bin, args...).CombinedOutput(); err != nil {
-		t.Fatalf("repo init: %v\n%s", err, out)
-	}
 	h.data = serve.NewClient(h.path("serve.sock"))
 	h.control = agent.NewClient(h.path("agent.sock"))
-	h.startServe()
-	h.startAgent()
 	return h
 }
 
@@ -108,6 +125,13 @@ func (h *host) startServe() {
 
 func (h *host) startAgent() {
 	h.t.Helper()
+	h.launchAgent()
+	h.await("agent", h.agent, func(ctx context.Context) error { _, err := h.control.Status(ctx); return err })
+}
+
+// launchAgent starts the agent and does not wait for it.
+func (h *host) launchAgent() {
+	h.t.Helper()
 	args := []string{
 		"agent", "--state", h.path("state"), "--control", h.path("serve.sock"), "--socket", h.path("agent.sock"),
 		"--nbd-dir", h.path("nbd"), "--password-file", h.path("password"),
@@ -116,7 +140,6 @@ func (h *host) startAgent() {
 		args = append(args, "--store", s)
 	}
 	h.agent = h.start("agent", args...)
-	h.await("agent", h.agent, func(ctx context.Context) error { _, err := h.control.Status(ctx); return err })
 }
 
 // start runs the command with its output in a log file.

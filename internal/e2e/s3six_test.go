@@ -98,8 +98,8 @@ func (s *six) backupWhile(do func()) (string, error) {
 	}
 	ended := make(chan result, 1)
 	go func() {
-		out, err := s.cairn("backup", "create", "disk", "--auto", "-o", "json")
-		ended <- result{out, err}
+		out, problem := s.cairn("backup", "create", "disk", "--auto", "-o", "json")
+		ended <- result{out, problem}
 	}()
 	err = poll(s.t.Context(), 2*time.Millisecond, func() (bool, error) {
 		jobs, jerr := s.control.Jobs(s.t.Context(), 0)
