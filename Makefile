@@ -45,6 +45,7 @@ crash: build ## a long kill -9 and power-loss campaign: make crash ROUNDS=5000
 
 model: ## up to 40 million states of each configuration of the protocol's model; takes gigabytes of memory
 	CAIRN_ROUNDS=1 $(GO) test -count=1 -timeout 0 -v ./internal/protocol/
+
 soak: ## three agents that back up, delete, prune and die at once: make soak MINUTES=10
 	CAIRN_MINUTES=$(or $(MINUTES),10) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./internal/e2e/
 

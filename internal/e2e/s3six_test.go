@@ -242,4 +242,35 @@ func TestS3SixStores(t *testing.T) {
 	pairs([]int{0, 1, 2, 3, 4, 5}, func(a, b int) {
 		s.restores(s.without(a, b), newest, made[newest], fmt.Sprintf("servers %d and %d are empty", a, b))
 	})
+
+	// Two lose everything, for good, and empty ones take their place.
+	for _, i := range []int{0, 3} {
+		s.servers[i].Kill(t)
+		s.servers[i].Wipe(t)
+		s.servers[i].Start(t)
+		s.servers[i].Bucket(t, "backups")
+	}
+	s.restores(s.without(), newest, made[newest], "two servers were wiped")
+	for _, i := range []int{0, 3} {
+		url := s.servers[i].URL("backups/host")
+		if out, err := s.onStores(s.without(), "replace-store", url, url); err != nil {
+			t.Fatalf("replace server %d: %v\n%s", i, err, out)
+		}
+	}
+	if out, err := s.onStores(s.without(), "check", "--read-data"); err != nil {
+		t.Fatalf("check behind the replacement: %v\n%s", err, out)
+	}
+	for id, want := range made {
+		s.restores(s.without(), id, want, "two servers were replaced")
+	}
+	pairs([]int{1, 2, 4, 5}, func(a, b int) {
+		s.restores(s.without(a, b), newest, made[newest], fmt.Sprintf("servers 0 and 3 were replaced, then %d and %d are empty", a, b))
+	})
+	s.change()
+	if id, err = s.backupWhile(func() {}); err != nil {
+		t.Fatalf("the agent that ran all the time: %v", err)
+	}
+	pairs([]int{0, 1, 2, 3, 4, 5}, func(a, b int) {
+		s.restores(s.without(a, b), id, s.content, fmt.Sprintf("the backup behind the replacement, without servers %d and %d", a, b))
+	})
 }
