@@ -253,12 +253,12 @@ func TestS3SixStores(t *testing.T) {
 	s.restores(s.without(), newest, made[newest], "two servers were wiped")
 	for _, i := range []int{0, 3} {
 		url := s.servers[i].URL("backups/host")
-		if out, err := s.onStores(s.without(), "replace-store", url, url); err != nil {
-			t.Fatalf("replace server %d: %v\n%s", i, err, out)
+		if out, rerr := s.onStores(s.without(), "replace-store", url, url); rerr != nil {
+			t.Fatalf("replace server %d: %v\n%s", i, rerr, out)
 		}
 	}
-	if out, err := s.onStores(s.without(), "check", "--read-data"); err != nil {
-		t.Fatalf("check behind the replacement: %v\n%s", err, out)
+	if out, cerr := s.onStores(s.without(), "check", "--read-data"); cerr != nil {
+		t.Fatalf("check behind the replacement: %v\n%s", cerr, out)
 	}
 	for id, want := range made {
 		s.restores(s.without(), id, want, "two servers were replaced")
