@@ -8,7 +8,7 @@ GOTESTSUM     = gotest.tools/gotestsum@v1.13.0
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION       = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers clean
+.PHONY: help build demo test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers bench-s3 clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,10 +49,13 @@ model: ## up to 40 million states of each configuration of the protocol's model;
 soak: ## three agents that back up, delete, prune and die at once: make soak MINUTES=10
 	CAIRN_MINUTES=$(or $(MINUTES),10) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./internal/e2e/
 
-bench: bench-go bench-peers ## Go benchmarks, then the comparison with restic and borg
+bench: bench-go bench-s3 bench-peers ## Go benchmarks, S3 servers beside folders, then the comparison with restic and borg
 
 bench-go: ## benchmarks of the hot paths
 	$(GO) test -run '^$$' -bench . -benchmem ./blockmap ./internal/volume ./internal/chunk ./internal/pack ./internal/manifest ./internal/repository
+
+bench-s3: ## storing and reading through four local S3 servers, as a share of folders
+	$(GO) test -run '^$$' -bench 'S3$$' -benchtime 5x ./internal/repository
 
 bench-peers: build ## full, incrementals and restore beside restic and borg
 	scripts/bench-peers.sh
