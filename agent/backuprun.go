@@ -91,6 +91,8 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 	if outcome != repository.OutcomeCommitted {
 		return nil, failed
 	}
+	t.phase("applying the policy")
+	s.applyPolicy(context.WithoutCancel(ctx), r.rec.VolumeID, r.log)
 	return r.rec, nil
 }
 

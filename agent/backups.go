@@ -245,29 +245,33 @@ func (p *parent) doubt(vol Volume) {
 
 // deleteBackup deletes a backup, if nobody uses it.
 func (s *server) deleteBackup(ctx context.Context, r request) (any, error) {
+	return nil, s.drop(ctx, r.ref)
+}
+
+func (s *server) drop(ctx context.Context, ref string) error {
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
-	b, err := s.findBackup(ctx, r.ref)
+	b, err := s.findBackup(ctx, ref)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.unused(b); err != nil {
-		return nil, err
+		return err
 	}
 	if b.Status == catalog.Failed {
 		// It never was in the repository.
 		if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
-			return nil, err
+			return err
 		}
 		s.wakeTidy()
-		return nil, nil
+		return nil
 	}
 	if b.Status == catalog.Available {
 		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return nil, s.finishDelete(ctx, b)
+	return s.finishDelete(ctx, b)
 }
 
 // finishDelete puts the tombstone and forgets the record. A failure leaves it

@@ -70,6 +70,18 @@ func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
 	return c.call(ctx, http.MethodPost, "/v1/snapshots/"+unixhttp.Segment(snapshotRef)+"/revert", nil)
 }
 
+// Policy returns the retention policy of a volume, the empty one if it has none.
+func (c *Client) Policy(ctx context.Context, volume string) (Keep, error) {
+	return ask[Keep](ctx, c, http.MethodGet, "/v1/volumes/"+unixhttp.Segment(volume)+"/policy", nil)
+}
+
+// SetPolicy gives a volume a retention policy, which is applied behind each of its
+// backups; the empty one takes it away.
+func (c *Client) SetPolicy(ctx context.Context, volume string, k Keep) error {
+	_, err := ask[Keep](ctx, c, http.MethodPut, "/v1/volumes/"+unixhttp.Segment(volume)+"/policy", k)
+	return err
+}
+
 // CreateBackup starts a backup and returns its job; the job's Backup is the
 // ID of the record, which is there at once with the state "creating".
 func (c *Client) CreateBackup(ctx context.Context, req CreateBackup) (Job, error) {

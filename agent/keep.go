@@ -11,12 +11,12 @@ import (
 // Keep is a retention policy: how many backups of a volume are kept for each
 // reason. A backup stays if any reason keeps it.
 type Keep struct {
-	Last    int // the newest
-	Hourly  int // the newest of each of so many hours that have one, and so on
-	Daily   int
-	Weekly  int // by ISO 8601, from Monday on
-	Monthly int
-	Yearly  int
+	Last    int `json:"last,omitempty"`   // the newest
+	Hourly  int `json:"hourly,omitempty"` // the newest of each of so many hours that have one, and so on
+	Daily   int `json:"daily,omitempty"`
+	Weekly  int `json:"weekly,omitempty"` // by ISO 8601, from Monday on
+	Monthly int `json:"monthly,omitempty"`
+	Yearly  int `json:"yearly,omitempty"`
 }
 
 // KeepDecision is what a policy says of one backup.

@@ -22,6 +22,8 @@ func (s *server) routes() http.Handler {
 	handle(m, "POST /v1/volumes/{ref}/extend", s.extendVolume)
 	handle(m, "POST /v1/volumes/{ref}/reopen", s.reopenVolume)
 	handle(m, "DELETE /v1/volumes/{ref}", s.deleteVolume)
+	handle(m, "GET /v1/volumes/{ref}/policy", s.policy)
+	handle(m, "PUT /v1/volumes/{ref}/policy", s.setPolicy)
 	handle(m, "GET /v1/snapshots", s.snapshots)
 	handle(m, "POST /v1/snapshots", s.createSnapshots)
 	handle(m, "GET /v1/snapshots/{ref}", s.snapshot)

@@ -98,7 +98,7 @@ func (s *server) deleteVolume(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	s.wakeTidy() // its checkpoints went with it
-	return nil, nil
+	return nil, s.cat.SetSetting(ctx, policyKey(v.ID), "")
 }
 
 // idleVolume finds a volume that no job works on.

@@ -20,12 +20,62 @@ var keepFlags = []struct{ name, usage string }{
 	{"keep-yearly", "of each of `N` years"},
 }
 
-func forgetCommand() *cli.Command {
-	flags := []cli.Flag{&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go, and why"}}
+func policyFlags(more ...cli.Flag) []cli.Flag {
 	for _, f := range keepFlags {
-		flags = append(flags, &cli.IntFlag{Name: f.name, Usage: f.usage})
+		more = append(more, &cli.IntFlag{Name: f.name, Usage: f.usage})
 	}
-	return leaf("forget", "VOLUME", "delete the backups of a volume that a retention policy does not keep", agentFlags(flags...), withAgent(forget))
+	return more
+}
+
+func forgetCommand() *cli.Command {
+	return leaf("forget", "VOLUME", "delete the backups of a volume that a retention policy does not keep: the one that is given, or else the volume's",
+		agentFlags(policyFlags(&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go, and why"})...), withAgent(forget))
+}
+
+func policyCommand() *cli.Command {
+	return leaf("policy", "VOLUME", "show or set which backups of a volume are kept: the others are deleted behind each new one",
+		agentFlags(policyFlags(&cli.BoolFlag{Name: "clear", Usage: "take the policy away: all are kept"})...), withAgent(volumePolicy))
+}
+
+// policyOf is the policy that the flags say.
+func policyOf(c *cli.Context) (agent.Keep, error) {
+	k := agent.Keep{}
+	for i, to := range []*int{&k.Last, &k.Hourly, &k.Daily, &k.Weekly, &k.Monthly, &k.Yearly} {
+		if *to = c.Int(keepFlags[i].name); *to < 0 {
+			return k, usagef("--%s %d is not a number of backups", keepFlags[i].name, *to)
+		}
+	}
+	return k, nil
+}
+
+func volumePolicy(c *cli.Context, a *agent.Client) error {
+	k, err := policyOf(c)
+	if err != nil {
+		return err
+	}
+	volume := c.Args().First()
+	switch {
+	case c.Bool("clear") && !k.Empty():
+		return usagef("--clear takes the policy away: leave the other flags out")
+	case c.Bool("clear") || !k.Empty():
+		err = a.SetPolicy(c.Context, volume, k)
+	default:
+		k, err = a.Policy(c.Context, volume)
+	}
+	if err != nil {
+		return err
+	}
+	return emit(c, k, func(t *table) {
+		if k.Empty() {
+			t.row(fmt.Sprintf("volume %s has no policy: all its backups are kept", volume))
+			return
+		}
+		for i, n := range []int{k.Last, k.Hourly, k.Daily, k.Weekly, k.Monthly, k.Yearly} {
+			if n > 0 {
+				t.field(keepFlags[i].name, n)
+			}
+		}
+	})
 }
 
 // forgotten is the JSON of one decision.
@@ -39,14 +89,17 @@ type forgotten struct {
 }
 
 func forget(c *cli.Context, a *agent.Client) error {
-	k := agent.Keep{}
-	for i, to := range []*int{&k.Last, &k.Hourly, &k.Daily, &k.Weekly, &k.Monthly, &k.Yearly} {
-		if *to = c.Int(keepFlags[i].name); *to < 0 {
-			return usagef("--%s %d is not a number of backups", keepFlags[i].name, *to)
+	k, err := policyOf(c)
+	if err != nil {
+		return err
+	}
+	if k.Empty() {
+		if k, err = a.Policy(c.Context, c.Args().First()); err != nil && !errors.Is(err, agent.ErrNotFound) {
+			return err
 		}
 	}
 	if k.Empty() {
-		return usagef("no policy is given, which would keep nothing: give --keep-last N, --keep-daily N and the like")
+		return usagef("no policy is given, and the volume has none, which would keep nothing: give --keep-last N, --keep-daily N and the like, or set one with \"cairn volume policy\"")
 	}
 	backups, err := backupsOf(c, a, c.Args().First())
 	if err != nil {

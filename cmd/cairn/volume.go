@@ -23,6 +23,7 @@ func volumeCommands() *cli.Command {
 			&cli.StringFlag{Name: "size", Usage: "the new `size`"},
 		), withAgent(extendVolume)),
 		leaf("reopen", "VOLUME", "open a volume again whose data had gone or whose disk had failed", agentFlags(), withAgent(reopenVolume)),
+		policyCommand(),
 		leaf("delete", "VOLUME", "forget a volume; a file or device that was given to create stays, backups stay", agentFlags(), withAgent(deleteVolume)),
 	)
 }
