@@ -25,6 +25,7 @@ type checkBackup struct {
 	Created    time.Time `json:"created_at"`
 	Restorable bool      `json:"restorable"`
 	Problems   []string  `json:"problems"`
+	unreadable
 }
 
 type checkStore struct {
@@ -106,7 +107,7 @@ func resultOf(report repository.CheckReport) checkResult {
 	for _, b := range report.Backups {
 		result.Backups = append(result.Backups, checkBackup{
 			ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
-			Restorable: b.Restorable, Problems: list(b.Problems),
+			Restorable: b.Restorable, Problems: list(b.Problems), unreadable: unreadableOf(b),
 		})
 	}
 	for _, s := range report.Stores {
@@ -126,6 +127,9 @@ func checkFields(t *table, r checkResult) {
 			verdict = "NO"
 		}
 		t.row(b.ID, b.Volume, when(b.Created), verdict)
+		for _, l := range b.lines() {
+			t.row("  " + l)
+		}
 		for _, p := range b.Problems {
 			t.row("  " + p)
 		}

@@ -56,6 +56,7 @@ type BackupReport struct {
 	Restorable bool // completely
 	Problems   []string
 	Damaged    []DamagedRange // blocks that cannot be read, in order
+	BlockSize  int64          // bytes; zero if nothing of the backup can be read
 }
 
 // DamagedRange is a run of blocks of a volume.
@@ -413,6 +414,7 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 	}
 	b := &c.report.Backups[n]
 	g := img.tree.Geometry()
+	b.BlockSize = int64(g.BlockSize)
 	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
 		if why := c.lost(chunk.Node, ref); why != "" {
 			b.Restorable = false
