@@ -124,7 +124,7 @@ func (a *arranger) flag(w string, next []string) (used int, err error) {
 	a.given = append(a.given, name)
 	// Long flags of one letter would be ambiguous with short ones: one form.
 	w = "--" + strings.TrimLeft(w, "-")
-	if _, isBool := f.(*cli.BoolFlag); isBool {
+	if standsAlone(f) {
 		a.flags = append(a.flags, w)
 		return 0, nil
 	}
@@ -244,4 +244,15 @@ func distance(a, b string) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// standsAlone reports whether a flag needs no value: what follows is none of it,
+// unless it comes with "=".
+func standsAlone(f cli.Flag) bool {
+	if g, ok := f.(*cli.GenericFlag); ok {
+		b, ok := g.Value.(interface{ IsBoolFlag() bool })
+		return ok && b.IsBoolFlag()
+	}
+	_, ok := f.(*cli.BoolFlag)
+	return ok
 }

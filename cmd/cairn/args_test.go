@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/urfave/cli/v2"
 )
 
 func TestArrange(t *testing.T) {
@@ -63,7 +61,7 @@ func TestFlagsAreConsistent(t *testing.T) {
 		commands = append(commands[1:], c.Subcommands...)
 		seen := make(map[string]bool)
 		for _, f := range c.Flags {
-			_, b := f.(*cli.BoolFlag)
+			b := standsAlone(f)
 			for _, n := range f.Names() {
 				if other, ok := isBool[n]; ok && other != b {
 					t.Errorf("--%s of %s takes a value elsewhere and not here, or the other way round", n, c.Name)

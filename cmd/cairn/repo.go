@@ -28,7 +28,7 @@ func repoCommands() *cli.Command {
 			&cli.StringFlag{Name: "socket", Usage: "`path` of the unix socket to make"},
 		), withRepository(repoExport)),
 		leaf("check", "", "prove that every backup can be restored; changes nothing", repositoryFlags(
-			&cli.BoolFlag{Name: "read-data", Usage: "read, decrypt and verify every byte, not only what leads there"},
+			readDataFlag(),
 		), withRepository(repoCheck)),
 		leaf("repair", "", "rebuild what stores lost or changed; without --apply only say what", repositoryFlags(
 			&cli.BoolFlag{Name: "apply", Usage: "do it"},

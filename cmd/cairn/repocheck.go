@@ -14,6 +14,8 @@ import (
 // checkResult is the JSON of a check.
 type checkResult struct {
 	OK      bool          `json:"ok"`
+	Packs   int           `json:"packs"`
+	Read    int           `json:"packs_read"`
 	Backups []checkBackup `json:"backups"`
 	Stores  []checkStore  `json:"stores"`
 }
@@ -42,11 +44,18 @@ type checkStore struct {
 // repoCheck proves backups restorable. That a backup is not, or that a store
 // lost or changed something, is the exit code 7.
 func repoCheck(c *cli.Context, r *repository.Repository) error {
+	percent := readData(c)
+	partly := percent > 0 && percent < 100
+	o := repository.CheckOptions{ReadData: percent > 0, Share: percent}
+	if partly {
+		var err error
+		if o.After, err = readPosition(positionFile(c, r)); err != nil {
+			return err
+		}
+	}
 	bar := newBar(c.App.ErrWriter)
-	report, err := r.Check(c.Context, repository.CheckOptions{
-		ReadData: c.Bool("read-data"),
-		Progress: func(p repository.CheckProgress) { bar.show("check", p.Done, p.Total) },
-	})
+	o.Progress = func(p repository.CheckProgress) { bar.show("check", p.Done, p.Total) }
+	report, err := r.Check(c.Context, o)
 	bar.end()
 	if err != nil {
 		return err
@@ -54,6 +63,11 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 	result := resultOf(report)
 	if err := emit(c, result, func(t *table) { checkFields(t, result) }); err != nil {
 		return err
+	}
+	if partly { // only now: what nobody was told is read again
+		if err := writePosition(positionFile(c, r), report.Position); err != nil {
+			return err
+		}
 	}
 	if !result.OK {
 		lost := 0
@@ -103,7 +117,7 @@ func storeTrouble(stores []checkStore, members int) string {
 }
 
 func resultOf(report repository.CheckReport) checkResult {
-	result := checkResult{OK: report.OK(), Backups: []checkBackup{}, Stores: []checkStore{}}
+	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Backups: []checkBackup{}, Stores: []checkStore{}}
 	for _, b := range report.Backups {
 		result.Backups = append(result.Backups, checkBackup{
 			ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
@@ -145,4 +159,6 @@ func checkFields(t *table, r checkResult) {
 			t.row("  " + p)
 		}
 	}
+	t.row()
+	t.row(fmt.Sprintf("the data of %d of %d packs was read", r.Read, r.Packs))
 }

@@ -22,6 +22,12 @@ type CheckOptions struct {
 	// every backup. Without it the shards only have to be there, with the right
 	// size.
 	ReadData bool
+	// Share makes ReadData read only this percentage of the packs, one at least:
+	// those behind the position After. Whoever passes on the Position of each
+	// finished check to the next reads everything in turn. Zero and 100 mean all.
+	Share int
+	// After is the Position of an earlier check; empty = the beginning.
+	After string
 	// Progress, if not nil, is called now and then, by one goroutine at a time.
 	Progress func(CheckProgress)
 }
@@ -37,6 +43,8 @@ type CheckReport struct {
 	Backups  []BackupReport
 	Stores   []StoreReport
 	Packs    int      // that the backups need
+	Read     int      // of these, the packs whose data was read
+	Position string   // where the next check with a Share goes on
 	Problems []string // of the repository as a whole
 }
 
@@ -87,6 +95,9 @@ func addProblem(to *[]string, text string) {
 // every byte. It never writes. The error is one of the check itself; what it
 // finds is in the report.
 func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
+	if err := o.validate(); err != nil {
+		return CheckReport{}, err
+	}
 	c := newChecker(r, o)
 	err := c.find(ctx)
 	if err == nil {
@@ -143,6 +154,7 @@ func (c *checker) find(ctx context.Context) error {
 		return err
 	}
 	if c.o.ReadData {
+		c.choose()
 		return c.shards(ctx)
 	}
 	return nil
@@ -156,9 +168,12 @@ func (c *checker) judge(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, p := range c.packs {
+	for id, p := range c.packs {
 		if !p.going {
 			c.report.Packs++
+			if c.reads(id) {
+				c.report.Read++
+			}
 		}
 	}
 	return nil
@@ -183,6 +198,7 @@ type checker struct {
 	images []*Image // parallel to report.Backups; nil = cannot be opened
 	packs  map[chunk.PackID]*packCheck
 	moved  map[chunk.PackID]bool // packs that have a forwarding, needed or not
+	window map[chunk.PackID]bool // packs whose data is read; nil = all, if any
 	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
 }
 
@@ -360,7 +376,7 @@ func (c *checker) judgePacks() {
 				good++
 			}
 		}
-		if good < need && !c.o.ReadData && !p.going {
+		if good < need && !c.reads(id) && !p.going {
 			p.lost = fmt.Sprintf("pack %s has %d good shards, %d are needed", id, good, need)
 		}
 	}
@@ -373,7 +389,7 @@ func (c *checker) shards(ctx context.Context) error {
 	for i, id := range m.Stores {
 		index[id] = i
 	}
-	ids := c.sorted()
+	ids := slices.DeleteFunc(c.sorted(), func(id chunk.PackID) bool { return !c.reads(id) })
 	for n, id := range ids {
 		holders := c.r.holders(id)
 		p := c.packs[id]
@@ -478,7 +494,7 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 			note(i, err.Error())
 		} else if why := c.lost(chunk.Data, at); why != "" {
 			note(i, why)
-		} else if c.o.ReadData {
+		} else if c.reads(at.Pack) {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
 		}
 	}
