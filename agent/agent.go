@@ -33,6 +33,7 @@ type Options struct {
 	Serve      *serve.Client
 	Logger     *slog.Logger // nil = none
 	Limits     Limits
+	Scrub      Scrub
 	Version    string
 
 	// KeepPriority leaves the process at the priority it has. Otherwise Run

@@ -141,6 +141,7 @@ type Status struct {
 	Serve      *serve.Status    `json:"serve,omitempty"`       // the data plane
 	ServeError string           `json:"serve_error,omitempty"` // why there is none
 	Repository RepositoryStatus `json:"repository"`
+	Scrub      *ScrubStatus     `json:"scrub,omitempty"` // nil: there is none
 	Backups    int              `json:"backups"`
 	Exports    int              `json:"exports"`
 	Queued     int              `json:"jobs_queued"`

@@ -38,6 +38,7 @@ type rig struct {
 	serve  *serve.Client
 	agent  *Client
 	limits Limits
+	scrub  Scrub
 
 	stopServe, stopAgent func()
 }
@@ -83,7 +84,7 @@ func (r *rig) startAgent() {
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: r.repo, Serve: r.serve, Limits: r.limits, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: r.repo, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
 		}, ready)
 	})
 }

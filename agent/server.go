@@ -105,6 +105,7 @@ func (s *server) run(ctx context.Context, l net.Listener, ready func()) error {
 	var work sync.WaitGroup
 	work.Go(func() { s.jobs.run(working) })
 	work.Go(func() { s.reconcile(working) })
+	work.Go(func() { s.scrub(working) })
 	if ready != nil {
 		ready()
 	}
@@ -130,6 +131,13 @@ func (s *server) status(ctx context.Context, _ request) (any, error) {
 	st := Status{
 		Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State, Exports: len(s.exports.list()),
 		Repository: RepositoryStatus{ID: info.ID, Data: info.Data, Parity: info.Parity, Losses: info.Losses, BlockSize: info.BlockSize, Format: info.Format},
+	}
+	if s.o.Scrub.Every > 0 {
+		scrub, err := s.scrubStatus(ctx)
+		if err != nil {
+			return nil, err
+		}
+		st.Scrub = &scrub
 	}
 	if d, err := s.serve.Status(ctx); err != nil {
 		st.ServeError = err.Error()

@@ -36,6 +36,8 @@ func agentCommand() *cli.Command {
 		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
 		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given)"},
 		&cli.StringFlag{Name: "retain", Usage: "for this `time`, such as 30d, nobody can delete a backup, unless \"backup create --retain\" says otherwise"},
+		&cli.StringFlag{Name: "scrub", Value: "30d", Usage: "read everything in the stores once in this `time`, 4 % at a time, to find damage early; 0 = never"},
+		&cli.StringFlag{Name: "scrub-rate", Value: "10MiB", Usage: "most that the scrub reads in a second, a `size`"},
 		&cli.StringFlag{Name: "read-limit", Usage: "most that a backup reads from a volume in a second, a `size` such as 200MiB"},
 		&cli.BoolFlag{Name: "no-serve", Usage: "do not start a data plane, nor again one that died; \"cairn serve\" runs elsewhere, or will"},
 		&cli.BoolFlag{Name: "keep-priority", Usage: "do not step behind other programs for processor and disk"},
@@ -93,6 +95,7 @@ func runAgent(c *cli.Context) (err error) {
 		State: s.State, Socket: s.Socket, NBDDir: s.NBDDir, Control: s.Control,
 		Repository: r, Serve: plane, Logger: log, Version: version, KeepPriority: s.KeepPriority,
 		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit, Retain: s.retain},
+		Scrub:  agent.Scrub{Every: s.scrub, Rate: s.scrubRate},
 	}, func() { ready(c.Context, log) })
 }
 

@@ -31,6 +31,8 @@ type agentSettings struct {
 	Jobs         int      `yaml:"jobs"`
 	ReadLimit    string   `yaml:"read-limit"`
 	Retain       string   `yaml:"retain"`
+	Scrub        string   `yaml:"scrub"`
+	ScrubRate    string   `yaml:"scrub-rate"`
 	NoServe      bool     `yaml:"no-serve"`
 	KeepPriority bool     `yaml:"keep-priority"`
 	LogLevel     string   `yaml:"log-level"`
@@ -38,6 +40,8 @@ type agentSettings struct {
 
 	readLimit int64 // bytes per second
 	retain    time.Duration
+	scrub     time.Duration
+	scrubRate int64 // bytes per second
 }
 
 // agentSettingsOf joins file and flags: a flag that is given, or set by the
@@ -65,6 +69,8 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.Group, "group")
 	text(&s.ReadLimit, "read-limit")
 	text(&s.Retain, "retain")
+	text(&s.Scrub, "scrub")
+	text(&s.ScrubRate, "scrub-rate")
 	text(&s.LogLevel, "log-level")
 	text(&s.LogFormat, "log-format")
 	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority"} {
@@ -92,6 +98,15 @@ func (s *agentSettings) check() error {
 		if s.retain, err = parseTime(s.Retain); err != nil {
 			return fmt.Errorf("retain: %w", err)
 		}
+	}
+	if s.scrub, err = parseTime(s.Scrub); err != nil {
+		return fmt.Errorf("scrub: %w", err)
+	}
+	if s.scrub > 0 && s.scrub < time.Hour {
+		return usagef("scrub: once in %s is too often: take an hour or more, or 0 for never", s.Scrub)
+	}
+	if s.scrubRate, err = parseSize(s.ScrubRate); err != nil {
+		return fmt.Errorf("scrub-rate: %w", err)
 	}
 	if s.Jobs < 0 {
 		return usagef("jobs: %d jobs cannot run at once", s.Jobs)

@@ -73,7 +73,7 @@ log-level: warn
 	want := &agentSettings{
 		State: "/srv/cairn", Socket: defaultSocket(), Control: "/x/y.sock", NBDDir: defaultNBDDir(),
 		Stores: []string{"/a", "DIR/b", "/c", "s3://bucket/p?endpoint=https://h:9000&profile=x&bandwidth=50MiB"}, PasswordFile: "DIR/secret",
-		Jobs: 5, ReadLimit: "200MiB", readLimit: 200 << 20, Retain: "30d", retain: 720 * time.Hour, LogLevel: "warn", LogFormat: "text",
+		Jobs: 5, ReadLimit: "200MiB", readLimit: 200 << 20, Retain: "30d", retain: 720 * time.Hour, Scrub: "30d", scrub: 720 * time.Hour, ScrubRate: "10MiB", scrubRate: 10 << 20, LogLevel: "warn", LogFormat: "text",
 	}
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got  %+v\nwant %+v", s, want)
@@ -85,6 +85,8 @@ func TestSettingsErrors(t *testing.T) {
 		{"stat: /x", `unknown field "stat"`},
 		{"jobs: many", "line 1: \"many\" stands where a number is expected"},
 		{"read-limit: 5GB", "write 5GiB"},
+		{"scrub: 5m", "too often"},
+		{"scrub-rate: 5GB", "write 5GiB"},
 		{"retain: 1y", "retain: \"1y\" is not a length of time"},
 		{"stores: [\"swift://container\"]", "does not know swift://"},
 		{"stores: [\"s3://Bucket\"]", "is no bucket's name"},

@@ -56,6 +56,16 @@ func statusFields(t *table, s agent.Status) {
 		}
 		t.field("store", dash(st.URL)+" "+state)
 	}
+	if x := s.Scrub; x != nil {
+		said := "nothing read yet"
+		switch {
+		case x.Problem != "":
+			said = x.Problem
+		case !x.Last.IsZero():
+			said = "nothing found, last " + when(x.Last)
+		}
+		t.field("scrub", fmt.Sprintf("%s; the next %d %% %s", said, x.Share, when(x.Next)))
+	}
 }
 
 func versionCommand() *cli.Command {

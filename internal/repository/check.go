@@ -28,6 +28,9 @@ type CheckOptions struct {
 	Share int
 	// After is the Position of an earlier check; empty = the beginning.
 	After string
+	// Pace, if not nil, is called before n bytes are read for ReadData, and may
+	// wait; its error ends the check. Not concurrently.
+	Pace func(ctx context.Context, n int64) error
 	// Progress, if not nil, is called now and then, by one goroutine at a time.
 	Progress func(CheckProgress)
 }
@@ -393,6 +396,13 @@ func (c *checker) shards(ctx context.Context) error {
 	for n, id := range ids {
 		holders := c.r.holders(id)
 		p := c.packs[id]
+		var size int64
+		for _, n := range p.sizes {
+			size += max(n, 0)
+		}
+		if err := c.pace(ctx, size); err != nil {
+			return err
+		}
 		group, groupCtx := errgroup.WithContext(ctx)
 		for slot := range holders {
 			if p.sizes[slot] < 0 || p.bad[slot] {
@@ -421,6 +431,13 @@ func (c *checker) shards(ctx context.Context) error {
 		c.o.Progress(CheckProgress{"data", int64(n + 1), int64(len(ids))})
 	}
 	return nil
+}
+
+func (c *checker) pace(ctx context.Context, n int64) error {
+	if c.o.Pace == nil || n == 0 {
+		return nil
+	}
+	return c.o.Pace(ctx, n)
 }
 
 // blocks finds the blocks of a backup that cannot be read.
@@ -497,6 +514,13 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 		} else if c.reads(at.Pack) {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
 		}
+	}
+	var size int64
+	for _, p := range pieces {
+		size += int64(p.ref.Length)
+	}
+	if err := c.pace(ctx, size); err != nil {
+		return nil, err
 	}
 	if err := c.readLeaf(ctx, img, pieces, where, note); err != nil {
 		return nil, err

@@ -68,3 +68,18 @@ func TestCheckShare(t *testing.T) {
 		}
 	}
 }
+
+// A pace is told of all that is read, and can end a check.
+func TestCheckPace(t *testing.T) {
+	_, r := fresh(t)
+	randomContent(seeded(1), 100, 60).mustBackup(t, r, "b", "", nil)
+	var paced int64
+	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Pace: func(_ context.Context, n int64) error { paced += n; return nil }})
+	if err != nil || !rep.OK() || paced < 60*testBlock {
+		t.Errorf("%d bytes, %+v, %v", paced, rep, err)
+	}
+	stop := errors.New("stop")
+	if _, err := r.Check(t.Context(), CheckOptions{ReadData: true, Pace: func(context.Context, int64) error { return stop }}); !errors.Is(err, stop) {
+		t.Errorf("a pace that stops: %v", err)
+	}
+}
