@@ -13,7 +13,7 @@ import (
 func TestCheckShare(t *testing.T) {
 	c, r := fresh(t)
 	rnd := seeded(41)
-	for n := range 5 {
+	for n := range 6 { // even: a step of two would pass over half of them
 		randomContent(rnd, 100, 20).mustBackup(t, r, fmt.Sprintf("b%d", n), "", nil)
 	}
 	var shards []string
@@ -22,7 +22,7 @@ func TestCheckShare(t *testing.T) {
 			shards = append(shards, name)
 		}
 	}
-	if len(shards) < 5 {
+	if len(shards) != 6 {
 		t.Fatalf("only %d packs", len(shards))
 	}
 	for n, name := range shards {
@@ -34,7 +34,8 @@ func TestCheckShare(t *testing.T) {
 		body[1000] ^= 1
 		d.mem[2].Replace(name, body)
 		again := d.open(t)
-		found, read, position := 0, 0, ""
+		middle, _ := parsePackName(shards[3]) // the round wraps
+		found, read, position := 0, 0, middle.String()
 		for range 10 {
 			rep, err := again.Check(t.Context(), CheckOptions{ReadData: true, Share: 10, After: position})
 			if err != nil || rep.Packs != len(shards) || rep.Read != (len(shards)+9)/10 {
@@ -53,6 +54,26 @@ func TestCheckShare(t *testing.T) {
 		}
 		if found == 0 || read > len(shards) && found > 2 || read == len(shards) && found != 1 {
 			t.Errorf("pack %d of %d: found %d times in %d packs read", n, len(shards), found, read)
+		}
+	}
+	// What too few shards are left of is named, whichever packs are read.
+	d := c.clone()
+	for _, m := range d.mem[:3] {
+		if err := m.Delete(t.Context(), shards[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, after := range shards {
+		id, _ := parsePackName(after)
+		rep, err := d.open(t).Check(t.Context(), CheckOptions{ReadData: true, Share: 1, After: id.String()})
+		lost := 0
+		for _, b := range rep.Backups {
+			if !b.Restorable {
+				lost++
+			}
+		}
+		if err != nil || lost != 1 {
+			t.Errorf("three shards gone: %d backups hit: %+v, %v", lost, rep, err)
 		}
 	}
 	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Share: 100, After: ""})
