@@ -2,6 +2,8 @@ package protocol
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/cairnbackup/cairn/internal/protocol/explore"
 )
@@ -44,41 +46,42 @@ const (
 	actLatePack
 )
 
-// sentences say what each action does: who, and to which stores or packs.
+// sentences say what each action does: # is the number of the writer or prune,
+// ~ that of the session, @ the stores, packs or backups.
 var sentences = [...]string{
-	actOpen:          "W%d: W1 open on %v",
-	actList:          "W%d: W2 lists of %v read",
-	actSource:        "W%d: W3 source read, packs %v reused",
-	actGiveUp:        "W%d: W3 source not live, gives up%.0v",
-	actPack:          "W%d: W5 pack on %v",
-	actRoot:          "W%d: W6 root on %v",
-	actVote:          "W%d: W7 commit vote on %v",
-	actVoteLost:      "W%d: W7 aborted on %v",
-	actVoteRefused:   "W%d: W7 commit vote on %v, taken for refused",
-	actVoteYounger:   "W%d: W7 %v is no voter",
-	actRepairRead:    "W%d: repair read the root of backup 0",
-	actRepairCopy:    "W%d: repair copied backup 0's root and vote to %v",
-	actRepairEnd:     "W%d: repair ended",
-	actPruneStart:    "P%d: P0, P1 with %v",
-	actPrunePacks:    "P%d: P2 packs %v",
-	actPruneDecided:  "P%d: P3 decided sessions %v",
-	actPruneMark:     "P%d: P4 condemns packs %v",
-	actPrunePublish:  "P%d: P5 list on %v",
-	actPruneSessions: "P%d: P6 sessions of %v",
-	actPruneAbort:    "P%d: P6 abort vote, store and session %v",
-	actPruneSettled:  "P%d: P6 all decided",
-	actPruneRelist:   "P%d: P7 will delete packs %v",
-	actPrunePurge:    "P%d: P8 purged backups %v",
-	actPruneSweep:    "P%d: P9 deleted pack %v",
-	actPruneDone:     "P%d: P10 done",
-	actPruneTidy:     "P%d: P11 own list removed",
-	actTidy:          "somebody removes the list of P%d",
-	actDelete:        "user %d: deletes backup 0, tombstone on %v",
-	actUndelete:      "user %d: takes the tombstone away",
-	actLose:          "operator %d: store %v is lost, an empty one takes its place",
-	actResync:        "operator %d: store %v is filled",
-	actLateRoot:      "a late PUT of root %d lands on %v",
-	actLatePack:      "a late PUT of pack %d lands on %v",
+	actOpen:          "W#: W1 open on @",
+	actList:          "W#: W2 lists of @ read",
+	actSource:        "W#: W3 source read, packs @ reused",
+	actGiveUp:        "W#: W3 source not live, gives up",
+	actPack:          "W#: W5 pack on @",
+	actRoot:          "W#: W6 root on @",
+	actVote:          "W#: W7 commit vote on @",
+	actVoteLost:      "W#: W7 aborted on @",
+	actVoteRefused:   "W#: W7 commit vote on @, taken for refused",
+	actVoteYounger:   "W#: W7 @ is no voter",
+	actRepairRead:    "W#: repair read the root of backup 0",
+	actRepairCopy:    "W#: repair copied backup 0's root and vote to @",
+	actRepairEnd:     "W#: repair ended",
+	actPruneStart:    "P#: P0, P1 with @",
+	actPrunePacks:    "P#: P2 packs @",
+	actPruneDecided:  "P#: P3 decided sessions @",
+	actPruneMark:     "P#: P4 condemns packs @",
+	actPrunePublish:  "P#: P5 list on @",
+	actPruneSessions: "P#: P6 sessions of @",
+	actPruneAbort:    "P#: P6 abort vote on @",
+	actPruneSettled:  "P#: P6 all decided",
+	actPruneRelist:   "P#: P7 will delete packs @",
+	actPrunePurge:    "P#: P8 purged backups @",
+	actPruneSweep:    "P#: P9 deleted pack @",
+	actPruneDone:     "P#: P10 done",
+	actPruneTidy:     "P#: P11 own list removed",
+	actTidy:          "somebody removes the list of P#",
+	actDelete:        "the user deletes backup 0, tombstone on @",
+	actUndelete:      "the user takes the tombstone away",
+	actLose:          "store @ is lost, an empty one takes its place",
+	actResync:        "store @ is filled",
+	actLateRoot:      "a late PUT of root ~ lands on @",
+	actLatePack:      "a late PUT of pack ~ lands on @",
 }
 
 func label(a action, who int, what set) explore.Label {
@@ -88,10 +91,9 @@ func label(a action, who int, what set) explore.Label {
 // Describe says what a step does.
 func (m *model) Describe(l explore.Label) string {
 	a, who, what := action(l>>16&0xff), int(l>>8&0xff), set(l&0xff)
-	switch a {
-	case actPruneAbort:
-		return fmt.Sprintf("P%d: P6 abort vote on %v for session %v", who, (what & 0xf).members(), (what >> 4).members())
-	default:
-		return fmt.Sprintf("%s %v", sentences[a], what.members())
+	on := fmt.Sprint(what.members())
+	if a == actPruneAbort {
+		on = fmt.Sprintf("%v for session %v", (what & 0xf).members(), (what >> 4).members())
 	}
+	return strings.NewReplacer("#", strconv.Itoa(who+1), "~", strconv.Itoa(who), "@", on).Replace(sentences[a])
 }
