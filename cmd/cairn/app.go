@@ -159,8 +159,8 @@ func group(name, usage string, subs ...*cli.Command) *cli.Command {
 	}
 	return &cli.Command{
 		Name: name, Usage: usage, Subcommands: subs, HideHelpCommand: true,
-		Action: func(*cli.Context) error {
-			return usagef("cairn %s needs one of the commands %s", name, strings.Join(names, ", "))
+		Action: func(c *cli.Context) error {
+			return usagef("%s needs one of the commands %s", c.Command.HelpName, strings.Join(names, ", "))
 		},
 	}
 }

@@ -110,6 +110,11 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 	if j.lost != (ident{}) && !j.r.membership().has(j.lost) {
 		return fmt.Errorf("it is no member of this repository: \"cairn repo status\" shows those that are: %w", ErrNotFound)
 	}
+	if j.lost != (ident{}) {
+		if err := j.enough(ctx); err != nil {
+			return err
+		}
+	}
 	if err := j.begin(ctx, to); err != nil {
 		return err
 	}
@@ -127,6 +132,32 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 		return err
 	}
 	return j.repair(ctx)
+}
+
+// enough says whether the stores that stay can give back what the old one has: of
+// each placement that it is in, k others have to answer.
+func (j *joiner) enough(ctx context.Context) error {
+	staying, keys := j.r.staying(j.lost), j.r.membership()
+	answers := ask(ctx, j.r.o.Timing, staying, len(staying), func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, j.r.identify(ctx, m)
+	})
+	least := len(succeeded(answers))
+	for _, p := range keys.Placements {
+		if !slices.Contains(p.Slots, j.lost) {
+			continue
+		}
+		n := 0
+		for _, m := range succeeded(answers) {
+			if slices.Contains(p.Slots, m.id) {
+				n++
+			}
+		}
+		least = min(least, n)
+	}
+	if least < keys.Data {
+		return fmt.Errorf("%d of the stores that share packs with it answer, any %d are needed to rebuild what it has: bring back those that are down, or copy all of its content to the new place yourself and name that in its stead: %w", least, keys.Data, ErrTooFewStores)
+	}
+	return nil
 }
 
 func (j *joiner) repair(ctx context.Context) (err error) {

@@ -157,6 +157,19 @@ func TestReplaceRefusals(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	one := newCluster(1)
+	one.init(t, 1, 0)
+	only := memstore.New("only")
+	if _, err := one.open(t).ReplaceStore(t.Context(), one.memberAt(t, 0), only, nil); !errors.Is(err, ErrTooFewStores) || len(only.Names()) > 0 {
+		t.Errorf("the only store: %v, and %v", err, only.Names())
+	}
+	if _, err := one.open(t).AddStore(t.Context(), only, nil); err != nil {
+		t.Errorf("one more than one: %v", err)
+	}
+	both := (&cluster{mem: []*memstore.Store{one.mem[0], only}}).process()
+	if _, err := both.open(t).ReplaceStore(t.Context(), one.memberAt(t, 0), memstore.New("next"), nil); !errors.Is(err, ErrTooFewStores) {
+		t.Errorf("a store whose packs no other has: %v", err)
+	}
 	if l, err := r.Changes(t.Context()); err != nil || len(l) > 0 {
 		t.Errorf("marks are left: %+v, %v", l, err)
 	}
