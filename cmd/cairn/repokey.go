@@ -20,11 +20,12 @@ const maxSheet = 1 << 20
 func keyCommands() *cli.Command {
 	newPassword := &cli.StringFlag{Name: "new-password-file", Usage: "`file` with the new password, mode 0600"}
 	label := &cli.StringFlag{Name: "label", Usage: "`text` that says whose it is"}
+	sheet := &cli.StringFlag{Name: "sheet", Usage: "`file` with the recovery sheet, in place of a password"}
 	return group("key", "the passwords that open the repository",
 		leaf("add", "", "make another password open the repository", repositoryFlags(newPassword, label), withRepository(keyAdd)),
-		leaf("list", "", "the passwords, by their keys' IDs and labels", repositoryFlags(), withRepository(keyList)),
+		leaf("list", "", "the passwords, by their keys' IDs and labels", repositoryFlags(sheet), withRepository(keyList)),
 		leaf("remove", "KEY", "make a password open the repository no longer", repositoryFlags(
-			&cli.BoolFlag{Name: "force", Usage: "also the one that is being used"},
+			&cli.BoolFlag{Name: "force", Usage: "also the one that is being used"}, sheet,
 		), withRepository(keyRemove)),
 		leaf("export", "", "print the recovery sheet: the key itself, for a safe", repositoryFlags(
 			&cli.StringFlag{Name: "file", Usage: "`path` of a file to write, mode 0600, instead of printing"},
@@ -44,11 +45,12 @@ type keyResult struct {
 	KDF     string    `json:"kdf"`
 	Stores  int       `json:"stores"`
 	Current bool      `json:"current"`
+	Damaged bool      `json:"damaged,omitempty"`
 }
 
 func keyOf(k repository.Key) keyResult {
 	return keyResult{
-		k.ID, k.Label, k.Created, fmt.Sprintf("argon2id, %d MiB, %d passes, %d lanes", k.KDF.MemoryKiB>>10, k.KDF.Time, k.KDF.Threads), k.Stores, k.Current,
+		k.ID, k.Label, k.Created, fmt.Sprintf("argon2id, %d MiB, %d passes, %d lanes", k.KDF.MemoryKiB>>10, k.KDF.Time, k.KDF.Threads), k.Stores, k.Current, k.Damaged,
 	}
 }
 
@@ -89,6 +91,10 @@ func keyList(c *cli.Context, r *repository.Repository) error {
 			if k.Current {
 				used = "yes"
 			}
+			if k.Damaged {
+				t.row(k.ID, "-", "-", k.Stores, "-", "damaged: it opens nothing")
+				continue
+			}
 			t.row(k.ID, dash(k.Label), when(k.Created), k.Stores, dash(used), k.KDF)
 		}
 	})
@@ -96,14 +102,18 @@ func keyList(c *cli.Context, r *repository.Repository) error {
 
 func keyRemove(c *cli.Context, r *repository.Repository) error {
 	id := c.Args().First()
-	if err := r.RemoveKey(c.Context, id, c.Bool("force")); err != nil {
+	left, err := r.RemoveKey(c.Context, id, c.Bool("force"))
+	if err != nil {
 		if errors.Is(err, repository.ErrNotFound) {
 			err = fmt.Errorf("there is no key %s: \"cairn repo key list\" shows those there are: %w", id, err)
 		}
 		return err
 	}
-	return emit(c, map[string]string{"deleted": id, "kind": "key"}, func(t *table) {
+	return emit(c, map[string]any{"deleted": id, "kind": "key", "stores_left": left}, func(t *table) {
 		t.row(fmt.Sprintf("key %s is removed: its password opens the repository no longer", id))
+		if left > 0 {
+			t.row(fmt.Sprintf("%d stores may still have its object, which the mark on the others outranks: a prune removes it when they are back", left))
+		}
 		t.row("whoever kept a copy of it with the password, or had the repository open, may still know the master key")
 	})
 }

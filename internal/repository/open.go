@@ -2,10 +2,12 @@ package repository
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,10 +18,12 @@ import (
 )
 
 // maxKeys is how many passwords a repository may have, maxTries how many wrapped
-// keys are tried: each costs what the password's hashing costs.
+// keys are read of each store and tried of all: each costs what the password's
+// hashing costs. maxKeyObject is longer than any of them.
 const (
-	maxKeys  = 16
-	maxTries = 2 * maxKeys
+	maxKeys      = 16
+	maxTries     = 2 * maxKeys
+	maxKeyObject = 64 << 10
 )
 
 // Open opens the repository that the stores belong to. Any k of its stores are
@@ -218,40 +222,47 @@ func (r *Repository) disown(ctx context.Context, given []met) bool {
 	return true
 }
 
-// findKey opens the master key with the password. A store may return a damaged
-// one: every distinct version is tried.
+// candidate is a wrapped key that some stores have.
+type candidate struct {
+	name, object string
+}
+
+// findKey opens the master key with the password. A store may return a damaged key,
+// and any number of those it made up: every distinct version is tried, those first
+// that most stores have.
 func findKey(ctx context.Context, o Options, repo ident, given []met) (key masterKey, opened string, err error) {
-	tried := make(map[string]bool)
-	var errs []error
+	var ms []*member
 	for _, g := range given {
-		if g.object == nil || g.record.Repository != repo {
-			continue
+		if g.object != nil && g.record.Repository == repo {
+			ms = append(ms, &member{id: g.record.Store, store: g.store})
 		}
-		var names []string
-		err := g.store.List(ctx, keyPrefix, func(i objstore.Info) error { names = append(names, i.Name); return nil })
-		if err != nil {
-			errs = append(errs, err)
-			continue
+	}
+	answers := ask(ctx, o.Timing, ms, len(ms)/2+1, candidates)
+	count := make(map[candidate]int)
+	var errs []error
+	for _, a := range answers {
+		for _, c := range a.value {
+			count[c]++
 		}
-		for _, name := range names {
-			object, err := getObject(ctx, g.store, name)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			if tried[string(object)] || len(tried) >= maxTries {
-				continue
-			}
-			tried[string(object)] = true
-			found, keys, err := openKey(name, object, o.Password, repo)
-			if err == nil {
-				err = notRemoved(ctx, keys, name, given, repo)
-			}
-			if err == nil {
-				return found, name, nil
-			}
-			errs = append(errs, fmt.Errorf("%s in %s: %w", name, g.store.URL(), err))
+		if a.err != nil {
+			errs = append(errs, a.err)
 		}
+	}
+	order := slices.SortedFunc(maps.Keys(count), func(a, b candidate) int {
+		return cmp.Or(count[b]-count[a], strings.Compare(a.name, b.name), strings.Compare(a.object, b.object))
+	})
+	for _, c := range order[:min(len(order), maxTries)] {
+		found, keys, err := openKey(c.name, []byte(c.object), o.Password, repo)
+		if err == nil {
+			err = notRemoved(ctx, o.Timing, keys, c.name, ms)
+		}
+		if err == nil {
+			return found, c.name, nil
+		}
+		if ctx.Err() != nil {
+			return key, "", fmt.Errorf("open the repository: %w", ctx.Err())
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
 	}
 	for _, err := range errs {
 		if errors.Is(err, ErrPassword) {
@@ -259,6 +270,36 @@ func findKey(ctx context.Context, o Options, repo ident, given []met) (key maste
 		}
 	}
 	return key, "", because(fmt.Errorf("no key of repository %s can be read: %w", repo, ErrTooFewStores), errs)
+}
+
+// candidates reads what a store has under "keys/". With an error it returns what it
+// could read: a store that fails at one has others.
+func candidates(ctx context.Context, m *member) ([]candidate, error) {
+	var names []string
+	enough := errors.New("enough")
+	err := m.store.List(ctx, keyPrefix, func(i objstore.Info) error {
+		if names = append(names, i.Name); len(names) == maxTries {
+			return enough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, enough) {
+		return nil, err //nolint:wrapcheck // stores name themselves
+	}
+	var out []candidate
+	var errs []error
+	for _, name := range names {
+		object, err := getBounded(ctx, m.store, name, maxKeyObject)
+		if err == nil {
+			_, err = parseEnvelope(object)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s in %s: %w", name, m.store.URL(), err))
+			continue
+		}
+		out = append(out, candidate{name, string(object)})
+	}
+	return out, errors.Join(errs...)
 }
 
 // because puts what went wrong, if anything did, behind err in one sentence.

@@ -3,11 +3,8 @@ package repository
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -23,72 +20,21 @@ type Key struct {
 	Label   string
 	Created time.Time // zero when it is not known
 	KDF     KDF
-	Stores  int  // that have it
+	Stores  int  // that have it, whole
 	Current bool // the one that this repository was opened with
+	Damaged bool // no store that answers has it whole: it opens nothing, and only its ID is known
 }
 
-// Keys returns the keys that have not been removed, the oldest first.
+// Keys returns the keys that have not been removed: those that open the repository,
+// the oldest first, then the damaged ones.
 func (r *Repository) Keys(ctx context.Context) ([]Key, error) {
-	names, err := r.union(ctx, keyPrefix)
+	records, err := r.keyRecords(ctx)
 	if err != nil {
 		return nil, err
 	}
-	removed, err := r.removedKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Key
-	for name, ms := range names {
-		if removed[name] {
-			continue
-		}
-		w, err := r.readKey(ctx, ms, name)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, Key{
-			ID: strings.TrimPrefix(name, keyPrefix), Label: w.Label, Created: w.Created, Stores: len(ms), Current: name == r.keyName,
-			KDF: KDF{Time: w.KDF.Time, MemoryKiB: w.KDF.Memory, Threads: w.KDF.Threads},
-		})
-	}
-	slices.SortFunc(out, func(a, b Key) int {
-		if c := a.Created.Compare(b.Created); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	return out, nil
-}
-
-// readKey reads a key from the first of the stores that has a genuine one.
-func (r *Repository) readKey(ctx context.Context, ms []*member, name string) (w wrappedKey, err error) {
-	var errs []error
-	for _, m := range r.byHealth(ms) {
-		payload, err := one(ctx, r, m, func(ctx context.Context, m *member) ([]byte, error) { return r.getControl(ctx, m.store, kindKey, name) })
-		if err == nil {
-			return w, decodeJSON(payload, &w)
-		}
-		errs = append(errs, err)
-	}
-	return w, fmt.Errorf("%s: %w: %w", name, ErrDamaged, errors.Join(errs...))
-}
-
-// removedKeys returns the names of the keys that were removed.
-func (r *Repository) removedKeys(ctx context.Context) (map[string]bool, error) {
-	names, err := r.union(ctx, removedKeyPrefix)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]bool)
-	for name, ms := range names {
-		for _, m := range r.byHealth(ms) {
-			if _, err := one(ctx, r, m, func(ctx context.Context, m *member) ([]byte, error) {
-				return r.getControl(ctx, m.store, kindRemovedKey, name)
-			}); err == nil {
-				out[keyPrefix+strings.TrimPrefix(name, removedKeyPrefix)] = true
-				break
-			}
-		}
+	out := make([]Key, 0, len(records))
+	for _, k := range records {
+		out = append(out, k.Key)
 	}
 	return out, nil
 }
@@ -101,6 +47,7 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 	if err != nil {
 		return Key{}, err
 	}
+	all = slices.DeleteFunc(all, func(k Key) bool { return k.Damaged })
 	if len(all) >= maxKeys {
 		return Key{}, fmt.Errorf("the repository has %d passwords, which is the most: remove one first: %w", len(all), ErrInvalid)
 	}
@@ -151,65 +98,71 @@ func (r *Repository) putOnAll(ctx context.Context, kd kind, name string, payload
 	return n, nil
 }
 
-// RemoveKey makes a password open the repository no longer. The last one stays,
-// and without force the one that this repository was opened with. Whoever has the
-// password and a copy of its object, or has had the master key, keeps what that
-// opens. ErrNotFound: no key has this ID.
-func (r *Repository) RemoveKey(ctx context.Context, id string, force bool) error {
-	all, err := r.Keys(ctx)
+// RemoveKey makes a password open the repository no longer, and returns how many
+// stores may still have its object, which opens nothing any more: a prune removes
+// it. Another key stays that at least 1+d stores have, and without force the one that
+// this repository was opened with. Whoever has the password and a copy of its object,
+// or has had the master key, keeps what that opens. ErrNotFound: no key has this ID.
+func (r *Repository) RemoveKey(ctx context.Context, id string, force bool) (left int, err error) {
+	all, err := r.keyRecords(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	i := slices.IndexFunc(all, func(k Key) bool { return k.ID == id })
-	switch {
-	case i < 0:
-		return fmt.Errorf("key %s: %w", id, ErrNotFound)
-	case len(all) == 1:
-		return fmt.Errorf("key %s is the only one: without it nobody could open the repository; add another password first: %w", id, ErrInvalid)
+	i := slices.IndexFunc(all, func(k keyRecord) bool { return k.ID == id })
+	if i < 0 {
+		return 0, fmt.Errorf("key %s: %w", id, ErrNotFound)
+	}
+	others, most := 0, 0 // keys, stores
+	for n, k := range all {
+		if n != i && !k.Damaged {
+			others, most = others+1, max(most, k.Stores)
+		}
+	}
+	switch quorum := r.membership().quorum(); {
+	case others == 0:
+		return 0, fmt.Errorf("key %s is the only one: without it nobody could open the repository; add another password first: %w", id, ErrInvalid)
+	case most < quorum:
+		return 0, fmt.Errorf("without key %s, no key is on more than %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" first: %w", id, most, quorum, ErrInvalid)
 	case all[i].Current && !force:
-		return fmt.Errorf("key %s is of the password that is being used: open the repository with another one, or ask for it by force: %w", id, ErrInvalid)
+		return 0, fmt.Errorf("key %s is of the password that is being used: open the repository with another one, or ask for it by force: %w", id, ErrInvalid)
 	}
 	kid, err := parseIdent(id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if _, err = r.putOnAll(ctx, kindRemovedKey, removedKeyName(kid), nil); err != nil {
-		return fmt.Errorf("remove key %s: %w", id, err)
+		return 0, fmt.Errorf("remove key %s: %w", id, err)
+	}
+	if err = r.someKeyLeft(ctx, all[i]); err != nil {
+		return 0, err
 	}
 	answers := ask(ctx, r.o.Timing, r.current(), len(r.current()), func(ctx context.Context, m *member) (struct{}, error) {
 		return struct{}{}, m.store.Delete(ctx, keyName(kid))
 	})
-	if err := failures(answers); err != nil && len(succeeded(answers)) == 0 {
-		return fmt.Errorf("key %s does not open the repository any more, and its object could not be removed: a prune does that: %w", id, err)
-	}
-	return nil
+	return len(answers) - len(succeeded(answers)), nil
 }
 
-// notRemoved fails with ErrPassword when a key that opened was removed: a store
-// that was down then, or lies, still has it.
-func notRemoved(ctx context.Context, keys keyring, name string, given []met, repo ident) error {
-	mark := removedKeyPrefix + strings.TrimPrefix(name, keyPrefix)
-	for _, g := range given {
-		if g.object == nil || g.record.Repository != repo {
-			continue
-		}
-		object, err := getObject(ctx, g.store, mark)
-		if err != nil {
-			continue
-		}
-		if _, err = keys.openEnvelope(kindRemovedKey, mark, object); err == nil {
-			return fmt.Errorf("this password was removed from the repository: %w", ErrPassword)
-		}
-	}
-	return nil
-}
-
-// dropRemovedKeys takes the names of keys that were removed out.
-func (r *Repository) dropRemovedKeys(ctx context.Context, names map[string][]*member) error {
-	removed, err := r.removedKeys(ctx)
+// someKeyLeft looks again behind the mark of a key. When another process removed
+// all others meanwhile, the key comes back under a new ID: marks are for ever, and
+// who is told that a password was removed must be right. Of two that do this to each
+// other at least the later one sees both marks.
+func (r *Repository) someKeyLeft(ctx context.Context, gone keyRecord) error {
+	all, err := r.keyRecords(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("key %s is removed; whether another one is left could not be read: %w", gone.ID, err)
 	}
-	maps.DeleteFunc(names, func(name string, _ []*member) bool { return removed[name] })
-	return nil
+	if slices.ContainsFunc(all, func(k keyRecord) bool { return !k.Damaged }) {
+		return nil
+	}
+	if gone.Damaged {
+		return fmt.Errorf("all other keys were removed meanwhile: no password opens the repository any more, only the recovery sheet: %w", ErrTooFewStores)
+	}
+	id, err := newIdent()
+	if err == nil {
+		_, err = r.putOnAll(ctx, kindKey, keyName(id), gone.payload)
+	}
+	if err != nil {
+		return fmt.Errorf("all other keys were removed meanwhile, and key %s could not be put back: the recovery sheet opens the repository: %w", gone.ID, err)
+	}
+	return fmt.Errorf("key %s is the only one, as all others were removed meanwhile: it stays, as key %s: %w", gone.ID, id, ErrInvalid)
 }

@@ -108,7 +108,7 @@ func TestKeysModel(t *testing.T) {
 				valid[pw] = k.ID
 			} else {
 				for pw, id := range valid {
-					if err := r.RemoveKey(t.Context(), id, true); err != nil {
+					if _, err := r.RemoveKey(t.Context(), id, true); err != nil {
 						t.Fatal(err)
 					}
 					dead = append(dead, pw)
@@ -140,7 +140,7 @@ func TestKeysModel(t *testing.T) {
 			}
 		}
 		for _, id := range valid {
-			if err := r.RemoveKey(t.Context(), id, true); len(valid) == 1 && !errors.Is(err, ErrInvalid) {
+			if _, err := r.RemoveKey(t.Context(), id, true); len(valid) == 1 && !errors.Is(err, ErrInvalid) {
 				t.Fatalf("the last one: %v", err)
 			}
 			break
