@@ -216,7 +216,7 @@ func (r *Repository) retainOn(ctx context.Context, m *member, names []string, to
 // request, and Cairn itself deletes none of these.
 func (s *Session) retainDecision(ctx context.Context, to time.Time) {
 	names := []string{storeName, verdictName(s.id)}
-	for _, prefix := range []string{membersPrefix, keyPrefix} {
+	for _, prefix := range []string{membersPrefix, keyPrefix, removedKeyPrefix} {
 		all, err := s.r.union(ctx, prefix)
 		if err != nil {
 			s.r.warn(ctx, "records of the repository not retained", slog.Any("error", err))
