@@ -28,7 +28,7 @@ func (m *model) checkBackup(s *State, i int) string {
 		return fmt.Sprintf("I3: session %d was told failed, and is committed", i)
 	case s.failed.has(i) && s.told.has(i):
 		return fmt.Sprintf("I3: session %d was told both", i)
-	case s.purged.has(i) && s.committed(i) && m.Losses == 0:
+	case s.purged.has(i) && s.committed(i) && m.Losses < m.Stores:
 		return fmt.Sprintf("I6: backup %d was purged, and is live", i)
 	case kept || i > 0 && s.committed(i):
 		for _, j := range s.refs[i].members() {
