@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
@@ -114,7 +115,7 @@ func (r *Repository) readChange(ctx context.Context, ms []*member, name string) 
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("the mark %s cannot be read: %w", name, errors.Join(errs...))
+	return nil, fmt.Errorf("the mark of a change of the stores cannot be read: when no change is under way, \"cairn repo changes --abandon %s\" removes it: %w", strings.TrimPrefix(name, changePrefix), errors.Join(errs...))
 }
 
 // beginChange puts the mark. It goes on with one that was begun for the same and
@@ -214,15 +215,24 @@ func (r *Repository) AbandonChange(ctx context.Context, id string) error {
 		return err
 	}
 	all, err := r.changes(ctx)
-	if err != nil {
-		return err
-	}
 	for _, c := range all {
 		if c.Change.String() == id {
 			return r.endChange(ctx, c.Change)
 		}
 	}
-	return fmt.Errorf("change %s: %w", id, ErrNotFound)
+	// One that nobody can read is in the way of prunes as well.
+	change, perr := parseIdent(id)
+	if perr != nil {
+		return perr
+	}
+	holders, uerr := r.union(ctx, changeName(change))
+	if uerr != nil {
+		return uerr
+	}
+	if len(holders) > 0 {
+		return r.endChange(ctx, change)
+	}
+	return errors.Join(fmt.Errorf("change %s: %w", id, ErrNotFound), err)
 }
 
 // publishMembership is the last step of a change: what it says holds as soon as

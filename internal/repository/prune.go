@@ -96,6 +96,7 @@ type pruner struct {
 	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
 	moved  map[chunk.PackID][]string // names of the forwardings of each pack
 
+	finished  []string        // P0, P8: marks of changes that are done
 	probes    map[string]bool // P1: left behind by others, or in use just now
 	unsettled bool            // P4: some session has an "open", or a root record and no decision
 }
@@ -160,7 +161,7 @@ func (p *pruner) quiet(last []step) []step {
 	if p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings() {
 		act = append(act, finish) // something for the next prune to know
 	}
-	if len(act)+len(p.probes) > 0 {
+	if len(act)+len(p.probes)+len(p.finished) > 0 {
 		act = append(act, tidy)
 	}
 	return act
@@ -245,6 +246,7 @@ func (p *pruner) unmarked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.finished = nil
 	for name, ms := range marks {
 		c, err := p.r.readChange(ctx, ms, name)
 		switch {
@@ -253,6 +255,8 @@ func (p *pruner) unmarked(ctx context.Context) error {
 			return err
 		case c.Version >= p.keys.Version:
 			return p.r.otherChange(c)
+		default:
+			p.finished = append(p.finished, name)
 		}
 	}
 	return nil

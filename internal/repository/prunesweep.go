@@ -206,6 +206,7 @@ func (p *pruner) tidy(ctx context.Context) error {
 		return err
 	}
 	names = slices.AppendSeq(names, maps.Keys(gone))
+	names = append(names, p.finished...)
 	// Not those that came later: another prune may be racing for one, and would
 	// take its store for one that creates a name twice.
 	for name := range p.probes {

@@ -130,11 +130,11 @@ func (p *repairer) object(ctx context.Context, kd kind, name string, holders []*
 // lacks looks again whether a store lacks what others have: it may have been
 // written, or removed everywhere, since they were listed.
 func (p *repairer) lacks(ctx context.Context, name string, m *member, holders []*member) bool {
-	there := func(m *member) bool {
+	stat := func(m *member) error {
 		_, err := one(ctx, p.r, m, func(ctx context.Context, m *member) (int64, error) { return m.store.Stat(ctx, name) })
-		return err == nil
+		return err
 	}
-	return !there(m) && slices.ContainsFunc(holders, there)
+	return errors.Is(stat(m), objstore.ErrNotExist) && slices.ContainsFunc(holders, func(m *member) bool { return stat(m) == nil })
 }
 
 // genuine reads one store's copy of a control object.

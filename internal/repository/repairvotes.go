@@ -39,14 +39,15 @@ func (p *repairer) sessions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	roots, err := p.r.union(ctx, rootPrefix)
+	// Listed behind the votes: a root record is there before the first of them.
+	roots, silent, err := p.r.unionOf(ctx, rootPrefix)
 	if err != nil {
 		return err
 	}
-	rootOf := make(map[ident]string)
+	known := &rootsSeen{holders: roots, of: make(map[ident]string), all: silent == 0}
 	for name := range roots {
 		if s, ok := rootSession(name); ok {
-			rootOf[s] = name
+			known.of[s] = name
 		}
 	}
 	for name, holders := range names {
@@ -58,7 +59,7 @@ func (p *repairer) sessions(ctx context.Context) error {
 		case openLeaf:
 			err = p.object(ctx, kindOpen, name, holders, false)
 		case verdictLeaf, certificateLeaf:
-			err = p.decisions(ctx, s, leaf, holders, rootOf[s], roots)
+			err = p.decisions(ctx, s, leaf, holders, known)
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("canceled: %w", context.Cause(ctx))
@@ -70,8 +71,15 @@ func (p *repairer) sessions(ctx context.Context) error {
 	return nil
 }
 
+// rootsSeen are the root records that the stores list.
+type rootsSeen struct {
+	holders map[string][]*member
+	of      map[ident]string // by session
+	all     bool             // every member listed its own
+}
+
 // decisions mends the wrong votes, or certificates, of a session.
-func (p *repairer) decisions(ctx context.Context, s ident, leaf string, holders []*member, root string, roots map[string][]*member) error {
+func (p *repairer) decisions(ctx context.Context, s ident, leaf string, holders []*member, roots *rootsSeen) error {
 	kd, name := kindVerdict, verdictName(s)
 	if leaf == certificateLeaf {
 		kd, name = kindCertificate, certificateName(s)
@@ -83,7 +91,7 @@ func (p *repairer) decisions(ctx context.Context, s ident, leaf string, holders 
 		}
 		p.store(m).Damaged++
 		p.store(m).example = name
-		payload, err := p.decision(ctx, s, leaf, m, root, roots)
+		payload, err := p.decision(ctx, s, leaf, m, roots)
 		if err == nil && p.apply {
 			var object []byte
 			if object, err = p.r.keys.sealEnvelope(kd, name, payload); err == nil {
@@ -101,16 +109,16 @@ func (p *repairer) decisions(ctx context.Context, s ident, leaf string, holders 
 // decision returns what a store's vote or certificate has to say. A session that
 // is committed without it stays so: every store may vote commit. One without a
 // root record on any store can never be a backup: every store may vote abort.
-func (p *repairer) decision(ctx context.Context, s ident, leaf string, m *member, root string, roots map[string][]*member) ([]byte, error) {
+func (p *repairer) decision(ctx context.Context, s ident, leaf string, m *member, roots *rootsSeen) ([]byte, error) {
 	unsure := fmt.Errorf("%s: what was decided of session %s cannot be told without the damaged %s: bring back all stores: %w", m.url(), s, leaf, ErrDamaged)
-	if root == "" {
-		all := !slices.ContainsFunc(p.r.current(), func(m *member) bool { return !p.up(m) })
-		if leaf == certificateLeaf || !all {
+	root, ok := roots.of[s]
+	if !ok {
+		if leaf == certificateLeaf || !roots.all {
 			return nil, unsure
 		}
 		return json.Marshal(voteRecord{Session: s, Store: m.id, Vote: voteAbort, By: s}) //nolint:wrapcheck // cannot fail
 	}
-	rt, err := p.r.readRoot(ctx, roots[root], root)
+	rt, err := p.r.readRoot(ctx, roots.holders[root], root)
 	if err != nil {
 		return nil, err
 	}

@@ -40,11 +40,12 @@ type StoreChange struct {
 }
 
 // ReplaceStore puts a store in the place of a member, which may be lost or still
-// answer: to is an empty store, which may be where the lost one was. Repository
+// answer: to is an empty store, which may be where the lost one was. The repository
 // owns to from here on. lost is the member's ID; see Missing. Its shards are
 // rebuilt then, which the report tells; when that fails or is interrupted Repair
 // goes on with it. Backups, restores and deletions go on meanwhile.
 func (r *Repository) ReplaceStore(ctx context.Context, lost string, to objstore.Store, progress func(CheckProgress)) (StoreChange, error) {
+	r.own(to)
 	id, err := parseIdent(lost)
 	if err == nil && id == (ident{}) {
 		err = fmt.Errorf("store %s is no member of this repository: %w", lost, ErrNotFound)
@@ -61,8 +62,9 @@ func (r *Repository) ReplaceStore(ctx context.Context, lost string, to objstore.
 }
 
 // AddStore makes a store a member beside the others. New packs are spread over
-// all of them, each on as many as ever.
+// all of them, each on as many as ever. The repository owns to from here on.
 func (r *Repository) AddStore(ctx context.Context, to objstore.Store, progress func(CheckProgress)) (StoreChange, error) {
+	r.own(to)
 	j := &joiner{r: r, progress: progress, what: changeAdd}
 	if err := j.run(ctx, to); err != nil {
 		return j.done, fmt.Errorf("add store %s: %w", to.URL(), err)
@@ -97,9 +99,6 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 	if j.progress == nil {
 		j.progress = func(CheckProgress) {}
 	}
-	j.r.mu.Lock()
-	j.r.o.Stores = append(j.r.o.Stores, to) // closed with the others
-	j.r.mu.Unlock()
 	j.r.reunite(ctx)
 	if err := j.r.refreshMembership(ctx); err != nil {
 		return err
@@ -181,6 +180,13 @@ func (j *joiner) joined(ctx context.Context, to objstore.Store) (bool, error) {
 		j.done.Lost = j.lost.String()
 	}
 	return true, j.repair(ctx)
+}
+
+// own sees to it that a store that joins is closed with the others.
+func (r *Repository) own(s objstore.Store) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.joined = append(r.joined, s)
 }
 
 // attach gives a member its store, if it has none.
@@ -441,7 +447,16 @@ func (j *joiner) copyAll(ctx context.Context, names map[string][]*member, kindOf
 			return err
 		})
 	}
-	return group.Wait() //nolint:wrapcheck // each names its object
+	return finished(ctx, group.Wait())
+}
+
+// finished is the end of a group whose work may have been cut short without an
+// error of its own.
+func finished(ctx context.Context, err error) error {
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("canceled: %w", context.Cause(ctx))
+	}
+	return err
 }
 
 // has returns which of the names the new store has already.
@@ -539,7 +554,7 @@ func (j *joiner) copyDecisions(ctx context.Context) error {
 		}
 		group.Go(func() error { return j.copyDecision(gctx, s, root, roots[root], open[s]) })
 	}
-	return group.Wait() //nolint:wrapcheck // each names its session
+	return finished(ctx, group.Wait())
 }
 
 func (j *joiner) copyDecision(ctx context.Context, s ident, root string, holders, open []*member) error {

@@ -679,3 +679,105 @@ func TestTrace14PruneSurvivesAReplacement(t *testing.T) {
 	mustVerify(t, next, again, "next")
 	w.intact(t, again, "pruned")
 }
+
+// A mark that no store has whole is in the way of everything, and can be removed by
+// its ID; one that is finished and was left on a store is in nobody's way, and goes
+// with the next prune.
+func TestMarksThatAreLeft(t *testing.T) {
+	w := newWorld(t)
+	r := w.open(t)
+	id, err := newIdent()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.beginChange(t.Context(), changeRecord{Change: id, What: changeAdd, Joining: ident{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := changeName(c.Change)
+	mark, err := w.mem[0].Get(t.Context(), name, 0, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range w.mem {
+		m.Replace(name, []byte("damaged"))
+	}
+	for what, err := range map[string]error{
+		"prune": second(r.Prune(t.Context(), hasty)), "add a store": second(r.AddStore(t.Context(), memstore.New("new"), nil)),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "changes --abandon "+c.Change.String()) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := r.AbandonChange(t.Context(), strings.Repeat("1", 32)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("abandon another one: %v", err)
+	}
+	if err := r.AbandonChange(t.Context(), c.Change.String()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.AddStore(t.Context(), memstore.New("added"), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.mem[3].Replace(name, mark) // it was down when the change ended
+	mustPrune(t, r)
+	if _, err := w.mem[3].Stat(t.Context(), name); !errors.Is(err, objstore.ErrNotExist) {
+		t.Errorf("the finished mark is still there: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A damaged vote is not made an abort because the one store with the root record
+// did not list it in time.
+func TestRepairDoesNotAbortWhatItDidNotSee(t *testing.T) {
+	c := newCluster(2)
+	none := 0
+	if _, err := Init(t.Context(), InitOptions{Stores: c.stores(), Data: 1, Parity: 1, Losses: &none, Password: password, KDF: cheapKDF}); err != nil {
+		t.Fatal(err)
+	}
+	refuse := func(prefix, suffix string) memstore.Faults {
+		return memstore.Faults{Before: func(_ context.Context, k memstore.Call) error {
+			if k.Op == "put" && strings.HasPrefix(k.Name, prefix) && strings.HasSuffix(k.Name, suffix) {
+				return objstore.ErrNoSpace
+			}
+			return nil
+		}}
+	}
+	c.faulty[0].SetFaults(refuse(sessionPrefix, "/"+verdictLeaf)) // the vote is on 1 only
+	c.faulty[1].SetFaults(refuse(rootPrefix, ""))                 // the root record on 0 only
+	r := c.open(t)
+	v := randomContent(seeded(1), 40, 10)
+	s, err := r.Begin(t.Context(), SessionOptions{VolumeID: "v"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := v.write(t.Context(), s, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o, cerr := s.Commit(t.Context(), Root{BackupID: "b", Geometry: v.geometry(), Top: top}); o == OutcomeFailed {
+		t.Fatal(o, cerr)
+	}
+	name := verdictName(must(parseIdent(s.ID())))
+	vote, err := c.mem[1].Get(t.Context(), name, 0, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vote[len(vote)/2] ^= 1
+	c.mem[1].Replace(name, vote)
+	c.faulty[0].SetFaults(memstore.Faults{Before: func(_ context.Context, k memstore.Call) error {
+		if k.Op == "list" && k.Name == rootPrefix {
+			return objstore.ErrBusy
+		}
+		return nil
+	}})
+	c.faulty[1].SetFaults(memstore.Faults{})
+	rep, err := r.Repair(t.Context(), RepairOptions{Apply: true, ReadData: true})
+	if err != nil || len(rep.Lost) == 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	got, err := c.mem[1].Get(t.Context(), name, 0, -1, nil)
+	if err != nil || string(got) != string(vote) {
+		t.Errorf("the vote was written anew: %v", err)
+	}
+}

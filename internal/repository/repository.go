@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,7 +83,8 @@ type Repository struct {
 	mu       sync.Mutex
 	members  *membership
 	byID     map[ident]*member
-	unknown  []*unknownStore // given, and not known to be a member
+	unknown  []*unknownStore  // given, and not known to be a member
+	joined   []objstore.Store // that became members, or were to, since the repository was opened
 	domains  map[string]*chunk.Domain
 	rootSeen map[string]*root // authenticated root records by name, without their trees
 }
@@ -110,7 +112,10 @@ func (r *Repository) Close() error {
 	if r.index != nil {
 		errs = append(errs, r.index.close())
 	}
-	for _, s := range r.o.Stores {
+	r.mu.Lock()
+	stores := slices.Concat(r.o.Stores, r.joined)
+	r.mu.Unlock()
+	for _, s := range stores {
 		errs = append(errs, s.Close())
 	}
 	errs = append(errs, r.packs.close(), r.parts.close())
