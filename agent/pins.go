@@ -71,6 +71,7 @@ func (s *server) unpin(ctx context.Context, p catalog.Pin) error {
 	if err := s.repo.Unpin(ctx, p.ID); err != nil && !errors.Is(err, repository.ErrNotFound) {
 		return fmt.Errorf("export %s has ended: %w", p.Export, err)
 	}
+	s.exports.unpin(p)
 	return s.cat.RemovePin(ctx, p.ID)
 }
 
@@ -92,6 +93,14 @@ func (x *exports) pin(p catalog.Pin) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.pins[p.Export] = p
+}
+
+func (x *exports) unpin(p catalog.Pin) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.pins[p.Export].ID == p.ID {
+		delete(x.pins, p.Export)
+	}
 }
 
 // image opens the backup of an export, by its pin if it was deleted meanwhile.

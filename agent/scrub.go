@@ -38,13 +38,14 @@ type ScrubStatus struct {
 }
 
 func (s *server) scrubStatus(ctx context.Context) (ScrubStatus, error) {
-	st := ScrubStatus{Share: scrubShare, OK: true, Next: s.started.Add(s.o.Scrub.Every / scrubParts)}
+	fresh := ScrubStatus{Share: scrubShare, OK: true, Next: s.started.Add(s.o.Scrub.Every / scrubParts)}
 	text, err := s.cat.Setting(ctx, scrubKey)
 	if err != nil || text == "" {
-		return st, err
+		return fresh, err
 	}
+	var st ScrubStatus
 	if err := json.Unmarshal([]byte(text), &st); err != nil {
-		return st, fmt.Errorf("state of the scrub: %w", err)
+		return fresh, fmt.Errorf("state of the scrub: %w", err)
 	}
 	if most := time.Now().UTC().Add(s.o.Scrub.Every / scrubParts); st.Next.After(most) {
 		st.Next = most // it was to be rarer when that was written
@@ -52,20 +53,18 @@ func (s *server) scrubStatus(ctx context.Context) (ScrubStatus, error) {
 	return st, nil
 }
 
-// scrub reads part after part, each at its time, until ctx ends.
+// scrub reads part after part, each at its time, until ctx ends. What comes next is
+// in memory, and in the catalog for the next agent: a catalog that cannot be written
+// must not have the same part read over and over.
 func (s *server) scrub(ctx context.Context) {
 	if s.o.Scrub.Every <= 0 {
 		return
 	}
-	for {
-		st, err := s.scrubStatus(ctx)
-		if err != nil {
-			s.log.LogAttrs(ctx, slog.LevelError, "no scrub", slog.Any("error", err))
-			return
-		}
-		if !pause(ctx, time.Until(st.Next)) {
-			return
-		}
+	st, err := s.scrubStatus(ctx)
+	if err != nil {
+		s.log.LogAttrs(ctx, slog.LevelError, "the scrub begins anew", slog.Any("error", err))
+	}
+	for pause(ctx, time.Until(st.Next)) {
 		st = s.scrubPart(ctx, st)
 		if ctx.Err() != nil {
 			return // the part is read again

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 )
@@ -58,4 +61,23 @@ func TestScrub(t *testing.T) {
 	r.stores[2].SetFaults(memstore.Faults{Before: func(context.Context, memstore.Call) error { return objstore.ErrDown }})
 	r.startAgent()
 	r.until("a store that is down", func() bool { return strings.Contains(status().Problem, "1 stores do not answer") })
+}
+
+// A state of the scrub that makes no sense is no reason not to scrub.
+func TestScrubBeginsAnew(t *testing.T) {
+	r := testRig(t)
+	r.stopAgent()
+	cat, err := catalog.Open(t.Context(), filepath.Join(r.dir, "agent", "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(cat.SetSetting(t.Context(), scrubKey, "{damaged"), cat.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.scrub = Scrub{Every: scrubParts * 20 * time.Millisecond}
+	r.startAgent()
+	r.until("a scrub", func() bool {
+		st, err := r.agent.Status(t.Context())
+		return err == nil && st.Scrub != nil && !st.Scrub.Last.IsZero() && st.Scrub.OK
+	})
 }

@@ -135,7 +135,7 @@ func (s *server) status(ctx context.Context, _ request) (any, error) {
 	if s.o.Scrub.Every > 0 {
 		scrub, err := s.scrubStatus(ctx)
 		if err != nil {
-			return nil, err
+			scrub.OK, scrub.Problem = false, err.Error()
 		}
 		st.Scrub = &scrub
 	}
