@@ -8,29 +8,21 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/repository"
 )
-
-// storeStatus is the JSON of one store.
-type storeStatus struct {
-	URL   string `json:"url"`
-	ID    string `json:"id"`
-	State string `json:"state"`
-	Error string `json:"error,omitempty"`
-	Owed  int    `json:"owed"`
-}
 
 func repoStatus(c *cli.Context, r *repository.Repository) error {
 	seen, err := r.LastSeen(c.Context)
 	if err != nil {
 		return err
 	}
-	out := []storeStatus{}
+	out := []agent.StoreStatus{}
 	for _, s := range r.Status(c.Context) {
 		if s.URL == "" && seen[s.ID] != "" {
 			s.Error = "it was at " + seen[s.ID] + "; " + s.Error
 		}
-		out = append(out, storeStatus{s.URL, s.ID, string(s.State), s.Error, s.Owed})
+		out = append(out, agent.StoreStatus{URL: s.URL, ID: s.ID, State: string(s.State), Error: s.Error, Owed: s.Owed})
 	}
 	return emit(c, out, func(t *table) {
 		t.row("STORE", "STATE", "OWED", "ID", "")

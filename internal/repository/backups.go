@@ -269,13 +269,7 @@ func (r *Repository) entomb(ctx context.Context, id string, s ident) error {
 		return err
 	}
 	need := r.membership().quorum()
-	answers := ask(ctx, r.o.Timing, r.current(), need, func(ctx context.Context, m *member) (struct{}, error) {
-		err := r.identify(ctx, m)
-		if err == nil {
-			err = putSame(ctx, m.store, name, object)
-		}
-		return struct{}{}, err
-	})
+	answers := ask(ctx, r.o.Timing, r.current(), need, r.puts(name, object))
 	if n := len(succeeded(answers)); n < need {
 		return fmt.Errorf("delete backup %s: %d stores took the tombstone, %d are needed; it may show up as deleted all the same: try again when they are back: %w: %w", id, n, need, ErrTooFewStores, failures(answers))
 	}

@@ -94,28 +94,18 @@ func (r *Repository) changes(ctx context.Context) ([]*changeRecord, error) {
 
 // readChange reads a mark from the first of the members that has a genuine one.
 func (r *Repository) readChange(ctx context.Context, ms []*member, name string) (*changeRecord, error) {
-	var errs []error
-	for _, m := range r.byHealth(ms) {
-		c, err := one(ctx, r, m, func(ctx context.Context, m *member) (*changeRecord, error) {
-			payload, err := r.getControl(ctx, m.store, kindChange, name)
-			if err != nil {
-				return nil, err
-			}
-			c := &changeRecord{}
-			if err := decodeJSON(payload, c); err != nil {
-				return nil, err
-			}
-			if changeName(c.Change) != name {
-				return nil, fmt.Errorf("%s says that it is %s: %w", name, c.Change, errEnvelope)
-			}
-			return c, nil
-		})
-		if err == nil {
-			return c, nil
-		}
-		errs = append(errs, err)
+	c := &changeRecord{}
+	payload, err := r.firstControl(ctx, ms, kindChange, name)
+	if err == nil {
+		err = decodeJSON(payload, c)
 	}
-	return nil, fmt.Errorf("the mark of a change of the stores cannot be read: when no change is under way, \"cairn repo changes --abandon %s\" removes it: %w", strings.TrimPrefix(name, changePrefix), errors.Join(errs...))
+	if err == nil && changeName(c.Change) != name {
+		err = fmt.Errorf("%s says that it is %s: %w", name, c.Change, errEnvelope)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the mark of a change of the stores cannot be read: when no change is under way, \"cairn repo changes --abandon %s\" removes it: %w", strings.TrimPrefix(name, changePrefix), err)
+	}
+	return c, nil
 }
 
 // beginChange puts the mark. It goes on with one that was begun for the same and
@@ -146,12 +136,7 @@ func (r *Repository) beginChange(ctx context.Context, c changeRecord) (*changeRe
 	}
 	ms := r.staying(c.Lost)
 	enough := max(1, min(len(ms), len(r.membership().Stores)/2+1))
-	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) (struct{}, error) {
-		if ierr := r.identify(ctx, m); ierr != nil {
-			return struct{}{}, ierr
-		}
-		return struct{}{}, putSame(ctx, m.store, changeName(c.Change), object)
-	})
+	answers := ask(ctx, r.o.Timing, ms, len(ms), r.puts(changeName(c.Change), object))
 	if n := len(succeeded(answers)); n < enough {
 		return nil, errors.Join(fmt.Errorf("%d stores can be reached, a change of the stores needs %d: %w: %w", n, enough, ErrTooFewStores, failures(answers)), r.endChange(ctx, c.Change))
 	}
@@ -245,12 +230,7 @@ func (r *Repository) publishMembership(ctx context.Context, next *membership, fi
 	if err != nil {
 		return err
 	}
-	put := func(ctx context.Context, m *member) (struct{}, error) {
-		if ierr := r.identify(ctx, m); ierr != nil {
-			return struct{}{}, ierr
-		}
-		return struct{}{}, putSame(ctx, m.store, name, object)
-	}
+	put := r.puts(name, object)
 	ms := slices.DeleteFunc(r.current(), func(m *member) bool { return !next.has(m.id) })
 	if first != nil {
 		if _, err = one(ctx, r, first, put); err != nil {

@@ -107,13 +107,8 @@ func (r *Repository) removedKeys(ctx context.Context) (map[string]bool, error) {
 	}
 	out := make(map[string]bool)
 	for name, ms := range names {
-		for _, m := range r.byHealth(ms) {
-			if _, err := one(ctx, r, m, func(ctx context.Context, m *member) ([]byte, error) {
-				return r.getControl(ctx, m.store, kindRemovedKey, name)
-			}); err == nil {
-				out[keyPrefix+strings.TrimPrefix(name, removedKeyPrefix)] = true
-				break
-			}
+		if _, err := r.firstControl(ctx, ms, kindRemovedKey, name); err == nil {
+			out[keyPrefix+strings.TrimPrefix(name, removedKeyPrefix)] = true
 		}
 	}
 	return out, nil

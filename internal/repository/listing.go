@@ -59,14 +59,8 @@ func (r *Repository) marks(ctx context.Context, prefix string, kd kind, wanted m
 		if !ok || !wanted[s] {
 			continue
 		}
-		for _, m := range r.byHealth(ms) {
-			_, err := one(ctx, r, m, func(ctx context.Context, m *member) ([]byte, error) {
-				return r.getControl(ctx, m.store, kd, name)
-			})
-			if err == nil {
-				out[s] = true
-				break
-			}
+		if _, err := r.firstControl(ctx, ms, kd, name); err == nil {
+			out[s] = true
 		}
 	}
 	return out, nil
@@ -81,6 +75,46 @@ func one[T any](ctx context.Context, r *Repository, m *member, fn func(context.C
 		m.health.failed(r.o.Now(), t.Aside)
 	}
 	return a.value, a.err
+}
+
+// firstOf asks members one after the other, those that failed lately last, for the
+// first good answer. The error is that of all of them.
+func firstOf[T any](ctx context.Context, r *Repository, ms []*member, fn func(context.Context, *member) (T, error)) (T, error) {
+	var none T
+	var errs []error
+	for _, m := range r.byHealth(ms) {
+		v, err := one(ctx, r, m, fn)
+		if err == nil {
+			return v, nil
+		}
+		if ctx.Err() != nil {
+			return none, fmt.Errorf("canceled: %w", context.Cause(ctx))
+		}
+		errs = append(errs, err)
+	}
+	if errs == nil {
+		return none, fmt.Errorf("no store can be asked: %w", ErrTooFewStores)
+	}
+	return none, errors.Join(errs...)
+}
+
+// firstControl reads a control object from the first of the members that has a
+// genuine one.
+func (r *Repository) firstControl(ctx context.Context, ms []*member, kd kind, name string) ([]byte, error) {
+	return firstOf(ctx, r, ms, func(ctx context.Context, m *member) ([]byte, error) {
+		return r.getControl(ctx, m.store, kd, name)
+	})
+}
+
+// puts is what to ask of members that are to take an object: each says first that
+// it is who it was.
+func (r *Repository) puts(name string, object []byte) func(context.Context, *member) (struct{}, error) {
+	return func(ctx context.Context, m *member) (struct{}, error) {
+		if err := r.identify(ctx, m); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, putSame(ctx, m.store, name, object)
+	}
 }
 
 // putSame creates an object, and is content when it is there with these very

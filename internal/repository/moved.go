@@ -109,27 +109,23 @@ func (r *Repository) forwardings(ctx context.Context, id chunk.PackID) ([]*forwa
 // readForwarding reads a forwarding from the first of the stores that has a
 // genuine one.
 func (r *Repository) readForwarding(ctx context.Context, ms []*member, name string) (*forwarding, error) {
-	var errs []error
-	for _, m := range r.byHealth(ms) {
-		f, err := one(ctx, r, m, func(ctx context.Context, m *member) (*forwarding, error) {
-			object, err := getBounded(ctx, m.store, name, maxForwarding)
-			if err != nil {
-				return nil, err
-			}
-			f, err := r.keys.openForwarding(r.id, name, object)
-			if err != nil {
-				m.health.lied(r.o.Now(), r.o.Timing.Aside)
-				return nil, fmt.Errorf("%s: %w", m.url(), err)
-			}
-			return f, nil
-		})
-		if err == nil {
-			return f, nil
+	f, err := firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*forwarding, error) {
+		object, err := getBounded(ctx, m.store, name, maxForwarding)
+		if err != nil {
+			return nil, err
 		}
-		errs = append(errs, err)
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("read a forwarding: %w", err)
+		f, err := r.keys.openForwarding(r.id, name, object)
+		if err != nil {
+			m.health.lied(r.o.Now(), r.o.Timing.Aside)
+			return nil, fmt.Errorf("%s: %w", m.url(), err)
 		}
+		return f, nil
+	})
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("read a forwarding: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("forwarding %s: %w: %w", name, ErrDamaged, err)
 	}
-	return nil, fmt.Errorf("forwarding %s: %w: %w", name, ErrDamaged, errors.Join(errs...))
+	return f, nil
 }

@@ -85,12 +85,7 @@ func (r *Repository) putOnAll(ctx context.Context, kd kind, name string, payload
 		return 0, err
 	}
 	ms := r.current()
-	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) (struct{}, error) {
-		if err := r.identify(ctx, m); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, putSame(ctx, m.store, name, object)
-	})
+	answers := ask(ctx, r.o.Timing, ms, len(ms), r.puts(name, object))
 	n := len(succeeded(answers))
 	if n < r.membership().quorum() {
 		return n, fmt.Errorf("%s is on %d stores, %d are needed: try again when they are back: %w: %w", name, n, r.membership().quorum(), ErrTooFewStores, failures(answers))

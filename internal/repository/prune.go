@@ -313,29 +313,13 @@ func (p *pruner) marks(ctx context.Context, prefix string, kd kind) (map[ident]b
 	}
 	out := make(map[ident]bool)
 	for s, ms := range holders {
-		if _, err := p.first(ctx, ms, kd, prefix+s.String()); err == nil {
+		if _, err := p.r.firstControl(ctx, ms, kd, prefix+s.String()); err == nil {
 			out[s] = true
 		} else if !errors.Is(err, errEnvelope) && !errors.Is(err, objstore.ErrNotExist) {
 			return nil, err
 		}
 	}
 	return out, nil
-}
-
-// first reads a control object from the first of the members that has a genuine
-// one.
-func (p *pruner) first(ctx context.Context, ms []*member, kd kind, name string) ([]byte, error) {
-	var errs []error
-	for _, m := range p.r.byHealth(ms) {
-		payload, err := one(ctx, p.r, m, func(ctx context.Context, m *member) ([]byte, error) {
-			return p.r.getControl(ctx, m.store, kd, name)
-		})
-		if err == nil {
-			return payload, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
 }
 
 // readDeleted is P1: what earlier prunes saw, then what is deleted now.
@@ -354,7 +338,7 @@ func (p *pruner) readDeleted(ctx context.Context) error {
 		if bad != nil || leaf != doneLeaf {
 			continue
 		}
-		payload, failed := p.first(ctx, ms, kindDone, name)
+		payload, failed := p.r.firstControl(ctx, ms, kindDone, name)
 		if errors.Is(failed, errEnvelope) {
 			continue // nobody's word: what it would have aged waits for another prune
 		}

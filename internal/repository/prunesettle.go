@@ -135,7 +135,7 @@ func (p *pruner) sessionKeys(ctx context.Context, s ident, b *ballots, roots map
 	if b == nil || len(b.open) == 0 {
 		return nil, nil, nil
 	}
-	payload, err := p.first(ctx, b.open, kindOpen, openName(s))
+	payload, err := p.r.firstControl(ctx, b.open, kindOpen, openName(s))
 	var rec openRecord
 	if err == nil && decodeJSON(payload, &rec) == nil && rec.Session == s {
 		return rec.Voters, nil, nil

@@ -49,13 +49,7 @@ func (p *pruner) put(ctx context.Context, kd kind, name string, payload []byte) 
 	if err != nil {
 		return err
 	}
-	_, err = everywhere(ctx, p, "take "+name, func(ctx context.Context, m *member) (struct{}, error) {
-		putErr := p.r.identify(ctx, m)
-		if putErr == nil {
-			putErr = putSame(ctx, m.store, name, object)
-		}
-		return struct{}{}, putErr
-	})
+	_, err = everywhere(ctx, p, "take "+name, p.r.puts(name, object))
 	return err
 }
 
@@ -233,7 +227,7 @@ func (p *pruner) closeLists(ctx context.Context) error {
 	}
 	lists := make(map[ident]condemned)
 	for id, ms := range holders {
-		payload, failed := p.first(ctx, ms, kindCondemned, condemnedName(id))
+		payload, failed := p.r.firstControl(ctx, ms, kindCondemned, condemnedName(id))
 		c := newCondemned()
 		if failed == nil {
 			failed = c.decode(payload)

@@ -41,7 +41,7 @@ type StoreChange struct {
 
 // ReplaceStore puts a store in the place of a member, which may be lost or still
 // answer: to is an empty store, which may be where the lost one was. The repository
-// owns to from here on. lost is the member's ID; see Missing. Its shards are
+// owns to from here on. lost is the member's ID; see Status. Its shards are
 // rebuilt then, which the report tells; when that fails or is interrupted Repair
 // goes on with it. Backups, restores and deletions go on meanwhile.
 func (r *Repository) ReplaceStore(ctx context.Context, lost string, to objstore.Store, progress func(CheckProgress)) (StoreChange, error) {
@@ -70,17 +70,6 @@ func (r *Repository) AddStore(ctx context.Context, to objstore.Store, progress f
 		return j.done, fmt.Errorf("add store %s: %w", to.URL(), err)
 	}
 	return j.done, nil
-}
-
-// Missing returns the IDs of the members of which no store was given or answers.
-func (r *Repository) Missing(ctx context.Context) []string {
-	var out []string
-	for _, s := range r.Status(ctx) {
-		if s.ID != "" && s.State != StoreUp {
-			out = append(out, s.ID)
-		}
-	}
-	return out
 }
 
 // joiner is one replacement or addition.
@@ -481,22 +470,17 @@ func (j *joiner) has(ctx context.Context, names map[string][]*member) (map[strin
 
 // copyOne copies one object that authenticates.
 func (j *joiner) copyOne(ctx context.Context, kd kind, name string, ms []*member) error {
-	var errs []error
-	for _, m := range j.r.byHealth(ms) {
-		object, err := one(ctx, j.r, m, func(ctx context.Context, m *member) ([]byte, error) {
-			object, err := getObject(ctx, m.store, name)
-			if err == nil {
-				_, err = j.r.keys.openEnvelope(kd, name, object)
-			}
-			return object, err
-		})
+	object, err := firstOf(ctx, j.r, ms, func(ctx context.Context, m *member) ([]byte, error) {
+		object, err := getObject(ctx, m.store, name)
 		if err == nil {
-			return j.put(ctx, name, object)
+			_, err = j.r.keys.openEnvelope(kd, name, object)
 		}
-		errs = append(errs, err)
-	}
-	err := errors.Join(errs...)
-	if errors.Is(err, errEnvelope) && !errors.Is(err, objstore.ErrDown) {
+		return object, err
+	})
+	switch {
+	case err == nil:
+		return j.put(ctx, name, object)
+	case errors.Is(err, errEnvelope) && !errors.Is(err, objstore.ErrDown):
 		j.r.warn(ctx, "a control object that no store has whole was not copied to the new store: check says what it belongs to")
 		return nil
 	}

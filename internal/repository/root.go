@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -133,30 +132,26 @@ func (k *keyring) openRoot(name string, object []byte) (*root, error) {
 // readRoot reads a root record from the first of the stores that has a genuine
 // one, with its tree.
 func (r *Repository) readRoot(ctx context.Context, ms []*member, name string) (*root, error) {
-	var errs []error
-	for _, m := range r.byHealth(ms) {
-		rt, err := one(ctx, r, m, func(ctx context.Context, m *member) (*root, error) {
-			object, err := getObject(ctx, m.store, name)
-			if err != nil {
-				return nil, err
-			}
-			rt, err := r.keys.openRoot(name, object)
-			if err != nil {
-				m.health.lied(r.o.Now(), r.o.Timing.Aside)
-				return nil, fmt.Errorf("%s: %w", m.url(), err)
-			}
-			return rt, nil
-		})
-		if err == nil {
-			r.remember(rt)
-			return rt, nil
+	rt, err := firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*root, error) {
+		object, err := getObject(ctx, m.store, name)
+		if err != nil {
+			return nil, err
 		}
-		errs = append(errs, err)
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("read a root record: %w", err)
+		rt, err := r.keys.openRoot(name, object)
+		if err != nil {
+			m.health.lied(r.o.Now(), r.o.Timing.Aside)
+			return nil, fmt.Errorf("%s: %w", m.url(), err)
 		}
+		return rt, nil
+	})
+	switch {
+	case err == nil:
+		r.remember(rt)
+		return rt, nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("read a root record: %w", err)
 	}
-	return nil, fmt.Errorf("root record %s: %w: %w", name, ErrDamaged, errors.Join(errs...))
+	return nil, fmt.Errorf("root record %s: %w: %w", name, ErrDamaged, err)
 }
 
 // remember keeps a root record without its tree. Root records never change.

@@ -198,12 +198,7 @@ func (s *Session) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.packQuorum(), func(ctx context.Context, m *member) (struct{}, error) {
-		if err := s.r.identify(ctx, m); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, putSame(ctx, m.store, openName(s.id), object)
-	})
+	answers := ask(ctx, s.r.o.Timing, s.r.current(), s.keys.packQuorum(), s.r.puts(openName(s.id), object))
 	s.opened = succeeded(answers)
 	if len(s.opened) < s.keys.packQuorum() {
 		// Control objects need fewer, but packs would fail later: fail now.

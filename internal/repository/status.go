@@ -127,17 +127,11 @@ func (r *Repository) owed(ctx context.Context) (map[ident]int, error) {
 }
 
 func (r *Repository) readOwed(ctx context.Context, ms []*member, name string) ([]owedShard, error) {
-	var errs []error
-	for _, m := range r.byHealth(ms) {
-		payload, err := one(ctx, r, m, func(ctx context.Context, m *member) ([]byte, error) {
-			return r.getControl(ctx, m.store, kindOwed, name)
-		})
-		if err == nil {
-			return decodeOwed(payload)
-		}
-		errs = append(errs, err)
+	payload, err := r.firstControl(ctx, ms, kindOwed, name)
+	if err != nil {
+		return nil, fmt.Errorf("the record %s of owed shards cannot be read: %w", name, err)
 	}
-	return nil, fmt.Errorf("the record %s of owed shards cannot be read: %w", name, errors.Join(errs...))
+	return decodeOwed(payload)
 }
 
 // missing counts the shards that are still not there.
