@@ -125,3 +125,49 @@ func (k *keyring) openMembership(name string, object []byte) (*membership, error
 func versionError(what string, need int) error {
 	return fmt.Errorf("this cairn knows format %d and format %d is needed to %s this repository: upgrade cairn: %w", formatVersion, need, what, ErrVersion)
 }
+
+// replaced is the membership in which one store has the place of another.
+func (m *membership) replaced(lost, by ident) *membership {
+	next := m.next()
+	swap := func(ids []ident) {
+		for i, id := range ids {
+			if id == lost {
+				ids[i] = by
+			}
+		}
+	}
+	swap(next.Stores)
+	for _, p := range next.Placements {
+		swap(p.Slots)
+	}
+	return next
+}
+
+// added is the membership with one more store. From here on the packs go by new
+// placements: as many as there are stores, each beginning one store further, so
+// that every store gets the same share. A session takes one of them.
+func (m *membership) added(id ident) *membership {
+	next := m.next()
+	next.Stores = append(next.Stores, id)
+	next.Active = len(next.Placements)
+	for i := range next.Stores {
+		var slots []ident
+		for k := range m.Data + m.Parity {
+			slots = append(slots, next.Stores[(i+k)%len(next.Stores)])
+		}
+		next.Placements = append(next.Placements, placement{Epoch: uint16(len(next.Placements)), Slots: slots}) //nolint:gosec // check bounds it
+	}
+	return next
+}
+
+// next is a copy with the next version.
+func (m *membership) next() *membership {
+	out := *m
+	out.Version++
+	out.Stores = slices.Clone(m.Stores)
+	out.Placements = slices.Clone(m.Placements)
+	for i := range out.Placements {
+		out.Placements[i].Slots = slices.Clone(out.Placements[i].Slots)
+	}
+	return &out
+}

@@ -138,3 +138,15 @@ func pruneName(name string) (id ident, leaf string, err error) {
 	id, err = parseIdent(parts[1])
 	return id, parts[2], err
 }
+
+// listKind returns what an object of a prune is.
+func listKind(name string) (kind, bool) {
+	_, leaf, err := pruneName(name)
+	switch {
+	case err == nil && leaf == condemnedLeaf:
+		return kindCondemned, true
+	case err == nil && (leaf == doneLeaf || leaf == closedLeaf):
+		return kindDone, true
+	}
+	return 0, false
+}

@@ -26,41 +26,6 @@ import (
 // A crash anywhere leaves garbage or a list, never damage: the next prune starts
 // from P0 under a new ID. Any number may run at once.
 
-// PruneOptions say how a prune goes about it.
-type PruneOptions struct {
-	// DryRun stops before P5: nothing is written.
-	DryRun bool
-	// Silence is how long a session that is not decided may show no progress
-	// before it is aborted; its backup then fails. 0 = 10 minutes.
-	Silence time.Duration
-	// MaxShare is the part of the repository's bytes that may go without
-	// being asked for: more is refused with ErrLargePrune. 0 = 0.2; 1 = all.
-	MaxShare float64
-	// Progress, if not nil, is told each step, and while it waits or deletes.
-	Progress func(PruneProgress)
-}
-
-// PruneProgress says where a prune is.
-type PruneProgress struct {
-	Step        string
-	Done, Total int64 // of the step; Total 0 = unknown
-}
-
-// PruneReport is what a prune did, or would do.
-type PruneReport struct {
-	ID      string
-	Trash   int   // backups with a tombstone
-	Backups int   // backups that went for good
-	Aborted int   // root records that went of sessions that were dead already
-	Packs   int   // packs that went
-	Bytes   int64 // of their shards, on all stores
-	Kept    int64 // bytes of shards that stay
-	Fenced  int   // sessions that were silent and are aborted now
-	Waiting int   // packs of sessions that were not decided in time for this prune
-	Locked  int   // objects that a store retains still: a later prune removes them
-	Lists   int   // lists of other prunes that were tidied away
-}
-
 const (
 	// DefaultSilence is what PruneOptions.Silence is if it is not given.
 	DefaultSilence  = 10 * time.Minute

@@ -1,0 +1,190 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/manifest"
+	"github.com/cairnbackup/cairn/internal/pack"
+)
+
+// shards verifies every cell of every shard.
+func (c *checker) shards(ctx context.Context) error {
+	m := c.r.membership()
+	index := make(map[ident]int)
+	for i, id := range m.Stores {
+		index[id] = i
+	}
+	ids := slices.DeleteFunc(c.sorted(), func(id chunk.PackID) bool { return !c.reads(id) })
+	for n, id := range ids {
+		holders := c.r.holders(id)
+		p := c.packs[id]
+		var size int64
+		for _, n := range p.sizes {
+			size += max(n, 0)
+		}
+		if err := c.pace(ctx, size); err != nil {
+			return err
+		}
+		group, groupCtx := errgroup.WithContext(ctx)
+		for slot := range holders {
+			if p.sizes[slot] < 0 || p.bad[slot] {
+				continue
+			}
+			group.Go(func() error {
+				f := &fetcher{r: c.r, name: packName(id), holders: holders, desperate: true}
+				defer f.release()
+				err := c.r.coder.Verify(groupCtx, f, id, slot)
+				if err == nil || groupCtx.Err() != nil {
+					return groupCtx.Err() //nolint:wrapcheck // canceled
+				}
+				p.bad[slot] = true // this goroutine's alone
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return fmt.Errorf("verify pack %s: %w", id, err)
+		}
+		for slot, holder := range holders {
+			if rep := &c.report.Stores[index[holder.id]]; p.bad[slot] && p.sizes[slot] >= 0 {
+				rep.Damaged++
+				addProblem(&rep.Problems, fmt.Sprintf("shard %d of pack %s is damaged", slot, id))
+			}
+		}
+		c.o.Progress(CheckProgress{"data", int64(n + 1), int64(len(ids))})
+	}
+	return nil
+}
+
+func (c *checker) pace(ctx context.Context, n int64) error {
+	if c.o.Pace == nil || n == 0 {
+		return nil
+	}
+	return c.o.Pace(ctx, n)
+}
+
+// blocks finds the blocks of a backup that cannot be read.
+func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
+	if img == nil {
+		return nil
+	}
+	b := &c.report.Backups[n]
+	g := img.tree.Geometry()
+	b.BlockSize = int64(g.BlockSize)
+	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
+		if why := c.lost(chunk.Node, ref); why != "" {
+			b.Restorable = false
+			addProblem(&b.Problems, why)
+		}
+		if level > 0 {
+			return nil
+		}
+		bad, err := c.leaf(ctx, img, ref, first, b)
+		for i, is := range bad {
+			if block := first*manifest.LeafBlocks + int64(i); is && block < g.Blocks() {
+				b.Restorable = false
+				b.Damaged = appendBlock(b.Damaged, block)
+			}
+		}
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		b.Restorable = false
+		addProblem(&b.Problems, "its manifest cannot be read completely: "+err.Error())
+		err = nil
+	}
+	return errors.Join(err, img.Close())
+}
+
+func appendBlock(to []DamagedRange, block int64) []DamagedRange {
+	if n := len(to); n > 0 && to[n-1].First+to[n-1].Count == block {
+		to[n-1].Count++
+		return to
+	}
+	return append(to, DamagedRange{block, 1})
+}
+
+// leaf returns which blocks of a leaf are damaged. Backups share most leaves,
+// so that each is looked at once.
+func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int64, b *BackupReport) ([]bool, error) {
+	key := nodeKey{ref.ID, ref.Location}
+	if bad, ok := c.leaves[key]; ok {
+		return bad, nil
+	}
+	l, err := img.tree.Leaf(ctx, leaf)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // blocks says what it means
+	}
+	var bad []bool
+	note := func(i int, why string) {
+		if bad == nil {
+			bad = make([]bool, manifest.LeafBlocks)
+		}
+		bad[i] = true
+		addProblem(&b.Problems, why)
+	}
+	var pieces []piece
+	var where []int
+	for i := range manifest.LeafBlocks {
+		at, ok := l.At(i)
+		if !ok {
+			continue
+		}
+		if err := checkLocation(at.Location); err != nil {
+			note(i, err.Error())
+		} else if why := c.lost(chunk.Data, at); why != "" {
+			note(i, why)
+		} else if c.reads(at.Pack) {
+			pieces, where = append(pieces, piece{ref: at}), append(where, i)
+		}
+	}
+	var size int64
+	for _, p := range pieces {
+		size += int64(p.ref.Length)
+	}
+	if err := c.pace(ctx, size); err != nil {
+		return nil, err
+	}
+	if err := c.readLeaf(ctx, img, pieces, where, note); err != nil {
+		return nil, err
+	}
+	c.leaves[key] = bad
+	return bad, nil
+}
+
+// readLeaf opens all chunks of a leaf, in large reads, and one by one where one
+// of these fails.
+func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, where []int, note func(int, string)) error {
+	next := 0
+	for _, r := range runs(pieces) {
+		mine := where[next : next+len(r.pieces)]
+		next += len(r.pieces)
+		if img.readRun(ctx, r, false) == nil {
+			continue
+		}
+		for i, one := range r.pieces {
+			_, err := c.r.readChunk(ctx, img.d, chunk.Data, one.ref, nil)
+			if ctx.Err() != nil {
+				return ctx.Err() //nolint:wrapcheck // canceled
+			}
+			if err != nil {
+				note(mine[i], sentence(err))
+			}
+		}
+	}
+	return nil
+}
+
+// sentence is an error without the reasons that each store gave.
+func sentence(err error) string {
+	if lost, ok := errors.AsType[*pack.LostError](err); ok {
+		return fmt.Sprintf("pack %s can be read from too few stores", lost.Pack)
+	}
+	return strings.SplitN(err.Error(), "\n", 2)[0]
+}

@@ -1,0 +1,83 @@
+package repository
+
+import (
+	"context"
+	"slices"
+)
+
+// CheckOptions say how deep a check goes.
+type CheckOptions struct {
+	// ReadData verifies every cell of every shard and opens every chunk of
+	// every backup. Without it the shards only have to be there, with the right
+	// size.
+	ReadData bool
+	// Share makes ReadData read only this percentage of the packs, one at least:
+	// those behind the position After. Whoever passes on the Position of each
+	// finished check to the next reads everything in turn. Zero and 100 mean all.
+	Share int
+	// After is the Position of an earlier check; empty = the beginning.
+	After string
+	// Pace, if not nil, is called before n bytes are read for ReadData, and may
+	// wait; its error ends the check. Not concurrently.
+	Pace func(ctx context.Context, n int64) error
+	// Progress, if not nil, is called now and then, by one goroutine at a time.
+	Progress func(CheckProgress)
+}
+
+// CheckProgress says how far a check is. Total grows while backups are read.
+type CheckProgress struct {
+	Phase       string // "backups", "packs", "data"
+	Done, Total int64
+}
+
+// CheckReport is what a check found.
+type CheckReport struct {
+	Backups  []BackupReport
+	Stores   []StoreReport
+	Packs    int      // that the backups need
+	Read     int      // of these, the packs whose data was read
+	Position string   // where the next check with a Share goes on
+	Problems []string // of the repository as a whole
+}
+
+// OK reports whether there is nothing to mend: every backup can be restored and
+// every store has everything.
+func (c CheckReport) OK() bool {
+	return len(c.Problems) == 0 &&
+		!slices.ContainsFunc(c.Backups, func(b BackupReport) bool { return !b.Restorable || len(b.Problems) > 0 }) &&
+		!slices.ContainsFunc(c.Stores, func(s StoreReport) bool {
+			return s.Status.State != StoreUp || s.Missing > 0 || s.Damaged > 0 || len(s.Problems) > 0
+		})
+}
+
+// BackupReport is what a check says about one backup.
+type BackupReport struct {
+	Backup     Backup
+	Restorable bool // completely
+	Problems   []string
+	Damaged    []DamagedRange // blocks that cannot be read, in order
+	BlockSize  int64          // bytes; zero if nothing of the backup can be read
+}
+
+// DamagedRange is a run of blocks of a volume.
+type DamagedRange struct{ First, Count int64 }
+
+// StoreReport is what a check says about one store.
+type StoreReport struct {
+	Status   StoreStatus
+	Missing  int64 // shards and records that should be there and are not, or have a wrong size
+	Damaged  int64 // those with wrong bytes (ReadData)
+	Problems []string
+}
+
+// maxProblems bounds the sentences in each part of a report.
+const maxProblems = 20
+
+func addProblem(to *[]string, text string) {
+	switch {
+	case len(*to) < maxProblems && !slices.Contains(*to, text):
+		*to = append(*to, text)
+	case len(*to) == maxProblems:
+		*to = append(*to, "and more")
+	}
+}
