@@ -338,6 +338,36 @@ func TestRottenHeader(t *testing.T) {
 	must(t, v.Close())
 }
 
+// What only a torn record called durable is not believed once that record is cut
+// off: the next open would take its damage for another torn end, and the snapshot
+// would read what the block became.
+func TestRottenBeforeTornEnd(t *testing.T) {
+	m := vfs.NewMem()
+	o := memOptions(m, newHost())
+	v := newManaged(t, o, 4*bs)
+	must(t, second(v.WriteAt(fill(rand.New(rand.NewPCG(1, 1)), 4*bs), 0)))
+	s := snap(t, v, SnapshotOptions{})
+	for b := range int64(3) {
+		must(t, second(v.WriteAt([]byte("new"), b*bs)))
+	}
+	must(t, v.Close())
+	f, err := m.OpenFile("/state/vol/preimages/1.log", 2, 0)
+	must(t, err)
+	for _, record := range []int64{1, 2} {
+		must(t, second(f.WriteAt([]byte("rot"), logHeaderSize+record*(bs+sectorSize)+5000)))
+	}
+	must(t, f.Close())
+	for range 2 {
+		v, err = Open(o, "/state/vol")
+		must(t, err)
+		s, _ = v.Snapshot(s.id)
+		if _, err := s.ReadAt(make([]byte, 1), bs); !errors.Is(err, ErrBroken) {
+			t.Fatalf("read: %v", err)
+		}
+		must(t, v.Close())
+	}
+}
+
 // TestFailedExtendIsNoDoubt: an Extend that fails in its last step costs nothing but itself.
 func TestFailedExtendIsNoDoubt(t *testing.T) {
 	m := vfs.NewMem()

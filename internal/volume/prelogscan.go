@@ -155,19 +155,39 @@ func (l *preLog) scan(x *index) error {
 		return fmt.Errorf("%w: longer than %d bytes", ErrDamaged, logMaxSize)
 	}
 	l.end.Store(size) // so that load may read it all
+	end, proved := int64(0), size
+	for end != proved { // what a torn record called durable has to be proved itself
+		var tail []unproved
+		if end, tail, err = l.walk(x, proved); err != nil {
+			return err
+		}
+		if proved, err = l.prove(x, tail, end); err != nil {
+			return err
+		}
+	}
+	if err := l.rotten(end, size); err != nil {
+		return err
+	}
+	return l.cut(end, size)
+}
+
+// walk fills the index from the records' headers up to limit. It returns where
+// the first that is not sound begins, and the records that no later one before
+// that calls durable.
+func (l *preLog) walk(x *index, limit int64) (int64, []unproved, error) {
 	sector := make([]byte, sectorSize)
 	var tail []unproved
 	off := int64(logHeaderSize)
-	for off+sectorSize <= size {
-		if _, err = l.f.ReadAt(sector, off); err != nil {
-			return fmt.Errorf("read the preimage at %d: %w", off, err)
+	for off+sectorSize <= limit {
+		if _, err := l.f.ReadAt(sector, off); err != nil {
+			return 0, nil, fmt.Errorf("read the preimage at %d: %w", off, err)
 		}
 		h, bad := decodeRecordHeader(sector, l.volume, l.epoch, off)
 		if bad != nil || h.block >= x.blocks {
 			break
 		}
 		p := preimage{length: h.length, zeros: h.zeros}
-		if off+int64(p.stored()) > size {
+		if off+int64(p.stored()) > limit {
 			break
 		}
 		for len(tail) > 0 && tail[0].off < h.durable {
@@ -177,13 +197,7 @@ func (l *preLog) scan(x *index) error {
 		x.cell(h.block).Store(uint32(off / sectorSize))
 		off += int64(p.stored())
 	}
-	if off, err = l.prove(x, tail, off); err != nil {
-		return err
-	}
-	if err := l.rotten(off, size); err != nil {
-		return err
-	}
-	return l.cut(off, size)
+	return off, tail, nil
 }
 
 // prove reads the content of the records that no durability mark covers, and
