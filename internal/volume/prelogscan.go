@@ -197,7 +197,7 @@ func (l *preLog) walk(x *index, limit int64) (int64, []unproved, error) {
 		x.cell(h.block).Store(uint32(off / sectorSize))
 		off += int64(p.stored())
 	}
-	return off, tail, nil
+	return off, tail, nil //nolint:nilerr // what is not sound is the end
 }
 
 // prove reads the content of the records that no durability mark covers, and
