@@ -32,7 +32,7 @@ func (m *model) checkBackup(s *State, i int) string {
 		return fmt.Sprintf("I6: backup %d was purged, and is live", i)
 	case kept || i > 0 && s.committed(i):
 		for _, j := range s.refs[i].members() {
-			if s.pack[j].len() < m.DataShards {
+			if !s.readable(j, m.DataShards) {
 				return fmt.Sprintf("I1: backup %d lacks pack %d", i, j)
 			}
 		}
@@ -73,15 +73,16 @@ func (m *model) drained(s State) string {
 			}
 		}
 		for i := range maxSessions {
-			if !marked.has(i) && (s.commit[i] != 0 || s.abort[i] == m.all) {
+			if !marked.has(i) && (s.commit[i] != 0 || s.abort[i] == m.all) && (i > 0 || !marked.has(spare)) {
 				s.pack[i] = 0
 			}
 		}
+		s.drainForwarded(marked.meets(chunks), m.all)
 	}
 	for i := range maxSessions {
 		named := false
 		for j := range maxSessions {
-			named = named || s.root[j] != 0 && s.refs[j].has(i)
+			named = named || s.root[j] != 0 && (s.refs[j].has(i) || i == 0 && s.refs[j].has(spare))
 		}
 		if s.pack[i] != 0 && !named {
 			return fmt.Sprintf("I5: pack %d is garbage for ever", i)

@@ -33,6 +33,14 @@ const (
 	actPruneAbort
 	actPruneSettled
 	actPruneRelist
+	actCompactWill
+	actCompactOpen
+	actCompactCopy
+	actCompactGiveUp
+	actCompactForward
+	actCompactVote
+	actCompactLost
+	actCompactFence
 	actPrunePurge
 	actPruneSweep
 	actPruneDone
@@ -44,44 +52,56 @@ const (
 	actResync
 	actLateRoot
 	actLatePack
+	actLateMoved
+	actLateForward
 )
 
 // sentences say what each action does: # is the number of the writer or prune,
 // ~ that of the session, @ the stores, packs or backups.
 var sentences = [...]string{
-	actOpen:          "W#: W1 open on @",
-	actList:          "W#: W2 lists of @ read",
-	actSource:        "W#: W3 source read, packs @ reused",
-	actGiveUp:        "W#: W3 source not live, gives up",
-	actPack:          "W#: W5 pack on @",
-	actRoot:          "W#: W6 root on @",
-	actVote:          "W#: W7 commit vote on @",
-	actVoteLost:      "W#: W7 aborted on @",
-	actVoteRefused:   "W#: W7 commit vote on @, taken for refused",
-	actVoteYounger:   "W#: W7 @ is no voter",
-	actRepairRead:    "W#: repair read the root of backup 0",
-	actRepairCopy:    "W#: repair copied backup 0's root and vote to @",
-	actRepairEnd:     "W#: repair ended",
-	actPruneStart:    "P#: P0, P1 with @",
-	actPrunePacks:    "P#: P2 packs @",
-	actPruneDecided:  "P#: P3 decided sessions @",
-	actPruneMark:     "P#: P4 condemns packs @",
-	actPrunePublish:  "P#: P5 list on @",
-	actPruneSessions: "P#: P6 sessions of @",
-	actPruneAbort:    "P#: P6 abort vote on @",
-	actPruneSettled:  "P#: P6 all decided",
-	actPruneRelist:   "P#: P7 will delete packs @",
-	actPrunePurge:    "P#: P8 purged backups @",
-	actPruneSweep:    "P#: P9 deleted pack @",
-	actPruneDone:     "P#: P10 done",
-	actPruneTidy:     "P#: P11 own list removed",
-	actTidy:          "somebody removes the list of P#",
-	actDelete:        "the user deletes backup 0, tombstone on @",
-	actUndelete:      "the user takes the tombstone away",
-	actLose:          "store @ is lost, an empty one takes its place",
-	actResync:        "store @ is filled",
-	actLateRoot:      "a late PUT of root ~ lands on @",
-	actLatePack:      "a late PUT of pack ~ lands on @",
+	actOpen:           "W#: W1 open on @",
+	actList:           "W#: W2 lists of @ read",
+	actSource:         "W#: W3 source read, packs @ reused",
+	actGiveUp:         "W#: W3 source not live, gives up",
+	actPack:           "W#: W5 pack on @",
+	actRoot:           "W#: W6 root on @",
+	actVote:           "W#: W7 commit vote on @",
+	actVoteLost:       "W#: W7 aborted on @",
+	actVoteRefused:    "W#: W7 commit vote on @, taken for refused",
+	actVoteYounger:    "W#: W7 @ is no voter",
+	actRepairRead:     "W#: repair read the root of backup 0",
+	actRepairCopy:     "W#: repair copied backup 0's root and vote to @",
+	actRepairEnd:      "W#: repair ended",
+	actPruneStart:     "P#: P0, P1 with @",
+	actPrunePacks:     "P#: P2 packs @",
+	actPruneDecided:   "P#: P3 decided sessions @",
+	actPruneMark:      "P#: P4 condemns packs @",
+	actPrunePublish:   "P#: P5 list on @",
+	actPruneSessions:  "P#: P6 sessions of @",
+	actPruneAbort:     "P#: P6 abort vote on @",
+	actPruneSettled:   "P#: P6 all decided",
+	actPruneRelist:    "P#: P7 will delete packs @",
+	actCompactWill:    "P#: P4 condemns packs @, and will compact pack 0",
+	actCompactOpen:    "P#: P7 opens a session for what it moves",
+	actCompactCopy:    "P#: P7 moved chunks @ of pack 0",
+	actCompactGiveUp:  "P#: P7 cannot read what it would move",
+	actCompactForward: "P#: P7 forwarding on @",
+	actCompactVote:    "P#: P7 commit vote for what it moved on @",
+	actCompactLost:    "P#: P7 aborted on @: pack 0 stays",
+	actCompactFence:   "P#: P6 abort vote for a compaction on @",
+	actPrunePurge:     "P#: P8 purged backups @",
+	actPruneSweep:     "P#: P9 deleted pack @",
+	actPruneDone:      "P#: P10 done",
+	actPruneTidy:      "P#: P11 own list removed",
+	actTidy:           "somebody removes the list of P#",
+	actDelete:         "the user deletes backup 0, tombstone on @",
+	actUndelete:       "the user takes the tombstone away",
+	actLose:           "store @ is lost, an empty one takes its place",
+	actResync:         "store @ is filled",
+	actLateRoot:       "a late PUT of root ~ lands on @",
+	actLatePack:       "a late PUT of pack ~ lands on @",
+	actLateMoved:      "a late PUT of the pack that P# moved to lands on @",
+	actLateForward:    "a late PUT of the forwarding of P# lands on @",
 }
 
 func label(a action, who int, what set) explore.Label {

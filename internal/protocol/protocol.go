@@ -15,6 +15,7 @@ const (
 	Indexed                 // reuses packs that a local index knows
 	Undelete                // a session whose source is backup 0 in the trash
 	Repair                  // copies backup 0 to the stores that lack it, without a session
+	Spare                   // reuses the chunk of pack 0 that no backup needs, which a local index knows
 )
 
 // Start is the state that an exploration begins with.
@@ -46,6 +47,14 @@ const (
 	NotPinned                // P8: a prune goes on when a store was replaced
 	NoPurgeMark              // P8: roots are deleted without a mark
 	DeadListRemoved          // P11: the list of a prune that seems dead is removed
+
+	CompactUnlisted      // P5: packs that will be compacted are not on the list
+	CompactEarlyReach    // only what P4 reached is moved
+	CompactNoSession     // a compaction's pack is decided from the beginning
+	CompactUncommitted   // the old pack goes without the votes
+	ForwardingsIgnored   // P4: what forwardings name is not marked
+	ForwardedUnlisted    // P5: packs that only forwardings name go without the pack that they replace
+	OldestForwardingWins // of two forwardings the older one stays
 )
 
 // Config is a repository and who uses it.
@@ -60,7 +69,8 @@ type Config struct {
 	Resync bool // a replaced store is filled before the next one is lost, and prunes start only then
 
 	Writers  []Kind // at most 3
-	Prunes   int    // at most 2
+	Prunes   int    // at most 3
+	Compact  bool   // prunes may compact pack 0
 	LatePuts int    // PUTs sent before that take effect a second time
 	AllUp    bool   // writers reach all stores: fewer states
 	Start    Start

@@ -34,6 +34,8 @@ func (c Config) mutated(m Mutation) Config { c.Mutation = m; return c }
 func (c Config) resynced() Config          { c.Resync = true; return c }
 func (c Config) prunedBy(q int) Config     { c.PruneQuorum = q; return c }
 func (c Config) allUp() Config             { c.AllUp = true; return c }
+func (c Config) compacting() Config        { c.Compact = true; return c }
+func (c Config) live() Config              { c.Start = Live; return c }
 
 // Every order of the steps of these writers and prunes keeps the invariants.
 // Those that are long are cut off unless CAIRN_ROUNDS is set.
@@ -64,6 +66,20 @@ func TestProtocol(t *testing.T) {
 		{"2+1, d=0, repair", several(3, 2, 0, 0, 1, Repair), false},
 		{"2+1, d=1, repair, one loss", several(3, 2, 1, 1, 1, Repair), false},
 		{"2+1, d=1, two losses, a resync between", several(3, 2, 1, 2, 1, Incremental).resynced(), true},
+		{"compaction, spare chunk", single(Live, 1, Spare).compacting(), false},
+		{"compaction, spare chunk, two prunes", single(Live, 2, Spare).compacting(), true},
+		{"compaction, incremental, two prunes", single(Live, 2, Incremental).compacting(), true},
+		{"compaction, aged, incremental, spare chunk, two prunes", single(Aged, 2, Incremental, Spare).compacting(), true},
+		{"compaction, incremental, spare chunk", single(Live, 1, Incremental, Spare).compacting(), false},
+		{"compaction, aged, undelete, two prunes", single(Aged, 2, Undelete).compacting(), false},
+		{"compaction, three prunes", single(Live, 3).compacting(), true},
+		{"compaction, index, three prunes", single(Live, 3, Indexed).compacting(), true},
+		{"compaction, spare chunk, late put", single(Live, 1, Spare).compacting().late(1), false},
+		{"compaction, two prunes, late put", single(Live, 2).compacting().late(1), false},
+		{"1+1, d=0, compaction, spare chunk", several(2, 1, 0, 0, 1, Spare).compacting().live(), false},
+		{"1+1, d=1, one loss, compaction, spare chunk", several(2, 1, 1, 1, 1, Spare).compacting().live(), false},
+		{"2+1, d=1, one loss, compaction, spare chunk, all up", several(3, 2, 1, 1, 1, Spare).compacting().live().allUp(), true},
+		{"1+1, d=1, one loss, two prunes, compaction", several(2, 1, 1, 1, 2).compacting().live().resynced(), false},
 		{"2+2, d=1, one loss", several(4, 2, 1, 1, 1, Incremental), true},
 		{"2+2, d=2, two losses", several(4, 2, 2, 2, 1, Incremental), true},
 	} {
@@ -110,6 +126,13 @@ func TestMutations(t *testing.T) {
 		{"a prune of n-1 stores, W = 1", 12, several(2, 1, 0, 0, 1, Incremental).prunedBy(1), "I1"},
 		{"votes from before a replacement count", 13, several(3, 1, 1, 2, 1, Incremental).resynced().mutated(StaleVotes), "I2"},
 		{"a prune goes on when a store was replaced", 14, several(3, 1, 1, 2, 1, Incremental).resynced().allUp().mutated(NotPinned), "I1"},
+		{"compaction: the pack is not on the list", 0, single(Live, 1, Spare).compacting().mutated(CompactUnlisted), "I1"},
+		{"compaction: only what P4 reached is moved", 0, single(Live, 1, Spare).compacting().mutated(CompactEarlyReach), "I1"},
+		{"compaction: no session", 0, single(Live, 2).compacting().mutated(CompactNoSession), "I1"},
+		{"compaction: the votes are not waited for", 0, single(Live, 3).compacting().mutated(CompactUncommitted), "I1"},
+		{"forwardings do not mark", 0, single(Live, 2).compacting().mutated(ForwardingsIgnored), "I1"},
+		{"only the moved pack is on the list", 0, single(Live, 2, Incremental).compacting().mutated(ForwardedUnlisted), "I1"},
+		{"the oldest forwarding stays", 0, single(Live, 3).compacting().mutated(OldestForwardingWins), "I1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := Explore(tt.c, 20_000_000)
@@ -124,7 +147,7 @@ func TestMutations(t *testing.T) {
 // A trace is read by people: no step is without its words.
 func TestDescribe(t *testing.T) {
 	m := &model{}
-	for a := actOpen; a <= actLatePack; a++ {
+	for a := actOpen; a <= actLateForward; a++ {
 		got := m.Describe(label(a, 1, one(0)|one(2)|one(5)))
 		if got == "" || strings.ContainsAny(got, "%#~@") {
 			t.Errorf("action %d: %q", a, got)

@@ -13,6 +13,7 @@ const (
 	pruneSessions                  // P6, store by store
 	pruneSettle                    // P6, vote by vote
 	pruneRelist                    // P7
+	pruneCompact                   // P7, what compact.go has
 	prunePurge                     // P8
 	pruneSweep                     // P9, pack by pack, then P10
 	pruneTidy                      // P11
@@ -33,12 +34,22 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 				me.packs = me.packs.with(i)
 			}
 		}
+		for j := range m.Prunes {
+			if s.compactions[j].pack.meets(q) {
+				me.packs = me.packs.with(moved + j)
+			}
+		}
 		me.at = pruneDecided
 		emit(label(actPrunePacks, p, me.packs), &t)
 	case pruneDecided: // "P3 then decide their sessions."
 		for i := range maxSessions {
 			if s.commit[i].meets(q) || s.aborted(i, q) {
 				me.decided = me.decided.with(i)
+			}
+		}
+		for j := range m.Prunes {
+			if c := &s.compactions[j]; c.commit.meets(q) || c.aborted(q) || m.Mutation == CompactNoSession {
+				me.decided = me.decided.with(moved + j)
 			}
 		}
 		me.at = pruneMark
@@ -62,11 +73,22 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 			for i := range maxSessions {
 				if s.root[i].meets(q) && !s.listRoots[p].has(i) && s.purge[i].lacks(q) && !s.aborted(i, q) {
 					me.sweep &^= s.refs[i]
+					if !me.roots.has(i) {
+						me.again(s.refs[i]&chunks, m.Mutation)
+					}
 				}
 			}
 		}
+		if me.newest > 0 { // "its certificate is on all members before anything goes"
+			t.compactions[me.newest-1].commit |= q
+		}
 		me.at = prunePurge
+		if me.compact != compactNot {
+			me.at = pruneCompact
+		}
 		emit(label(actPruneRelist, p, me.sweep), &t)
+	case pruneCompact:
+		m.compact(s, p, emit)
 	case prunePurge: // "P8 PUT purged on all members, then DELETE the roots."
 		for _, i := range s.listRoots[p].members() {
 			t.root[i] &^= q
@@ -82,11 +104,18 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 	case pruneSweep: // "P9 DELETE the packs. P10 PUT done on all, with the tombstones of P1."
 		for _, i := range me.sweep.members() {
 			u := t
-			u.pack[i] &^= q
+			if i < maxSessions {
+				u.pack[i] &^= q
+			} else {
+				u.compactions[i-moved].pack &^= q
+			}
 			u.prunes[p].sweep = me.sweep.without(i)
 			emit(label(actPruneSweep, p, one(i)), &u)
 		}
 		if me.sweep == 0 {
+			for _, j := range me.strays.members() {
+				t.compactions[j].forward &^= q
+			}
 			t.done[p] |= q
 			t.doneTombs[p] = me.tombs
 			me.at = pruneTidy
@@ -154,12 +183,21 @@ func (m *model) pruneMark(s *State, p int, emit func(explore.Label, *State)) {
 			dying = dying.with(i)
 		default:
 			marked |= s.refs[i]
+			me.roots = me.roots.with(i)
 		}
 	}
+	if me.live = marked & chunks; me.live != 0 {
+		marked = marked.with(0).without(spare)
+	}
+	m.markForwarded(s, me, &marked)
 	t.listPacks[p] = me.packs & me.decided &^ marked
+	if gone := t.listPacks[p] >> moved; gone != 0 && !marked.has(0) && m.Mutation != ForwardedUnlisted {
+		t.listPacks[p] = t.listPacks[p].with(0)
+	}
 	t.listRoots[p] = dying
 	me.at = prunePublish
 	emit(label(actPruneMark, p, t.listPacks[p]), &t)
+	m.mayCompact(&t, p, emit)
 }
 
 // pruneSessions is P6: "Then list again: Q = sessions with open, or any pack or
@@ -171,6 +209,11 @@ func (m *model) pruneSessions(s *State, p int, emit func(explore.Label, *State))
 		for i := range maxSessions {
 			if s.open[i].has(x) || i > 0 && (s.pack[i]|s.root[i]).has(x) {
 				me.waits = me.waits.with(i)
+			}
+		}
+		for j := range m.Prunes {
+			if c := &s.compactions[j]; (c.open | c.pack).has(x) {
+				me.waits = me.waits.with(moved + j)
 			}
 		}
 		then := pruneSettle
@@ -188,6 +231,10 @@ func (m *model) pruneSettle(s *State, p int, emit func(explore.Label, *State)) {
 	q := s.prunes[p].members
 	undecided := false
 	for _, i := range s.prunes[p].waits.members() {
+		if i >= moved {
+			undecided = m.settleCompaction(s, p, i-moved, emit) || undecided
+			continue
+		}
 		if s.commit[i].meets(q) || s.aborted(i, q) {
 			continue
 		}
@@ -216,6 +263,9 @@ func (m *model) tidy(s *State, p int, emit func(explore.Label, *State)) {
 	left := false
 	for i := range maxSessions {
 		left = left || s.listPacks[p].has(i) && s.pack[i] != 0 || s.listRoots[p].has(i) && s.root[i] != 0
+	}
+	for j := range maxPrunes {
+		left = left || s.listPacks[p].has(moved+j) && s.compactions[j].pack != 0
 	}
 	if left && m.Mutation != DeadListRemoved {
 		return

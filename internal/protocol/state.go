@@ -5,8 +5,16 @@ import "math/bits"
 const (
 	maxSessions = 4 // 0 wrote backup 0 and its pack before the start; 1+w is that of writer w
 	maxWriters  = maxSessions - 1
-	maxPrunes   = 2
+	maxPrunes   = 3
+
+	// Pack 0 has two chunks: 0, which backup 0 needs, and spare, which nobody
+	// needs any more. In sets of packs, moved+p is the one to which prune p
+	// compacted it.
+	spare = maxSessions
+	moved = spare + 1
 )
+
+const chunks = set(1 | 1<<spare) // of pack 0
 
 // set is a set of stores or of sessions, by number. A session writes at most
 // one pack and one backup, which have its number.
@@ -48,6 +56,8 @@ type State struct {
 	listPacks, listRoots [maxPrunes]set
 	doneTombs            [maxPrunes]set
 
+	compactions [maxPrunes]compaction
+
 	writers [maxWriters]writer
 	prunes  [maxPrunes]prune
 
@@ -83,6 +93,11 @@ type prune struct {
 	decided set // sessions, at P3
 	waits   set // Q of P6
 	sweep   set // packs left to delete
+	roots   set // P4: not condemned
+	compact compactStep
+	newest  uint8 // 1 + the prune whose forwarding counts, at P4; 0: none
+	live    set   // chunks of pack 0 that backups need, at P4 and P7
+	strays  set   // prunes whose forwardings are superseded, or lead nowhere
 }
 
 // committed says whether readers take session i's backup for a live one.

@@ -56,6 +56,7 @@ func (s *State) wipe(x int, mutation Mutation) {
 		}
 	}
 	for p := range maxPrunes {
+		s.compactions[p].wipe(x)
 		s.list[p], s.done[p] = s.list[p].without(x), s.done[p].without(x)
 		// "P8 All members are still who they were, or the prune is void."
 		if at := s.prunes[p].at; mutation != NotPinned && at > pruneStart && at <= prunePurge {
@@ -81,6 +82,13 @@ func (m *model) fill(s *State, store set) {
 		}
 	}
 	for p := range maxPrunes {
+		c := &s.compactions[p]
+		copied(&c.open)
+		copied(&c.commit)
+		copied(&c.forward)
+		if c.pack.len() >= m.DataShards {
+			c.pack |= store
+		}
 		copied(&s.list[p])
 		copied(&s.done[p])
 	}
@@ -112,6 +120,7 @@ func (m *model) latePut(s *State, emit func(explore.Label, *State)) {
 			}
 		}
 	}
+	m.lateCompaction(s, put)
 	if s.purged.has(0) {
 		t := *s
 		put(&t, actLateRoot, 0, &t.root[0], 0)

@@ -111,6 +111,10 @@ func (m *model) writerSource(s *State, w int, kind Kind, emit func(explore.Label
 		if !me.drop || m.Mutation == ClosedIgnored {
 			me.refs = one(0) &^ me.condemned
 		}
+	case Spare:
+		if (!me.drop || m.Mutation == ClosedIgnored) && !me.condemned.has(0) {
+			me.refs = one(spare)
+		}
 	case Undelete, Repair:
 		if s.tomb[0] == 0 {
 			return // nothing to undelete yet
