@@ -12,6 +12,7 @@ func pruneFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go"},
 		&cli.BoolFlag{Name: "large", Usage: "also if it is more than a fifth of the repository"},
+		&cli.IntFlag{Name: "compact", Value: 50, Usage: "move what is alive of packs of which at least `PERCENT` is dead; 100: of none"},
 		&cli.DurationFlag{Name: "silence", Value: repository.DefaultSilence, Usage: "abort backups that made no progress for this `time`: their writers are taken for dead"},
 	}
 }
@@ -28,6 +29,11 @@ type pruneResult struct {
 	Fenced  int   `json:"fenced"`
 	Waiting int   `json:"packs_waiting"`
 	Locked  int   `json:"locked"`
+
+	Compacted int      `json:"packs_compacted"`
+	Moved     int64    `json:"bytes_moved"`
+	Freed     int64    `json:"bytes_freed_by_compaction"`
+	Problems  []string `json:"problems,omitempty"`
 }
 
 func repoPrune(c *cli.Context, r *repository.Repository) error {
@@ -39,6 +45,11 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	if o.Silence <= 0 {
 		return usagef("--silence %s is not a time to wait for: give one such as 10m", o.Silence)
 	}
+	percent := c.Int("compact")
+	if percent < 1 || percent > 100 {
+		return usagef("--compact %d is not a part of a pack: give a number of percent from 1 to 100", percent)
+	}
+	o.Compact = float64(percent) / 100
 	if c.Bool("large") {
 		o.MaxShare = 1
 	}
@@ -50,6 +61,7 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	result := pruneResult{
 		DryRun: o.DryRun, Trash: rep.Trash, Backups: rep.Backups, Aborted: rep.Aborted, Packs: rep.Packs,
 		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting, Locked: rep.Locked,
+		Compacted: rep.Compacted, Moved: rep.Moved, Freed: rep.Freed, Problems: rep.Problems,
 	}
 	return emit(c, result, func(t *table) {
 		t.field("in the trash", fmt.Sprintf("%d backups; a prune removes those that an earlier prune has seen there", rep.Trash))
@@ -60,6 +72,16 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 		t.field("backups", fmt.Sprintf("%d %s, and the records of %d that were never made", rep.Backups, removed, rep.Aborted))
 		t.field("packs", fmt.Sprintf("%d %s", rep.Packs, removed))
 		t.field("space", exact(rep.Bytes)+" "+removed)
+		if rep.Compacted > 0 {
+			moved := "moved out of %d packs, which frees %s"
+			if o.DryRun {
+				moved = "would be moved out of %d packs, which frees about %s"
+			}
+			t.field("compacted", fmt.Sprintf("%s "+moved, exact(rep.Moved), rep.Compacted, exact(rep.Freed)))
+		}
+		for _, p := range rep.Problems {
+			t.field("problem", p)
+		}
 		t.field("kept", exact(rep.Kept))
 		if rep.Locked > 0 {
 			t.field("locked", fmt.Sprintf("%d objects that their stores retain still: a later prune removes them", rep.Locked))

@@ -245,13 +245,13 @@ func (t *Tree) Nodes(ctx context.Context, fn func(level int, first int64, r chun
 	})
 }
 
-// Reach calls pack for the pack of every node and block of the tree, some of
-// them more than once. It does not go below a node for whose ID seen says that
-// its content was gone through before; equal nodes reach equal packs.
-func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, pack func(chunk.PackID)) error {
+// Reach calls fn for every node and block of the tree, some of them more than
+// once. It does not go below a node for whose ID seen says that its content was
+// gone through before; equal nodes reach equal chunks.
+func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, fn func(chunk.Kind, chunk.Ref)) error {
 	l := new(Leaf)
 	return t.each(ctx, t.root, t.level, 0, 0, func(level int, _ int64, r chunk.Ref) (bool, error) {
-		pack(r.Pack)
+		fn(chunk.Node, r)
 		if seen(r.ID) {
 			return false, nil
 		}
@@ -263,7 +263,7 @@ func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, pack func(ch
 		}
 		for i := range LeafBlocks {
 			if c, ok := l.At(i); ok {
-				pack(c.Pack)
+				fn(chunk.Data, c)
 			}
 		}
 		return false, nil
@@ -273,7 +273,7 @@ func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, pack func(ch
 // Packs returns the packs that hold the tree's nodes and the volume's blocks.
 func (t *Tree) Packs(ctx context.Context) (map[chunk.PackID]struct{}, error) {
 	packs := make(map[chunk.PackID]struct{})
-	err := t.Reach(ctx, func(chunk.ID) bool { return false }, func(p chunk.PackID) { packs[p] = struct{}{} })
+	err := t.Reach(ctx, func(chunk.ID) bool { return false }, func(_ chunk.Kind, r chunk.Ref) { packs[r.Pack] = struct{}{} })
 	if err != nil {
 		return nil, err
 	}

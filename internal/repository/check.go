@@ -246,7 +246,7 @@ func (c *checker) measure(ctx context.Context) error {
 		if p.going = c.isGoing(p, index, id); p.going {
 			continue // nobody misses the rest of its shards
 		}
-		length, err := c.length(ctx, id)
+		length, err := c.r.containerLength(ctx, id)
 		if ctx.Err() != nil {
 			return ctx.Err() //nolint:wrapcheck // canceled
 		}
@@ -272,18 +272,6 @@ func (c *checker) measure(ctx context.Context) error {
 
 func (c *checker) sorted() []chunk.PackID {
 	return slices.SortedFunc(maps.Keys(c.packs), func(a, b chunk.PackID) int { return slices.Compare(a[:], b[:]) })
-}
-
-// length returns the length of a pack's container.
-func (c *checker) length(ctx context.Context, id chunk.PackID) (int64, error) {
-	holders := c.r.holders(id)
-	if holders == nil {
-		return 0, fmt.Errorf("pack %s: %w", id, ErrDamaged)
-	}
-	f := &fetcher{r: c.r, name: packName(id), holders: holders, desperate: true}
-	defer f.release()
-	length, _, err := c.r.coder.Stat(ctx, f, id)
-	return length, err //nolint:wrapcheck // the caller only asks whether
 }
 
 // judgePacks says of each pack whether enough shards are left.

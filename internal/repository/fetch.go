@@ -166,6 +166,19 @@ func (r *Repository) readContainer(ctx context.Context, id chunk.PackID, p []byt
 	return nil
 }
 
+// containerLength returns the length of a pack's container, as the first genuine
+// shard says, also of stores that failed lately.
+func (r *Repository) containerLength(ctx context.Context, id chunk.PackID) (int64, error) {
+	holders := r.holders(id)
+	if holders == nil {
+		return 0, fmt.Errorf("pack %s: %w", id, ErrDamaged)
+	}
+	f := &fetcher{r: r, name: packName(id), holders: holders, desperate: true}
+	defer f.release()
+	length, _, err := r.coder.Stat(ctx, f, id)
+	return length, err //nolint:wrapcheck // it names the pack
+}
+
 // whyLost tells shards that are gone from those that cannot be asked for now:
 // ErrTooFewStores if enough would be left with the stores that do not answer.
 func whyLost(lost *pack.LostError, total int) error {

@@ -133,6 +133,7 @@ func FuzzCondemned(f *testing.F) {
 	f.Add(c.encode())
 	c.packs[chunk.PackID{1}] = struct{}{}
 	c.packs[chunk.PackID{2}] = struct{}{}
+	c.compact[chunk.PackID{2}] = struct{}{}
 	c.backups[ident{3}] = struct{}{}
 	f.Add(c.encode())
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})

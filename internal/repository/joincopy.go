@@ -2,7 +2,6 @@ package repository
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -210,12 +209,12 @@ func (j *joiner) copyDecision(ctx context.Context, s ident, root string, holders
 		return err
 	}
 	switch {
-	case d == Committed && want != nil:
-		payload, err := json.Marshal(certificateRecord{Session: s, Root: want.String()})
-		if err != nil {
-			return fmt.Errorf("certificate: %w", err)
+	case d == Committed:
+		digest, err := j.r.committedRoot(ctx, s, want)
+		if err != nil || digest == "" {
+			return err
 		}
-		object, err := j.r.keys.sealEnvelope(kindCertificate, certificateName(s), payload)
+		object, err := j.r.keys.sealCertificate(s, digest)
 		if err != nil {
 			return err
 		}

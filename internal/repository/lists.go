@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
@@ -18,14 +19,15 @@ const listAttempts = 5
 // condemned is what the lists of prunes forbid a writer: C of the protocol.
 type condemned struct {
 	packs   map[chunk.PackID]struct{}
-	backups map[ident]struct{} // sessions
-	lists   map[ident]struct{} // prunes whose list was read
-	traces  map[ident]struct{} // prunes seen only by what they left: done or closed
+	compact map[chunk.PackID]struct{} // of these, those that are not just deleted
+	backups map[ident]struct{}        // sessions
+	lists   map[ident]struct{}        // prunes whose list was read
+	traces  map[ident]struct{}        // prunes seen only by what they left: done or closed
 }
 
 func newCondemned() condemned {
 	return condemned{
-		packs: make(map[chunk.PackID]struct{}), backups: make(map[ident]struct{}),
+		packs: make(map[chunk.PackID]struct{}), compact: make(map[chunk.PackID]struct{}), backups: make(map[ident]struct{}),
 		lists: make(map[ident]struct{}), traces: make(map[ident]struct{}),
 	}
 }
@@ -36,9 +38,8 @@ func (c *condemned) has(p chunk.PackID) bool {
 }
 
 func (c *condemned) add(o condemned) {
-	for p := range o.packs {
-		c.packs[p] = struct{}{}
-	}
+	maps.Copy(c.packs, o.packs)
+	maps.Copy(c.compact, o.compact)
 	for b := range o.backups {
 		c.backups[b] = struct{}{}
 	}
@@ -130,10 +131,15 @@ func (c *condemned) decode(payload []byte) error {
 		return fmt.Errorf("%d bytes for %d packs and %d backups: %w", len(payload), packs, backups, errEnvelope)
 	}
 	for range packs {
-		if k := payload[32]; k != condemnDelete && k != condemnCompact {
-			return fmt.Errorf("pack condemned in the way %d: %w", k, ErrVersion)
+		id, way := chunk.PackID(payload[:32]), payload[32]
+		switch way {
+		case condemnDelete:
+		case condemnCompact:
+			c.compact[id] = struct{}{}
+		default:
+			return fmt.Errorf("pack condemned in the way %d: %w", way, ErrVersion)
 		}
-		c.packs[chunk.PackID(payload[:32])] = struct{}{}
+		c.packs[id] = struct{}{}
 		payload = payload[packEntry:]
 	}
 	for range backups {
@@ -149,7 +155,7 @@ const (
 	condemnCompact = 1
 )
 
-// encode is the inverse of decode, with all packs to be deleted.
+// encode is the inverse of decode.
 func (c *condemned) encode() []byte {
 	out := binary.BigEndian.AppendUint32(nil, uint32(len(c.packs)))  //nolint:gosec // a list of more does not fit into an object
 	out = binary.BigEndian.AppendUint32(out, uint32(len(c.backups))) //nolint:gosec // as above
@@ -159,7 +165,11 @@ func (c *condemned) encode() []byte {
 	}
 	slices.SortFunc(packs, func(a, b chunk.PackID) int { return slices.Compare(a[:], b[:]) })
 	for _, p := range packs {
-		out = append(append(out, p[:]...), condemnDelete)
+		way := byte(condemnDelete)
+		if _, ok := c.compact[p]; ok {
+			way = condemnCompact
+		}
+		out = append(append(out, p[:]...), way)
 	}
 	backups := make([]ident, 0, len(c.backups))
 	for b := range c.backups {

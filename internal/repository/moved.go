@@ -45,20 +45,28 @@ func (r *Repository) follow(ctx context.Context, id chunk.PackID, here func() er
 	if err == nil || !isMissing(err) {
 		return err
 	}
-	fs, failed := r.forwardings(ctx, id)
-	if failed != nil {
-		return fmt.Errorf("%w; whether the pack was moved cannot be told: %w", err, failed)
+	for range 2 { // between listing and reading, a prune may move it once more
+		fs, failed := r.forwardings(ctx, id)
+		if failed != nil {
+			return fmt.Errorf("%w; whether the pack was moved cannot be told: %w", err, failed)
+		}
+		if len(fs) == 0 {
+			return err
+		}
+		if failed = followAny(fs, there); failed == nil {
+			var size int64
+			for _, f := range fs {
+				size += f.size()
+			}
+			r.moves.put(id, fs, size)
+			r.moving.Store(true)
+			return nil
+		}
+		if err = failed; ctx.Err() != nil || !isMissing(err) {
+			break
+		}
 	}
-	if len(fs) == 0 {
-		return err
-	}
-	var size int64
-	for _, f := range fs {
-		size += f.size()
-	}
-	r.moves.put(id, fs, size)
-	r.moving.Store(true)
-	return followAny(fs, there)
+	return err
 }
 
 // followAny reads by the first forwarding that leads to something. While a pack

@@ -44,8 +44,7 @@ func (x *compactor) copy(old chunk.PackID, number byte) *forwarding {
 	if err != nil {
 		x.tb.Fatal(err)
 	}
-	ch := &checker{r: x.r}
-	length, err := ch.length(ctx, old)
+	length, err := x.r.containerLength(ctx, old)
 	if err != nil {
 		x.tb.Fatal(err)
 	}

@@ -20,7 +20,8 @@ import (
 //	what may go     P1 tombstones, P2 packs, P3 sessions, P4 roots -> condemned
 //	say so          P5 the list, on every store: writers that open from now on avoid it
 //	who knew not    P6 every session that may have opened before is decided
-//	look again      P7 roots: what they reach of the list stays
+//	look again      P7 roots: what they reach of the list stays; what is alive of
+//	                packs that are compacted moves
 //	do it           P8 purged marks, then roots; P9 packs; P10 done; P11 own traces
 //
 // A crash anywhere leaves garbage or a list, never damage: the next prune starts
@@ -30,6 +31,7 @@ const (
 	// DefaultSilence is what PruneOptions.Silence is if it is not given.
 	DefaultSilence  = 10 * time.Minute
 	defaultMaxShare = 0.2
+	defaultCompact  = 0.5
 	// prunePatience is by how much a prune is more patient with an answer than
 	// others: it lists everything.
 	prunePatience = 20
@@ -47,19 +49,22 @@ type pruner struct {
 	ms     []*member   // all members, in its order
 	report PruneReport
 
-	tombs  map[ident]bool            // P1: deleted
-	aged   map[ident]bool            // P1: and a whole prune has seen that
-	purged map[ident]bool            // dead for ever
-	packs  map[chunk.PackID]int64    // P2: bytes of all shards
-	owners map[ident]Decision        // P3: sessions that packs are of
-	lists  int                       // P1: lists of other prunes
-	roots  map[ident]string          // P4: names of condemned root records
-	abort  map[ident]bool            // P4: of these, the sessions that were aborted
-	live   map[ident]bool            // P4: sessions whose roots were reached from
-	marked map[chunk.PackID]bool     // P4, P7: what roots reach
-	nodes  map[chunk.ID]struct{}     // manifest nodes that were gone through
-	sweep  map[chunk.PackID]int64    // P5: condemned; P7: what of it goes
-	moved  map[chunk.PackID][]string // names of the forwardings of each pack
+	tombs  map[ident]bool         // P1: deleted
+	aged   map[ident]bool         // P1: and a whole prune has seen that
+	purged map[ident]bool         // dead for ever
+	packs  map[chunk.PackID]int64 // P2: bytes of all shards
+	owners map[ident]Decision     // P3: sessions that packs and forwardings are of
+	lists  int                    // P1: lists of other prunes
+	roots  map[ident]string       // P4: names of condemned root records
+	abort  map[ident]bool         // P4: of these, the sessions that were aborted
+	live   map[ident]bool         // P4: sessions whose roots were reached from
+	marked map[chunk.PackID]bool  // P4, P7: what roots reach
+	nodes  map[chunk.ID]struct{}  // manifest nodes that were gone through
+	sweep  map[chunk.PackID]int64 // P5: condemned; P7: what of it goes
+	moves  movesSeen              // P4: forwardings
+	chunks liveChunks             // P4, P7: what of packs is alive
+	plans  []*compaction          // P4: what is compacted
+	gone   map[chunk.PackID]int64 // P7: packs without a live chunk
 
 	finished  []string        // P0, P8: marks of changes that are done
 	probes    map[string]bool // P1: left behind by others, or in use just now
@@ -76,6 +81,9 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (PruneReport, er
 	}
 	if o.MaxShare <= 0 {
 		o.MaxShare = defaultMaxShare
+	}
+	if o.Compact <= 0 {
+		o.Compact = defaultCompact
 	}
 	if o.Progress == nil {
 		o.Progress = func(PruneProgress) {}
@@ -101,6 +109,7 @@ func (p *pruner) run(ctx context.Context) error {
 		{"announce", p.publish},
 		{"sessions", p.settle},
 		{"backups", p.lookAgain},
+		{"compact", p.compact},
 		{"remove backups", p.purge},
 		{"remove packs", p.removePacks},
 		{"record", p.finish},
@@ -109,7 +118,7 @@ func (p *pruner) run(ctx context.Context) error {
 	if err := p.each(ctx, look); err != nil || p.o.DryRun {
 		return err
 	}
-	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting == 0; nothing {
+	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting+len(p.plans)+len(p.moves.strays)+len(p.moves.remains) == 0; nothing {
 		act = p.quiet(act[len(act)-2:])
 	}
 	return p.each(ctx, act)
@@ -123,7 +132,7 @@ func (p *pruner) quiet(last []step) []step {
 	if p.unsettled {
 		act = append(act, step{"sessions", p.fenceSilent})
 	}
-	if p.report.Trash != len(p.aged) || p.lists > 0 || p.strayForwardings() {
+	if p.report.Trash != len(p.aged) || p.lists > 0 {
 		act = append(act, finish) // something for the next prune to know
 	}
 	if len(act)+len(p.probes)+len(p.finished) > 0 {
@@ -357,6 +366,15 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	forwardings, err := p.listForwardings(ctx)
+	if err != nil {
+		return err
+	}
+	for _, fs := range forwardings {
+		for _, f := range fs {
+			p.owners[f.session] = Undecided
+		}
+	}
 	for n, s := range slices.Collect(maps.Keys(p.owners)) {
 		p.tell("sessions", int64(n), int64(len(p.owners)))
 		if p.owners[s], err = p.decided(ctx, s, votes[s], roots); err != nil {
@@ -390,15 +408,4 @@ func (p *pruner) condemn() {
 			p.report.Bytes += size
 		}
 	}
-}
-
-// strayForwardings says whether there are forwardings of packs that nothing
-// names.
-func (p *pruner) strayForwardings() bool {
-	for old := range p.moved {
-		if !p.marked[old] {
-			return true
-		}
-	}
-	return false
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -58,6 +59,23 @@ func (c *cluster) garbage(ctx context.Context, r *Repository) ([]string, error) 
 			reached[p] = struct{}{}
 		}
 	}
+	// Of a pack that moved, what has its chunks now is needed, and no other
+	// forwarding.
+	moved := make(map[string]bool)
+	for id := range maps.Clone(reached) {
+		fs, err := r.forwardings(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if len(fs) != 1 {
+			continue // none, or too many: those that are not in moved are garbage
+		}
+		delete(reached, id)
+		for _, t := range fs[0].targets() {
+			reached[t] = struct{}{}
+		}
+		moved[forwardFolder(id)] = true
+	}
 	var left []string
 	there := newCondemned()
 	for _, m := range c.mem {
@@ -84,7 +102,8 @@ func (c *cluster) garbage(ctx context.Context, r *Repository) ([]string, error) 
 				}
 				list = !c.meets(there)
 			}
-			if pack && !needed || open && leaf == openLeaf || list || strings.HasPrefix(i.Name, probePrefix) {
+			stray := strings.HasPrefix(i.Name, forwardPrefix) && !moved[i.Name[:len(i.Name)-32]]
+			if stray || pack && !needed || open && leaf == openLeaf || list || strings.HasPrefix(i.Name, probePrefix) {
 				left = append(left, m.URL()+": "+i.Name)
 			}
 			return nil
@@ -247,6 +266,15 @@ func newWorld(tb testing.TB) *world {
 	c, r := fresh(tb)
 	rng := seeded(3)
 	w := &world{cluster: c, first: randomContent(rng, 200, 20), gone: randomContent(rng, 60, 10)}
+	w.mostlyDead(tb, r, "twice")
+	mustPrune(tb, r)
+	if rep := mustPrune(tb, r); rep.Compacted == 0 || len(rep.Problems) > 0 {
+		tb.Fatalf("nothing was compacted: %+v", rep)
+	}
+	if err := r.Delete(tb.Context(), "twice2"); err != nil {
+		tb.Fatal(err)
+	}
+	w.mostlyDead(tb, r, "once")
 	w.first.mustBackup(tb, r, "first", "", nil)
 	w.second = w.first.clone()
 	w.second.mustBackup(tb, r, "second", "first", w.second.change(rng, 10))
@@ -274,6 +302,28 @@ func newWorld(tb testing.TB) *world {
 	}
 	s.release() // and is heard of no more
 	return w
+}
+
+// mostlyDead makes three backups of a volume, NAME1 to NAME3, most of which
+// changed from one to the next, and deletes the first: its packs are worth
+// compacting behind the next prune but one, and so is what the second needs of
+// them once that is deleted.
+func (w *world) mostlyDead(tb testing.TB, r *Repository, name string) {
+	tb.Helper()
+	v := randomContent(seeded(7), 24, 100)
+	parent := ""
+	for n := range 3 {
+		id := fmt.Sprint(name, n+1)
+		var changed []int64
+		if n > 0 {
+			changed = v.change(seeded(uint64(8+n)), 24)
+		}
+		v.mustBackup(tb, r, id, parent, changed)
+		parent = id
+	}
+	if err := r.Delete(tb.Context(), name+"1"); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // intact checks what must hold whatever happened: I1, I2.

@@ -32,6 +32,9 @@ func (p *pruner) mark(ctx context.Context) error {
 	p.abort = make(map[ident]bool)
 	p.roots, p.live = make(map[ident]string), make(map[ident]bool)
 	p.marked, p.nodes = make(map[chunk.PackID]bool), make(map[chunk.ID]struct{})
+	if err := p.seeMoves(ctx); err != nil {
+		return err
+	}
 	names, err := p.listRoots(ctx)
 	if err != nil {
 		return err
@@ -56,14 +59,11 @@ func (p *pruner) mark(ctx context.Context) error {
 	for _, b := range votes {
 		p.unsettled = p.unsettled || len(b.open) > 0
 	}
-	if err := p.listForwardings(ctx); err != nil {
-		return err
-	}
 	if err := p.markTargets(ctx); err != nil {
 		return err
 	}
 	p.condemn()
-	return nil
+	return p.plan(ctx)
 }
 
 // markRoot marks what a root record reaches, or says that it is condemned. One
@@ -86,6 +86,7 @@ func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*membe
 			return true, nil
 		}
 		p.unsettled = p.unsettled || d == Undecided
+		p.chunks.retain(rt.rec.Retained)
 		err = p.reach(ctx, rt)
 	} else if d, derr := p.decision(ctx, s, votes, nil, nil); derr == nil && d == Aborted {
 		p.abort[s] = true
@@ -114,43 +115,13 @@ func (p *pruner) reach(ctx context.Context, rt *root) error {
 			_, seen := p.nodes[id]
 			p.nodes[id] = struct{}{}
 			return seen
-		}, func(id chunk.PackID) { p.marked[id] = true })
+		}, func(_ chunk.Kind, ref chunk.Ref) {
+			p.marked[ref.Pack] = true
+			p.chunks.add(rt.rec.Project, ref)
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("backup %s: %w", rt.rec.BackupID, err)
-	}
-	return nil
-}
-
-// listForwardings finds where compacted packs went.
-func (p *pruner) listForwardings(ctx context.Context) error {
-	p.moved = make(map[chunk.PackID][]string)
-	seen := make(map[string]bool)
-	return p.list(ctx, forwardPrefix, func(_ *member, i objstore.Info) {
-		old, _, ok := parseForwardName(i.Name)
-		if !ok || seen[i.Name] {
-			return
-		}
-		seen[i.Name] = true
-		p.moved[old] = append(p.moved[old], i.Name)
-	})
-}
-
-// markTargets marks the packs to which packs that are marked were compacted.
-func (p *pruner) markTargets(ctx context.Context) error {
-	for old, names := range p.moved {
-		if !p.marked[old] {
-			continue
-		}
-		for _, name := range names {
-			f, err := p.r.readForwarding(ctx, p.ms, name)
-			if err != nil {
-				return err
-			}
-			for _, t := range f.targets() {
-				p.marked[t] = true
-			}
-		}
 	}
 	return nil
 }
@@ -182,12 +153,13 @@ func (p *pruner) lookAgain(ctx context.Context) error {
 		if d == Aborted {
 			continue
 		}
+		p.chunks.retain(rt.rec.Retained)
 		if err := p.reach(ctx, rt); err != nil {
 			return err
 		}
 		p.live[s] = true
 	}
-	if err := p.markTargets(ctx); err != nil {
+	if err := p.rescueTargets(ctx); err != nil {
 		return err
 	}
 	for id, size := range p.sweep {

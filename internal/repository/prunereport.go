@@ -12,6 +12,9 @@ type PruneOptions struct {
 	// MaxShare is the part of the repository's bytes that may go without
 	// being asked for: more is refused with ErrLargePrune. 0 = 0.2; 1 = all.
 	MaxShare float64
+	// Compact is which part of a pack has to be dead for what is alive of it to
+	// move into a new one. 0 = 0.5; 1 = none is compacted.
+	Compact float64
 	// Progress, if not nil, is told each step, and while it waits or deletes.
 	Progress func(PruneProgress)
 }
@@ -35,4 +38,9 @@ type PruneReport struct {
 	Waiting int   // packs of sessions that were not decided in time for this prune
 	Locked  int   // objects that a store retains still: a later prune removes them
 	Lists   int   // lists of other prunes that were tidied away
+
+	Compacted int      // packs that went because their live chunks moved
+	Moved     int64    // sealed bytes that moved, once and without parity
+	Freed     int64    // bytes of the shards of compacted packs, less those of the new ones; before it is done, an estimate
+	Problems  []string // why packs were not compacted, in sentences
 }

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cairnbackup/cairn/internal/chunk"
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
@@ -40,6 +39,7 @@ func (p *pruner) publish(ctx context.Context) error {
 	for s := range p.roots {
 		c.backups[s] = struct{}{}
 	}
+	p.listCompacted(&c)
 	return p.put(ctx, kindCondemned, condemnedName(p.id), c.encode())
 }
 
@@ -119,13 +119,11 @@ func (p *pruner) purge(ctx context.Context) error {
 	return p.remove(ctx, "remove backups", names)
 }
 
-// removePacks is P9. The forwardings of packs that nobody names go with them.
+// removePacks is P9. Forwardings that lead nowhere any more go behind the packs.
 func (p *pruner) removePacks(ctx context.Context) error {
-	ids := make([]chunk.PackID, 0, len(p.sweep))
-	for id := range p.sweep {
-		ids = append(ids, id)
-	}
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(p.sweep)), maps.Keys(p.gone))
 	slices.SortFunc(ids, comparePacks)
+	ids = slices.Compact(ids)
 	names := make([]string, len(ids))
 	for i, id := range ids {
 		names[i] = packName(id)
@@ -133,14 +131,19 @@ func (p *pruner) removePacks(ctx context.Context) error {
 	if err := p.remove(ctx, "remove packs", names); err != nil {
 		return err
 	}
-	var strays []string
-	for old, forwardings := range p.moved {
-		if !p.marked[old] {
-			strays = append(strays, forwardings...)
+	strays := slices.Clone(p.moves.strays)
+	for old, all := range p.moves.all {
+		if p.marked[old] {
+			continue
+		}
+		for _, f := range all {
+			if p.owners[f.session] != Undecided {
+				strays = append(strays, f.name)
+			}
 		}
 	}
 	slices.Sort(strays)
-	return p.remove(ctx, "remove packs", strays)
+	return p.remove(ctx, "remove packs", slices.Compact(strays))
 }
 
 // finish is P10: the tombstones that this prune saw have aged.

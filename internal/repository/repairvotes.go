@@ -113,6 +113,12 @@ func (p *repairer) decision(ctx context.Context, s ident, leaf string, m *member
 	unsure := fmt.Errorf("%s: what was decided of session %s cannot be told without the damaged %s: bring back all stores: %w", m.url(), s, leaf, ErrDamaged)
 	root, ok := roots.of[s]
 	if !ok {
+		if digest, err := p.r.committedRoot(ctx, s, nil); err == nil && digest != "" { // a compaction
+			if leaf == certificateLeaf {
+				return json.Marshal(certificateRecord{Session: s, Root: digest}) //nolint:wrapcheck // cannot fail
+			}
+			return json.Marshal(voteRecord{Session: s, Store: m.id, Vote: voteCommit, Root: digest}) //nolint:wrapcheck // as above
+		}
 		if leaf == certificateLeaf || !roots.all {
 			return nil, unsure
 		}

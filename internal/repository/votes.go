@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -265,4 +266,32 @@ func (r *Repository) findSession(ctx context.Context, s ident) ([]ident, *digest
 		}
 	}
 	return nil, nil, nil
+}
+
+// committedRoot returns what a committed session is committed for: want if it is
+// known, else what a vote or a certificate says. A compaction has no root record.
+func (r *Repository) committedRoot(ctx context.Context, s ident, want *digest) (string, error) {
+	if want != nil {
+		return want.String(), nil
+	}
+	var errs []error
+	for _, m := range r.current() {
+		b, err := one(ctx, r, m, func(ctx context.Context, m *member) (ballot, error) { return r.readBallot(ctx, m, s) })
+		switch root := cmp.Or(b.root, b.certificate); {
+		case err != nil && !errors.Is(err, errEnvelope):
+			errs = append(errs, err)
+		case root != "":
+			return root, nil
+		}
+	}
+	return "", errors.Join(errs...)
+}
+
+// sealCertificate returns the object that says that a counted commit vote was seen.
+func (k *keyring) sealCertificate(s ident, root string) ([]byte, error) {
+	payload, err := json.Marshal(certificateRecord{Session: s, Root: root})
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	return k.sealEnvelope(kindCertificate, certificateName(s), payload)
 }

@@ -1,0 +1,411 @@
+package repository
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+)
+
+// Compacting. What is alive of a pack of which much is dead moves into a new pack:
+//
+//	P5    the pack is on the list, and with it those that manifests name for its chunks
+//	P7    what is alive is certain: a session without a backup opens on all members,
+//	      new packs on all their stores, forwardings on all members,
+//	      commit votes on all members, the session's certificate on all members
+//	P9    the old packs go, then the forwardings that are superseded
+//
+// While the session is not decided, no other prune takes its packs for garbage.
+// One that aborts it does so before anything went: the forwardings lead nowhere
+// then, and the next prune removes them and the packs. The certificate is there
+// before anything goes, so that no loss of stores undoes what the votes decided.
+
+// mover compacts packs of one project.
+type mover struct {
+	p       *pruner
+	c       *compaction
+	s       *Session
+	d       *chunk.Domain
+	sources map[chunk.PackID]*forwarding    // what is alive of each, and where it is: at first, where it was
+	before  map[chunk.PackID][]chunk.PackID // packs that the chunks of a source were in
+	moved   map[chunk.PackID]bool           // packs of which all moved
+	objects []movedObject
+}
+
+// movedObject is a forwarding as it is stored.
+type movedObject struct {
+	name   string
+	object []byte
+}
+
+// compact is the end of P7.
+func (p *pruner) compact(ctx context.Context) error {
+	p.report.Compacted, p.report.Moved, p.report.Freed = 0, 0, 0 // from here on what was done
+	for _, c := range p.plans {
+		if err := p.compactProject(ctx, c); err != nil {
+			return fmt.Errorf("compact packs: %w", err)
+		}
+	}
+	for id := range p.moves.remains {
+		f, err := p.r.readForwarding(ctx, p.ms, p.moves.newest[id].name)
+		if err != nil {
+			return err
+		}
+		if p.chunks.packs[id].within(f) { // also what P7 found
+			p.gone[id] = p.packs[id]
+		}
+	}
+	return p.certifyMoves(ctx)
+}
+
+func (p *pruner) compactProject(ctx context.Context, c *compaction) error {
+	m := &mover{
+		p: p, c: c, sources: make(map[chunk.PackID]*forwarding),
+		before: make(map[chunk.PackID][]chunk.PackID), moved: make(map[chunk.PackID]bool),
+	}
+	var err error
+	if m.d, err = p.r.domain(c.project); err != nil {
+		return err
+	}
+	if err = m.findChunks(ctx); err != nil {
+		return err
+	}
+	if err = m.begin(ctx); err != nil {
+		return err
+	}
+	defer m.s.release()
+	err = m.open(ctx)
+	if err == nil {
+		err = m.move(ctx)
+	}
+	if err == nil && len(m.moved) > 0 {
+		err = m.store(ctx)
+	}
+	if err != nil || len(m.moved) == 0 {
+		m.s.abandon(ctx) // no vote was cast, so that an abort is certain to win
+		return err
+	}
+	won, err := m.vote(ctx)
+	if err != nil || !won {
+		return err
+	}
+	m.finish()
+	return nil
+}
+
+// findChunks says where all is that is alive of the sources.
+func (m *mover) findChunks(ctx context.Context) error {
+	for _, old := range slices.SortedFunc(maps.Keys(m.c.sources), comparePacks) {
+		f, err := m.where(ctx, old)
+		if cerr := ctx.Err(); cerr != nil {
+			return fmt.Errorf("canceled: %w", context.Cause(ctx))
+		}
+		if err != nil {
+			m.problem(old, err)
+			continue
+		}
+		m.before[old] = f.targets()
+		live := m.p.chunks.packs[old]
+		f.chunks = slices.DeleteFunc(f.chunks, func(c movedChunk) bool { return !live.has(c.id) })
+		slices.SortStableFunc(f.chunks, compareMoved)
+		f.chunks = slices.CompactFunc(f.chunks, func(a, b movedChunk) bool { return compareMoved(a, b) == 0 })
+		if !live.within(f) {
+			m.problem(old, fmt.Errorf("not all chunks that backups need are in it: %w", ErrDamaged))
+			continue
+		}
+		m.sources[old] = f
+	}
+	return nil
+}
+
+// where returns the chunks of a pack that manifests name, and where they are.
+func (m *mover) where(ctx context.Context, old chunk.PackID) (*forwarding, error) {
+	if newest, ok := m.p.moves.newest[old]; ok {
+		return m.p.r.readForwarding(ctx, m.p.ms, newest.name)
+	}
+	toc, err := m.p.contents(ctx, m.c.project, old)
+	f := &forwarding{old: old}
+	for _, e := range toc {
+		f.chunks = append(f.chunks, movedChunk{e.Kind, e.ID, chunk.Location{Pack: old, Offset: e.Offset, Length: e.Length}})
+	}
+	return f, err
+}
+
+func (m *mover) problem(id chunk.PackID, err error) {
+	addProblem(&m.p.report.Problems, fmt.Sprintf("pack %s is not compacted: %v", id, err))
+}
+
+// begin makes the session. Its ID is greater than that of all compactions that
+// the prune has seen.
+func (m *mover) begin(ctx context.Context) error {
+	p := m.p
+	id, err := newIdent()
+	if err != nil {
+		return err
+	}
+	first := uint64(max(p.r.o.Now().UnixNano(), 0))
+	if seen := binary.BigEndian.Uint64(p.moves.latest[:]); seen >= first {
+		if seen == math.MaxUint64 {
+			return fmt.Errorf("a compaction has the ID %s, and none is greater: %w", p.moves.latest, ErrDamaged)
+		}
+		first = seen + 1
+	}
+	binary.BigEndian.PutUint64(id[:], first)
+	p.moves.latest = id
+	m.s = &Session{
+		r: p.r, o: SessionOptions{Project: m.c.project}, id: id, began: p.r.o.Now().UTC(), keys: p.keys,
+		voters: p.keys.Stores, opened: p.ms, domain: m.d, local: newRecent(1),
+	}
+	if p.chunks.until.After(p.r.o.Now()) {
+		m.s.o.Retain = 1 // the session then notes its packs
+	}
+	epoch := m.s.choosePlacement()
+	m.s.epoch = epoch.Epoch
+	slots := make([]*member, len(epoch.Slots))
+	for i, store := range epoch.Slots {
+		slots[i] = p.ms[slices.IndexFunc(p.ms, func(m *member) bool { return m.id == store })]
+	}
+	m.s.ship = newShipper(ctx, p.r, slots, len(slots)) // ended by release
+	return nil
+}
+
+// open is W1, on all members.
+func (m *mover) open(ctx context.Context) error {
+	payload, err := json.Marshal(openRecord{Session: m.s.id, Agent: m.p.r.o.Agent, Began: m.s.began, Voters: m.s.voters})
+	if err != nil {
+		return fmt.Errorf("open a session: %w", err)
+	}
+	return m.p.put(ctx, kindOpen, openName(m.s.id), payload)
+}
+
+// move copies what is alive of each pack that goes.
+func (m *mover) move(ctx context.Context) error {
+	here := make(map[chunk.PackID][]*movedChunk)
+	for _, f := range m.sources {
+		for i := range f.chunks {
+			if to := f.chunks[i].to.Pack; m.c.packs[to] {
+				here[to] = append(here[to], &f.chunks[i])
+			}
+		}
+	}
+	w, err := m.s.Worker()
+	if err != nil {
+		return err
+	}
+	ids := slices.SortedFunc(maps.Keys(m.c.packs), comparePacks)
+	for n, id := range ids {
+		m.p.tell("compact", int64(n), int64(len(ids)))
+		if err = m.movePack(ctx, w, id, here[id]); err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, w.Close(ctx)); err != nil {
+		return err
+	}
+	return m.s.ship.flush(ctx)
+}
+
+// movePack copies the chunks of one pack. One that cannot be read stays.
+func (m *mover) movePack(ctx context.Context, w *Worker, id chunk.PackID, chunks []*movedChunk) error {
+	for _, user := range append(slices.Clone(m.p.moves.users[id]), id) {
+		if m.c.sources[user] && m.sources[user] == nil {
+			return nil // a problem that is told
+		}
+	}
+	plain, err := m.read(ctx, id, chunks)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("canceled: %w", context.Cause(ctx))
+	case err != nil:
+		m.problem(id, err)
+		return nil
+	}
+	for i, c := range chunks {
+		ref, err := w.add(ctx, c.kind, c.id, plain[i])
+		if err != nil {
+			return err
+		}
+		c.to = ref.Location
+		m.p.report.Moved += int64(ref.Length)
+	}
+	m.moved[id] = true
+	return nil
+}
+
+// read returns the plaintexts of chunks of one pack.
+func (m *mover) read(ctx context.Context, id chunk.PackID, chunks []*movedChunk) ([][]byte, error) {
+	first, end := int64(math.MaxInt64), int64(0)
+	for _, c := range chunks {
+		if err := checkLocation(c.to); err != nil {
+			return nil, err
+		}
+		first, end = min(first, int64(c.to.Offset)), max(end, int64(c.to.Offset)+int64(c.to.Length))
+	}
+	if len(chunks) == 0 {
+		return nil, nil
+	}
+	container := make([]byte, end-first)
+	if err := m.p.r.readContainer(ctx, id, container, first); err != nil {
+		return nil, err
+	}
+	plain := make([][]byte, len(chunks))
+	for i, c := range chunks {
+		sealed := container[int64(c.to.Offset)-first:][:c.to.Length]
+		var err error
+		if plain[i], err = openChunk(m.d, c.kind, chunk.Ref{ID: c.id, Location: c.to}, sealed, nil); err != nil {
+			return nil, err
+		}
+	}
+	return plain, nil
+}
+
+// store makes sure that the new packs are on all their stores, and then puts the
+// forwardings on all members.
+func (m *mover) store(ctx context.Context) error {
+	m.s.ship.end()
+	owed, err := m.s.ship.owed(func(*member) bool { return true })
+	if err == nil {
+		err = m.s.lost
+	}
+	if err != nil {
+		return err
+	}
+	if len(owed) > 0 {
+		return fmt.Errorf("every store is needed, and %d shards of the new packs did not reach theirs: %w", len(owed), ErrTooFewStores)
+	}
+	for _, old := range slices.SortedFunc(maps.Keys(m.sources), comparePacks) {
+		if !m.changed(old) {
+			continue
+		}
+		name := forwardName(old, m.s.id)
+		object, err := m.p.r.keys.sealForwarding(m.p.r.id, name, m.sources[old])
+		if err != nil {
+			return err
+		}
+		m.objects = append(m.objects, movedObject{name, object})
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(readsAtOnce)
+	for _, o := range m.objects {
+		group.Go(func() error {
+			_, err := everywhere(gctx, m.p, "take "+o.name, m.p.r.puts(o.name, o.object))
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err //nolint:wrapcheck // each names its object
+	}
+	return m.retain(ctx)
+}
+
+// changed says whether any pack goes that the chunks of a source were in, alive
+// or not.
+func (m *mover) changed(old chunk.PackID) bool {
+	return slices.ContainsFunc(m.before[old], func(id chunk.PackID) bool { return m.moved[id] })
+}
+
+// retain retains what is new as long as anything that backups reach.
+func (m *mover) retain(ctx context.Context) error {
+	if m.s.o.Retain == 0 {
+		return nil
+	}
+	if _, err := m.p.r.retainShards(ctx, m.s.used, m.p.chunks.until); err != nil {
+		return err
+	}
+	var names []string
+	for _, o := range m.objects {
+		names = append(names, o.name)
+	}
+	return m.p.r.retainControls(ctx, names, m.p.chunks.until)
+}
+
+// vote commits the compaction, and reports whether all members hold the vote: if
+// another prune was faster with one of them, nothing goes this time.
+func (m *mover) vote(ctx context.Context) (bool, error) {
+	p, root := m.p, m.digest()
+	if err := m.s.finish(); err != nil {
+		return false, err
+	}
+	rec := voteRecord{Session: m.s.id, Vote: voteCommit, Root: root}
+	ballots, err := everywhere(ctx, p, "vote for what was compacted", func(ctx context.Context, mb *member) (ballot, error) {
+		if err := p.r.identify(ctx, mb); err != nil {
+			return ballot{}, err
+		}
+		return p.r.putVote(ctx, mb, rec)
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, b := range ballots {
+		if b.vote != voteCommit || b.root != root {
+			addProblem(&p.report.Problems, fmt.Sprintf("what moved of %d packs is for the next prune to decide: another one, which runs now, took this for dead", len(m.moved)))
+			return false, nil
+		}
+	}
+	return true, p.certify(ctx, m.s.id, root)
+}
+
+// digest is what the votes are for: all forwardings.
+func (m *mover) digest() string {
+	h := blake3.New()
+	for _, o := range m.objects {
+		sum := blake3.Sum256(o.object)
+		_, _ = h.Write(append([]byte(o.name), sum[:]...)) // a hash takes everything
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// finish lets the old packs go, and the forwardings that are superseded.
+func (m *mover) finish() {
+	p := m.p
+	p.report.Freed -= m.s.Stored().BytesShards
+	for id := range m.moved {
+		p.gone[id] = p.packs[id]
+		p.report.Compacted++
+		p.report.Freed += p.packs[id]
+	}
+	for old := range m.sources {
+		if newest, ok := p.moves.newest[old]; ok && m.changed(old) {
+			p.moves.strays = append(p.moves.strays, newest.name)
+		}
+	}
+}
+
+// certify puts the certificate of a committed compaction on all members.
+func (p *pruner) certify(ctx context.Context, s ident, root string) error {
+	object, err := p.r.keys.sealCertificate(s, root)
+	if err != nil {
+		return err
+	}
+	_, err = everywhere(ctx, p, "take a certificate", p.r.puts(certificateName(s), object))
+	return err
+}
+
+// certifyMoves does that for compactions of other prunes, because of which
+// something goes now.
+func (p *pruner) certifyMoves(ctx context.Context) error {
+	for _, s := range slices.SortedFunc(maps.Keys(p.moves.certain), func(a, b ident) int { return bytes.Compare(a[:], b[:]) }) {
+		root, err := p.r.committedRoot(ctx, s, nil)
+		if err == nil && root == "" {
+			err = fmt.Errorf("compaction %s was committed, and its votes are gone: %w", s, ErrDamaged)
+		}
+		if err == nil {
+			err = p.certify(ctx, s, root)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+package repository
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/pack"
+)
+
+const (
+	// minDead is how many bytes of a pack have to be dead: what is less is not
+	// worth the requests.
+	minDead = 64 << 10
+	// maxMoved is how many chunks one prune moves: what it remembers of each is
+	// some 100 bytes. The next one goes on.
+	maxMoved = 1 << 20
+	// sourceCost is what a pack counts whose chunks move, beside them: it is on the
+	// list of P5, which has to fit into an object.
+	sourceCost = 16
+	// typicalChunk is the sealed size of a chunk by which their number is guessed.
+	typicalChunk = 16 << 10
+)
+
+// compaction is what a prune compacts of one project.
+type compaction struct {
+	project string
+	packs   map[chunk.PackID]bool // what goes
+	sources map[chunk.PackID]bool // packs that manifests name, whose chunks those have
+}
+
+// trackChunks says which chunks are told apart while backups are gone through.
+func (p *pruner) trackChunks() {
+	p.chunks = liveChunks{packs: make(map[chunk.PackID]*liveSet), always: make(map[chunk.PackID]bool), off: p.o.Compact >= 1}
+	for old := range p.moves.all {
+		p.chunks.always[old] = true
+	}
+	var bytes int64
+	for _, size := range p.packs {
+		bytes += p.container(size)
+	}
+	p.chunks.expect(bytes/typicalChunk, uint64(p.id[0])<<56|uint64(p.id[1])<<48)
+}
+
+// container is about how many bytes a pack has that takes size on all stores.
+func (p *pruner) container(size int64) int64 {
+	return size * int64(p.keys.Data) / int64(p.keys.Data+p.keys.Parity)
+}
+
+// plan is the end of P4: which packs are compacted.
+func (p *pruner) plan(ctx context.Context) error {
+	p.chunks.frozen = true
+	p.gone = make(map[chunk.PackID]int64)
+	if p.o.Compact < 1 {
+		if err := p.choosePacks(ctx); err != nil {
+			return err
+		}
+	}
+	needed := make(map[chunk.PackID]bool)
+	for _, c := range p.plans {
+		maps.Copy(needed, c.sources)
+	}
+	maps.Copy(needed, p.moves.remains)
+	maps.DeleteFunc(p.chunks.packs, func(id chunk.PackID, _ *liveSet) bool { return !needed[id] })
+	return nil
+}
+
+func (p *pruner) choosePacks(ctx context.Context) error {
+	plans := make(map[string]*compaction)
+	left := maxMoved
+	ids := slices.SortedFunc(maps.Keys(p.packs), comparePacks)
+	for n, id := range ids {
+		p.tell("packs", int64(n), int64(len(ids)))
+		sources := slices.Clone(p.moves.users[id])
+		if p.chunks.packs[id] != nil && !p.moves.remains[id] {
+			sources = append(sources, id)
+		}
+		if _, moved := p.moves.newest[id]; moved || len(sources) == 0 || p.owners[packSession(id)] == Undecided {
+			continue
+		}
+		live := p.moves.alive[id] + p.chunks.packs[id].bytes()
+		total := p.container(p.packs[id])
+		if !p.worth(live, total) {
+			continue
+		}
+		project, known := p.projectOf(sources)
+		if !known {
+			continue
+		}
+		size, err := p.chunkBytes(ctx, project, id)
+		if cerr := ctx.Err(); cerr != nil {
+			return fmt.Errorf("canceled: %w", context.Cause(ctx))
+		}
+		if err != nil {
+			addProblem(&p.report.Problems, fmt.Sprintf("pack %s is not compacted: %v", id, err))
+			continue
+		}
+		if !p.worth(live, size) {
+			continue
+		}
+		for _, s := range sources {
+			left -= len(p.chunks.packs[s].keys) + sourceCost
+		}
+		if left < 0 {
+			break
+		}
+		c := plans[project]
+		if c == nil {
+			c = &compaction{project: project, packs: make(map[chunk.PackID]bool), sources: make(map[chunk.PackID]bool)}
+			plans[project] = c
+			p.plans = append(p.plans, c)
+		}
+		c.packs[id] = true
+		for _, s := range sources {
+			c.sources[s] = true
+		}
+		p.report.Compacted++
+		p.report.Moved += live
+		p.report.Freed += p.packs[id] - live*p.packs[id]/max(total, 1)
+	}
+	return nil
+}
+
+// worth says whether enough of total bytes is dead.
+func (p *pruner) worth(live, total int64) bool {
+	dead := total - live
+	return dead >= minDead && float64(dead) >= p.o.Compact*float64(total)
+}
+
+// projectOf returns the project of packs whose chunks are all told apart.
+func (p *pruner) projectOf(sources []chunk.PackID) (project string, ok bool) {
+	for i, s := range sources {
+		live := p.chunks.packs[s]
+		if live == nil || i > 0 && live.project != project {
+			return "", false
+		}
+		project = live.project
+	}
+	return project, true
+}
+
+// chunkBytes is the sum of the lengths of a pack's chunks.
+func (p *pruner) chunkBytes(ctx context.Context, project string, id chunk.PackID) (int64, error) {
+	toc, err := p.contents(ctx, project, id)
+	var n int64
+	for _, e := range toc {
+		n += int64(e.Length)
+	}
+	return n, err
+}
+
+// contents reads a pack's table of contents.
+func (p *pruner) contents(ctx context.Context, project string, id chunk.PackID) ([]pack.Entry, error) {
+	d, err := p.r.domain(project)
+	if err != nil {
+		return nil, err
+	}
+	length, err := p.r.containerLength(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	toc, err := pack.ParseTOC(d, id, length, func(b []byte, off int64) error { return p.r.readContainer(ctx, id, b, off) })
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return toc, nil
+}
+
+// listCompacted adds to the list of P5 what is compacted: the packs that go, those
+// that manifests name for their chunks, and those that moved and are still there.
+// A pack that nobody needs and that moved is on the list too: what has its chunks
+// goes, and no writer would know that by the pack's own name.
+func (p *pruner) listCompacted(c *condemned) {
+	compacts := func(ids map[chunk.PackID]bool) {
+		for id := range ids {
+			c.packs[id], c.compact[id] = struct{}{}, struct{}{}
+		}
+	}
+	for _, plan := range p.plans {
+		compacts(plan.packs)
+		compacts(plan.sources)
+	}
+	compacts(p.moves.remains)
+	for old := range p.moves.all {
+		if !p.marked[old] {
+			c.packs[old] = struct{}{}
+		}
+	}
+}
