@@ -367,7 +367,7 @@ func (c *crew) restore(ctx context.Context) error {
 }
 
 func (c *crew) prune(silence string) *exec.Cmd {
-	args := []string{"repo", "prune", "--large", "--silence", silence, "--password-file", c.path("password")}
+	args := []string{"repo", "prune", "--large", "--compact", "10", "--silence", silence, "--password-file", c.path("password")}
 	for _, s := range c.stores {
 		args = append(args, "--store", s)
 	}
