@@ -34,6 +34,7 @@ func repoCommands() *cli.Command {
 			&cli.BoolFlag{Name: "apply", Usage: "do it"},
 			&cli.BoolFlag{Name: "read-data", Usage: "read every byte, to find damage that nothing else shows"},
 		), withRepository(repoRepair)),
+		repoCopyCommand(),
 		leaf("status", "", "the stores of the repository, and what they are owed", repositoryFlags(), withRepository(repoStatus)),
 		leaf("replace-store", "LOST NEW", "put the store NEW in the place of the member LOST, by its URL or ID; NEW is empty, and may be where LOST was", repositoryFlags(), withRepository(replaceStore)),
 		leaf("add-store", "NEW", "make the empty store NEW a member beside the others; new packs are spread over all", repositoryFlags(), withRepository(addStore)),

@@ -51,7 +51,7 @@ func newPlanner(ctx context.Context, p Plan, parent *manifest.Tree) (*planner, e
 	if pl.known {
 		pl.dirty = normal(append(touched(p.Geometry, p.Dirty, blockmap.Dirty), resized(p.Geometry, parent.Geometry())))
 	}
-	if !pl.full {
+	if !pl.full && !p.Certain {
 		if err := pl.chooseAudit(ctx, p.AuditSeed); err != nil {
 			return nil, err
 		}

@@ -78,6 +78,10 @@ type Plan struct {
 	// (blockmap.Zero): it is not read. What it does not cover is data.
 	Allocated []blockmap.Extent
 
+	// Certain says that Dirty is no change map but what two manifests of the
+	// source say: no clean block is audited.
+	Certain bool
+
 	// Compare reads everything, whatever Dirty says. Blocks that differ from
 	// the parent's but are clean in Dirty are reported like those that an
 	// audit finds.

@@ -50,9 +50,11 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/serve", "blockmap internal/unixhttp internal/vfs internal/volume nbd"},
 	{"internal/repository", "blockmap internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
 
+	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/repository"},
+
 	// The control plane.
 	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve internal/unixhttp nbd"},
-	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
+	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
 	{"internal/lint", ""},

@@ -96,18 +96,22 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		return nil, err
 	}
 	keep := rt.keep
-	if s.o.Retain > 0 {
-		keep = newRetention(s.r.o.Now(), s.o.Retain)
+	if own := s.retention(); own != (retention{}) {
+		keep = own
 		if err = s.retainPacks(ctx, rt, keep.to); err != nil {
 			return nil, err
 		}
+	}
+	parent := s.parentID
+	if rt.Parent != nil {
+		parent = *rt.Parent
 	}
 	stats := rt.Stats
 	stats.Shards += s.Stored().BytesShards
 	rec := &rootRecord{
 		BackupID: rt.BackupID, Name: rt.Name, Description: rt.Description,
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
-		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: s.parentID,
+		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: parent,
 		Session: s.id, Voters: s.voters, URLs: s.urls(), Stats: stats, Pin: rt.pin,
 		RetainUntil: keep.until, Retained: keep.to,
 	}

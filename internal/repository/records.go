@@ -77,7 +77,7 @@ type Backup struct {
 }
 
 // Root is what a session commits. The session adds what it knows itself:
-// project, volume and parent, and Stats.Shards.
+// project and volume, the parent unless Parent says another, and Stats.Shards.
 type Root struct {
 	BackupID    string // required, unique: a UUID
 	Name        string
@@ -86,6 +86,10 @@ type Root struct {
 	Geometry    blockmap.Geometry
 	Top         []byte // top node of the manifest
 	Stats       Stats
+	// Parent is the backup ID that is named as the parent, empty for a full
+	// backup; nil = the backup that the session started from. A copy names what
+	// its original does, whatever it started from.
+	Parent *string
 
 	pin  *pinRecord // nil: a backup
 	keep retention  // of a record that is renewed; the session's own otherwise

@@ -41,13 +41,31 @@ func newRetention(now time.Time, keep time.Duration) retention {
 	if keep <= 0 {
 		return retention{}
 	}
+	return retentionUntil(now.Add(keep).UTC().Truncate(time.Second).Add(time.Second), keep)
+}
+
+// retentionUntil is the retention to a time that is keep from now.
+func retentionUntil(until time.Time, keep time.Duration) retention {
 	period := max(keep/2, time.Second)
-	until := now.Add(keep).UTC().Truncate(time.Second).Add(time.Second)
 	to := until.Truncate(period)
 	if to.Before(until) {
 		to = to.Add(period)
 	}
 	return retention{until, to}
+}
+
+// retention is that of the session's own backup, as of now: zero when there is
+// none, or it has ended.
+func (s *Session) retention() retention {
+	now := s.r.o.Now()
+	switch left := s.o.RetainUntil.Sub(now); {
+	case s.o.Retain > 0:
+		return newRetention(now, s.o.Retain)
+	case left > 0:
+		return retentionUntil(s.o.RetainUntil.UTC(), left)
+	default:
+		return retention{}
+	}
 }
 
 // retentionError refuses to delete a backup.
@@ -60,7 +78,7 @@ func (r *root) retentionError(now time.Time) error {
 
 // use notes that the session's backup reaches a pack.
 func (s *Session) use(p chunk.PackID) {
-	if s.o.Retain <= 0 {
+	if s.o.Retain <= 0 && s.o.RetainUntil.IsZero() {
 		return
 	}
 	s.mu.Lock()

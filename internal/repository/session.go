@@ -20,6 +20,7 @@ type SessionOptions struct {
 	VolumeID, Volume string
 	ParentBackup     string        // ID of the backup to start from; empty = a full backup
 	Retain           time.Duration // for so long the backup cannot be deleted; 0 = it can
+	RetainUntil      time.Time     // or until then, as it is copied from a backup that says so; zero = it can
 }
 
 // Session is one writer's run: it makes at most one backup. Its methods may be
