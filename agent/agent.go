@@ -29,16 +29,32 @@ type Options struct {
 	NBDDir  string // folder of the sockets of exported backups; made when it is not there
 	Control string // the data plane's control socket, for error texts
 
-	Repository *repository.Repository // open; stays the caller's
-	Serve      *serve.Client
-	Logger     *slog.Logger // nil = none
-	Limits     Limits
-	Scrub      Scrub
-	Version    string
+	// Repository is the default one: open; it stays the caller's. When it is nil,
+	// Open is called until it succeeds.
+	Repository *repository.Repository
+	Open       Opener
+	Others     []Repo // besides the default
+
+	Serve   *serve.Client
+	Logger  *slog.Logger // nil = none
+	Limits  Limits
+	Scrub   Scrub
+	Version string
 
 	// KeepPriority leaves the process at the priority it has. Otherwise Run
 	// puts it behind everything else for processor and disk, for good.
 	KeepPriority bool
+}
+
+// Opener opens a repository. What it opens is the agent's to close.
+type Opener func(ctx context.Context) (*repository.Repository, error)
+
+// Repo is one more repository. It has a catalog, checkpoints, exports and a scrub
+// of its own; one whose stores cannot be reached is in nobody's way.
+type Repo struct {
+	Name   string // see [CheckRepository]
+	Open   Opener // called until it succeeds
+	Retain time.Duration
 }
 
 // Limits bounds what the agent takes from the machine. Zero values are the

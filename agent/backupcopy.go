@@ -148,19 +148,22 @@ func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, 
 // missedChanges begins the warning of backups that may lack something.
 const missedChanges = "changes of the volume may be missing"
 
-// flagEarlier warns of the incremental backups of this volume. They may be
+// flagEarlier warns of the incremental backups of this volume, in all repositories:
+// the change map is one. They may be
 // restored or deleted meanwhile: only their warnings are written.
 func (r *backupRun) flagEarlier(ctx context.Context) error {
-	l, err := r.cat.BackupsOf(ctx, r.vol.ID)
-	if err != nil {
-		return err
-	}
-	for _, b := range l {
-		if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || strings.Contains(b.Warning, missedChanges) {
-			continue
-		}
-		if err := r.cat.WarnBackup(ctx, b.ID, fmt.Sprintf("%s: backup %s found unmarked ones", missedChanges, r.rec.ID)); err != nil {
+	for _, o := range r.all() {
+		l, err := o.cat.BackupsOf(ctx, r.vol.ID)
+		if err != nil {
 			return err
+		}
+		for _, b := range l {
+			if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || strings.Contains(b.Warning, missedChanges) {
+				continue
+			}
+			if err := o.cat.WarnBackup(ctx, b.ID, fmt.Sprintf("%s: backup %s found unmarked ones", missedChanges, r.rec.ID)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

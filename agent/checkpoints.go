@@ -14,7 +14,12 @@ const keepCheckpoints = 2
 
 // tidyCheckpoints drops the agent's checkpoints that no backup will start from.
 // Others' are never touched: only what is recorded as the agent's is.
+//
+// Each repository has checkpoints of its own: what changed since a backup of one
+// says nothing about a backup of another. Only a backup that was copied has one
+// name, and one checkpoint, in two; that goes with the last of them.
 func (s *server) tidyCheckpoints(ctx context.Context) error {
+	defer s.tidying()()
 	ours, err := s.cat.Checkpoints(ctx)
 	if err != nil || len(ours) == 0 {
 		return err
@@ -37,7 +42,12 @@ func (s *server) tidyCheckpoints(ctx context.Context) error {
 			err = errors.Join(err, kerr)
 			continue
 		}
-		if there && hasCheckpoint(v, c.Name) {
+		shared, serr := s.sharesCheckpoint(ctx, c)
+		if serr != nil {
+			err = errors.Join(err, serr)
+			continue
+		}
+		if there && !shared && hasCheckpoint(v, c.Name) {
 			if derr := s.serve.DropCheckpoint(ctx, v.ID, c.Name); derr != nil && !errors.Is(derr, serve.ErrNotFound) {
 				err = errors.Join(err, derr)
 				continue
@@ -46,6 +56,26 @@ func (s *server) tidyCheckpoints(ctx context.Context) error {
 		err = errors.Join(err, s.cat.RemoveCheckpoint(ctx, c.VolumeID, c.Name))
 	}
 	return err
+}
+
+// sharesCheckpoint says whether the agent has recorded a checkpoint for another
+// repository as well, whose tidying drops it.
+func (s *server) sharesCheckpoint(ctx context.Context, c catalog.Checkpoint) (bool, error) {
+	for _, o := range s.all() {
+		if o == s {
+			continue
+		}
+		theirs, err := o.cat.Checkpoints(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, t := range theirs {
+			if t.VolumeID == c.VolumeID && t.Name == c.Name {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 func hasCheckpoint(v Volume, name string) bool {
@@ -60,7 +90,7 @@ func hasCheckpoint(v Volume, name string) bool {
 // keepCheckpoint says whether a checkpoint may be started from, or might be.
 func (s *server) keepCheckpoint(ctx context.Context, c catalog.Checkpoint, v Volume, ours []catalog.Checkpoint) (bool, error) {
 	// A job of the volume may be reading what changed since.
-	if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == c.VolumeID }); busy {
+	if _, busy := s.jobs.pool.using(func(j Job) bool { return j.VolumeID == c.VolumeID }); busy {
 		return true, nil
 	}
 	wanted := func(backup string) (bool, error) {
@@ -118,7 +148,7 @@ func (s *server) tidySnapshots(ctx context.Context) error {
 		if !snap.Temporary || !ok {
 			continue
 		}
-		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == id }); busy {
+		if _, busy := s.jobs.pool.using(func(j Job) bool { return j.Backup == id }); busy {
 			continue
 		}
 		if derr := s.serve.DeleteSnapshot(ctx, snap.ID); derr != nil && !errors.Is(derr, serve.ErrNotFound) {

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/cairnbackup/cairn/internal/unixhttp"
 )
@@ -13,15 +15,34 @@ import (
 // Client speaks the agent's HTTP interface on its unix socket. It is safe for
 // concurrent use. Its errors are *[Error] (the agent refused: the text is a
 // sentence for the operator), wrap [ErrUnreachable], or are the context's.
-type Client struct{ http *unixhttp.Client }
+type Client struct {
+	http *unixhttp.Client
+	repo string // name; empty = the default
+}
 
 // NewClient returns a client of the agent's socket at path. It connects when
 // it is first used, and again whenever the agent was restarted.
 func NewClient(socket string) *Client {
-	return &Client{unixhttp.New(unixhttp.Server{
+	return &Client{http: unixhttp.New(unixhttp.Server{
 		Socket: socket, Name: "agent", Idle: idleTimeout, Refusal: decodeRefusal,
 		Unreachable: ErrUnreachable, Hint: "is cairn agent running, and may this user connect to it?",
 	})}
+}
+
+// Repository returns a client for another of the agent's repositories, by its name.
+// Volumes and snapshots are the same for all. It shares the connections of c.
+func (c *Client) Repository(name string) *Client { return &Client{http: c.http, repo: name} }
+
+// path adds which repository is meant.
+func (c *Client) path(p string) string {
+	switch {
+	case c.repo == "":
+		return p
+	case strings.Contains(p, "?"):
+		return p + "&" + repoParameter + "=" + url.QueryEscape(c.repo)
+	default:
+		return p + "?" + repoParameter + "=" + url.QueryEscape(c.repo)
+	}
 }
 
 // Close closes idle connections. The client may still be used.
@@ -54,7 +75,7 @@ func (c *Client) CancelJob(ctx context.Context, ref string) (Job, error) {
 // several a second, and with the end. Ending ctx leaves the job alone.
 func (c *Client) WaitJob(ctx context.Context, ref string, fn func(Job)) (Job, error) {
 	var last Job
-	resp, err := c.http.Send(ctx, http.MethodGet, "/v1/jobs/"+unixhttp.Segment(ref)+"/wait", nil)
+	resp, err := c.http.Send(ctx, http.MethodGet, c.path("/v1/jobs/"+unixhttp.Segment(ref)+"/wait"), nil)
 	if err != nil {
 		return last, err
 	}
@@ -76,7 +97,7 @@ func (c *Client) WaitJob(ctx context.Context, ref string, fn func(Job)) (Job, er
 // ask sends one request and decodes its answer.
 func ask[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
 	var out T
-	err := c.http.Do(ctx, method, path, in, &out)
+	err := c.http.Do(ctx, method, c.path(path), in, &out)
 	return out, err
 }
 

@@ -23,20 +23,20 @@ var (
 	errStopping = errors.New("the agent was stopped: start the job again when the agent is back")
 )
 
-// engine runs jobs: one at a time for each volume, some at a time in all, in
-// the order in which they came. Every change of a job's state is in the
+// engine runs the jobs of one repository: one at a time for each volume, some at
+// a time in all, both together with the engines of the pool, in the order in
+// which they came. Every change of a job's state is in the
 // catalog before anybody is told.
 type engine struct {
 	cat   *catalog.Catalog
 	log   *slog.Logger
-	limit int
+	pool  *pool
 	owner string
 	wake  chan struct{} // something may have become possible
 	ended func()        // called behind the end of each job, when it holds its volume no longer
 
-	mu      sync.Mutex
-	tasks   []*task // queued and running, oldest first
-	running int
+	mu      *sync.Mutex // the pool's
+	tasks   []*task     // queued and running, oldest first
 	stopped bool
 	late    map[string]Job // ended, but their end is not in the catalog yet
 }
@@ -53,15 +53,14 @@ type task struct {
 	cancel context.CancelCauseFunc // while it runs
 }
 
-func newEngine(cat *catalog.Catalog, log *slog.Logger, limit int, ended func()) *engine {
-	if limit <= 0 {
-		limit = 2
-	}
+func newEngine(cat *catalog.Catalog, log *slog.Logger, p *pool, ended func()) *engine {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
 	}
-	return &engine{cat: cat, log: log, limit: limit, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+	e := &engine{cat: cat, log: log, pool: p, mu: &p.mu, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+	p.engines = append(p.engines, e)
+	return e
 }
 
 // submit records a job and queues it. work is called exactly once, also when
@@ -151,19 +150,14 @@ func (t *task) commit() error {
 func (e *engine) next() *task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	busy := map[string]bool{}
-	for _, t := range e.tasks {
-		if t.job.State == catalog.Running && t.job.VolumeID != "" {
-			busy[t.job.VolumeID] = true
-		}
-	}
+	busy := e.pool.busyLocked()
 	for _, t := range e.tasks {
 		if t.job.State != catalog.Queued {
 			continue
 		}
-		if t.cause != nil || e.running < e.limit && !busy[t.job.VolumeID] {
+		if t.cause != nil || e.pool.running < e.pool.limit && !busy[t.job.VolumeID] {
 			t.job.State, t.job.Started = catalog.Running, time.Now().UTC()
-			e.running++
+			e.pool.running++
 			return t
 		}
 		if t.job.VolumeID != "" {
@@ -222,10 +216,10 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 		e.late[j.ID] = *j
 		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
 	}
-	e.running--
+	e.pool.running--
 	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
 	close(t.done)
-	e.poke()
+	e.pool.poke()
 }
 
 // record writes the ends of jobs that could not be written at once.
@@ -342,6 +336,10 @@ func (e *engine) find(ctx context.Context, ref string) (Job, error) {
 func (e *engine) using(match func(Job) bool) (Job, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.usingLocked(match)
+}
+
+func (e *engine) usingLocked(match func(Job) bool) (Job, bool) {
 	for _, t := range e.tasks {
 		if match(t.job) {
 			return t.job, true
@@ -354,5 +352,10 @@ func (e *engine) using(match func(Job) bool) (Job, bool) {
 func (e *engine) counts() (queued, running int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.tasks) - e.running, e.running
+	for _, t := range e.tasks {
+		if t.job.State == catalog.Running {
+			running++
+		}
+	}
+	return len(e.tasks) - running, running
 }

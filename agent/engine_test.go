@@ -18,7 +18,7 @@ func startEngine(t *testing.T, limit int) (*engine, *catalog.Catalog, context.Ca
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(cat, slog.New(slog.DiscardHandler), limit, func() {})
+	e := newEngine(cat, slog.New(slog.DiscardHandler), newPool(limit), func() {})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -199,7 +199,7 @@ func TestEngineUnrecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(cat, slog.New(slog.DiscardHandler), 1, func() {})
+	e := newEngine(cat, slog.New(slog.DiscardHandler), newPool(1), func() {})
 	called := 0
 	if _, err = e.submit(t.Context(), Job{}, func(ctx context.Context, _ *task) (any, error) {
 		called++

@@ -63,6 +63,9 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 	// The backup must not be deleted between the check and the export.
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
+	if err := s.closed(); err != nil {
+		return nil, err
+	}
 	b, err := s.findBackup(ctx, b.ID)
 	if err != nil {
 		return nil, err
@@ -82,6 +85,11 @@ func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, e
 			return nil, refuse(CodeConflict, "there is a volume %s: give the export another name", req.Name)
 		}
 		name = req.Name
+	}
+	for _, o := range s.all() {
+		if _, ok := o.exports.get(name); ok && o != s {
+			return nil, refuse(CodeConflict, "repository %s has an export named %s already: give this one another name", o.name, name)
+		}
 	}
 	info, err := s.exports.add(ctx, catalog.Export{Name: name, Backup: b.ID, Overlay: req.Overlay, Purpose: req.Purpose, Created: time.Now().UTC()})
 	if err == nil && req.Purpose == "" {

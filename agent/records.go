@@ -147,6 +147,17 @@ type Status struct {
 	Queued     int              `json:"jobs_queued"`
 	Running    int              `json:"jobs_running"`
 	Undecided  int              `json:"undecided"` // backups that wait for the stores to say whether they committed
+
+	Others []NamedRepository `json:"other_repositories,omitempty"` // those that were not asked for
+}
+
+// NamedRepository is one of several repositories of an agent.
+type NamedRepository struct {
+	Name       string           `json:"name"`
+	Repository RepositoryStatus `json:"repository"`
+	Backups    int              `json:"backups"`
+	Exports    int              `json:"exports"`
+	Undecided  int              `json:"undecided"`
 }
 
 // RepositoryStatus is the state of the repository.
@@ -158,6 +169,7 @@ type RepositoryStatus struct {
 	BlockSize int           `json:"block_size"`
 	Format    int           `json:"format"`
 	Stores    []StoreStatus `json:"stores"`
+	Error     string        `json:"error,omitempty"` // why it is not open: nothing above is known then
 }
 
 // StoreStatus is the state of one store of the repository.

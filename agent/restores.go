@@ -124,9 +124,14 @@ func (s *server) outside(name string) error {
 	if within(s.o.State) {
 		return refuse(CodeInvalid, "%s lies in the agent's own state folder %s: name a file elsewhere", name, s.o.State)
 	}
-	for _, url := range s.repo.URLs() {
-		if filepath.IsAbs(url) && within(url) {
-			return refuse(CodeInvalid, "%s lies in the store %s: name a file elsewhere", name, url)
+	for _, o := range s.all() {
+		if o.closed() != nil {
+			continue
+		}
+		for _, url := range o.repo.URLs() {
+			if filepath.IsAbs(url) && within(url) {
+				return refuse(CodeInvalid, "%s lies in the store %s: name a file elsewhere", name, url)
+			}
 		}
 	}
 	return nil

@@ -39,6 +39,7 @@ type rig struct {
 	agent  *Client
 	limits Limits
 	scrub  Scrub
+	others []Repo
 
 	stopServe, stopAgent func()
 }
@@ -84,7 +85,7 @@ func (r *rig) startAgent() {
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: r.repo, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
 		}, ready)
 	})
 }

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// routes is the HTTP interface; API.md describes it.
+// routes is the HTTP interface to one repository; API.md describes it. What needs
+// the stores waits for nothing: while these cannot be reached it is refused.
 func (s *server) routes() http.Handler {
 	m := http.NewServeMux()
 	handle(m, "GET /v1/status", s.status)
@@ -30,20 +31,20 @@ func (s *server) routes() http.Handler {
 	handle(m, "DELETE /v1/snapshots/{ref}", s.deleteSnapshot)
 	handle(m, "POST /v1/snapshots/{ref}/revert", s.revertVolume)
 	handle(m, "GET /v1/backups", func(ctx context.Context, _ request) (any, error) { return list(s.cat.Backups(ctx)) })
-	handle(m, "POST /v1/backups", s.createBackup)
+	handle(m, "POST /v1/backups", s.whenOpen(s.createBackup))
 	handle(m, "GET /v1/backups/{ref}", func(ctx context.Context, r request) (any, error) { return s.findBackup(ctx, r.ref) })
-	handle(m, "DELETE /v1/backups/{ref}", s.deleteBackup)
-	handle(m, "GET /v1/pins", s.pins)
-	handle(m, "GET /v1/trash", func(ctx context.Context, _ request) (any, error) { return s.trash(ctx) })
-	handle(m, "POST /v1/trash/{ref}/undelete", s.undelete)
-	handle(m, "POST /v1/restores", s.createRestore)
+	handle(m, "DELETE /v1/backups/{ref}", s.whenOpen(s.deleteBackup))
+	handle(m, "GET /v1/pins", s.whenOpen(s.pins))
+	handle(m, "GET /v1/trash", s.whenOpen(func(ctx context.Context, _ request) (any, error) { return s.trash(ctx) }))
+	handle(m, "POST /v1/trash/{ref}/undelete", s.whenOpen(s.undelete))
+	handle(m, "POST /v1/restores", s.whenOpen(s.createRestore))
 	handle(m, "GET /v1/jobs", s.listJobs)
 	handle(m, "GET /v1/jobs/{ref}", func(ctx context.Context, r request) (any, error) { return s.jobs.find(ctx, r.ref) })
 	handle(m, "POST /v1/jobs/{ref}/cancel", func(ctx context.Context, r request) (any, error) { return s.jobs.cancelJob(ctx, r.ref) })
 	m.HandleFunc("GET /v1/jobs/{ref}/wait", s.waitJob)
 	handle(m, "GET /v1/exports", func(context.Context, request) (any, error) { return s.exports.list(), nil })
 	handle(m, "POST /v1/exports", s.export)
-	handle(m, "DELETE /v1/exports/{ref}", s.unexport)
+	handle(m, "DELETE /v1/exports/{ref}", s.whenOpen(s.unexport))
 	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, refuse(CodeNotFound, "the agent has no %s %s: is the client of another version?", r.Method, r.URL.Path))
 	})

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -26,12 +26,14 @@ const (
 	defaultListed = 100                    // jobs in a list
 )
 
-// server is a running agent.
+// server serves one repository of a running agent.
 type server struct {
-	o       Options
+	o       Options // with the repository's own limits
+	hub     *hub    // nil: there is no other
+	name    string
 	log     *slog.Logger
 	cat     *catalog.Catalog
-	repo    *repository.Repository
+	repo    *repository.Repository // once it is open
 	serve   *serve.Client
 	jobs    *engine
 	exports *exports
@@ -39,99 +41,82 @@ type server struct {
 	tidy    chan struct{} // something is to be cleaned up
 	late    lateRecords
 
+	open   chan struct{} // closed when repo is there and what the last agent left is settled
+	ours   bool          // repo is closed by this server
+	mu     sync.Mutex
+	reason string // why it is not open
+
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex
 }
 
-func run(ctx context.Context, o Options, ready func()) (err error) {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
+// newServer makes the server of one repository, whose catalog and overlays are in
+// the folder dir.
+func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
+	overlays := filepath.Join(dir, "overlays")
+	if err := os.MkdirAll(overlays, 0o750); err != nil {
+		return nil, fmt.Errorf("make folder: %w", err)
 	}
-	if !o.KeepPriority {
-		lowerPriority(ctx, o.Logger)
-	}
-	var closers []func() error
-	defer func() { err = errors.Join(err, closeAll(closers)) }()
-	lock, err := lockState(o.State)
+	cat, err := catalog.Open(ctx, filepath.Join(dir, "catalog.db"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	closers = append(closers, lock.Close)
-	overlays := filepath.Join(o.State, "overlays")
-	for _, dir := range []string{overlays, o.NBDDir} {
-		if ierr := os.MkdirAll(dir, 0o750); ierr != nil {
-			return fmt.Errorf("make folder: %w", ierr)
-		}
+	log := h.o.Logger
+	if name != DefaultRepository {
+		log = log.With(slog.String("repository", name))
 	}
-	cat, err := catalog.Open(ctx, filepath.Join(o.State, "catalog.db"))
-	if err != nil {
-		return err
-	}
-	closers = append(closers, cat.Close)
 	s := &server{
-		o: o, log: o.Logger, cat: cat, repo: o.Repository, serve: o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
-		exports: newExports(cat, o.Repository, o.Logger, o.NBDDir, overlays),
+		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
+		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), open: make(chan struct{}), reason: "it is being opened",
 	}
 	// A job keeps the tidying off its volume: it is woken when the job is gone.
-	s.jobs = newEngine(cat, o.Logger, o.Limits.ConcurrentJobs, s.wakeTidy)
-	l, err := listen(ctx, o.Socket, 0o600)
+	s.jobs = newEngine(cat, log, h.pool, s.wakeTidy)
+	// Their names are taken, also while the repository is not open.
+	exported, err := cat.Exports(ctx)
 	if err != nil {
-		return err
+		return nil, errors.Join(err, cat.Close())
 	}
-	return s.run(ctx, l, ready)
+	for _, e := range exported {
+		s.exports.put(&served{rec: e, err: errNotOpen})
+	}
+	return s, nil
 }
 
-// run starts the parts in order and stops them in reverse.
-func (s *server) run(ctx context.Context, l net.Listener, ready func()) error {
-	// Exports outlive the jobs, and the interface outlives both, so that
-	// whoever waits for a job hears its end.
-	base := context.WithoutCancel(ctx)
-	exporting, stopExports := context.WithCancel(base)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer stopExports()
-	wg.Go(func() { s.exports.run(exporting) })
-	if err := s.recover(ctx); err != nil {
-		return errors.Join(fmt.Errorf("settle what the last agent left: %w", err), l.Close())
-	}
-	if err := s.exports.restore(ctx); err != nil {
-		return errors.Join(fmt.Errorf("restore exports: %w", err), l.Close())
-	}
-	web := &http.Server{Handler: s.routes(), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout, BaseContext: func(net.Listener) context.Context { return base }}
-	failed := make(chan error, 1)
-	wg.Go(func() { failed <- web.Serve(l) })
-	working, stopWork := context.WithCancel(ctx)
-	defer stopWork()
-	var work sync.WaitGroup
-	work.Go(func() { s.jobs.run(working) })
-	work.Go(func() { s.reconcile(working) })
-	work.Go(func() { s.scrub(working) })
-	if ready != nil {
-		ready()
-	}
-	s.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("socket", s.o.Socket))
+// close closes what the server opened.
+func (s *server) close() error {
 	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		err = fmt.Errorf("serve %s: %w", s.o.Socket, err)
+	if s.ours {
+		err = s.repo.Close()
 	}
-	stopWork()
-	work.Wait()
-	closing, cancel := context.WithTimeout(base, stopTimeout)
-	defer cancel()
-	if serr := web.Shutdown(closing); serr != nil {
-		err = errors.Join(err, web.Close())
+	return errors.Join(err, s.cat.Close())
+}
+
+// settle takes the repository, and what the last agent left.
+func (s *server) settle(ctx context.Context, r *repository.Repository) error {
+	s.repo, s.exports.repo = r, r
+	err := s.recover(ctx)
+	if err != nil {
+		err = fmt.Errorf("settle what the last agent left: %w", err)
+	} else if err = s.exports.restore(ctx); err != nil {
+		err = fmt.Errorf("restore exports: %w", err)
 	}
-	return err
+	if err != nil {
+		s.repo, s.exports.repo = nil, nil
+		return err
+	}
+	close(s.open)
+	return nil
+}
+
+// work starts what goes on beside requests, until ctx ends.
+func (s *server) work(ctx context.Context, group *sync.WaitGroup) {
+	group.Go(func() { s.jobs.run(ctx) })
+	group.Go(func() { s.reconcile(ctx) })
+	group.Go(func() { s.scrub(ctx) })
 }
 
 func (s *server) status(ctx context.Context, _ request) (any, error) {
-	info := s.repo.Info()
-	st := Status{
-		Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State, Exports: len(s.exports.list()),
-		Repository: RepositoryStatus{ID: info.ID, Data: info.Data, Parity: info.Parity, Losses: info.Losses, BlockSize: info.BlockSize, Format: info.Format},
-	}
+	st := Status{Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State}
 	if s.o.Scrub.Every > 0 {
 		scrub, err := s.scrubStatus(ctx)
 		if err != nil {
@@ -144,21 +129,61 @@ func (s *server) status(ctx context.Context, _ request) (any, error) {
 	} else {
 		st.Serve = &d
 	}
-	for _, x := range s.repo.Status(ctx) {
-		st.Repository.Stores = append(st.Repository.Stores, StoreStatus{URL: x.URL, ID: x.ID, State: string(x.State), Error: x.Error, Owed: x.Owed})
-	}
-	backups, err := s.cat.Backups(ctx)
+	own, others, err := s.repositories(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range backups {
-		if b.Status == catalog.Available || b.Status == catalog.Restoring {
-			st.Backups++
-		}
-		if b.Undecided {
-			st.Undecided++
-		}
-	}
+	st.Repository, st.Others = own.Repository, others
+	st.Backups, st.Exports, st.Undecided = own.Backups, own.Exports, own.Undecided
 	st.Queued, st.Running = s.jobs.counts()
 	return st, nil
+}
+
+// repositories describes this server's repository and those of the others.
+func (s *server) repositories(ctx context.Context) (own NamedRepository, others []NamedRepository, err error) {
+	group, gctx := errgroup.WithContext(ctx)
+	servers := s.all()
+	all := make([]NamedRepository, len(servers))
+	for i, o := range servers {
+		group.Go(func() error {
+			var err error
+			all[i], err = o.describe(gctx)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return own, nil, err //nolint:wrapcheck // the catalog names itself
+	}
+	for i, o := range servers {
+		if o == s {
+			own = all[i]
+		} else {
+			others = append(others, all[i])
+		}
+	}
+	return own, others, nil
+}
+
+// describe says how the repository does.
+func (s *server) describe(ctx context.Context) (NamedRepository, error) {
+	n := NamedRepository{Name: s.name, Exports: len(s.exports.list())}
+	if err := s.closed(); err != nil {
+		n.Repository.Error = s.why()
+	} else {
+		info := s.repo.Info()
+		n.Repository = RepositoryStatus{ID: info.ID, Data: info.Data, Parity: info.Parity, Losses: info.Losses, BlockSize: info.BlockSize, Format: info.Format}
+		for _, x := range s.repo.Status(ctx) {
+			n.Repository.Stores = append(n.Repository.Stores, StoreStatus{URL: x.URL, ID: x.ID, State: string(x.State), Error: x.Error, Owed: x.Owed})
+		}
+	}
+	backups, err := s.cat.Backups(ctx)
+	for _, b := range backups {
+		if b.Status == catalog.Available || b.Status == catalog.Restoring {
+			n.Backups++
+		}
+		if b.Undecided {
+			n.Undecided++
+		}
+	}
+	return n, err
 }

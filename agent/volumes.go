@@ -64,8 +64,10 @@ func (s *server) freeVolumeName(name string) error {
 	if err := checkName("a volume", name); err != nil {
 		return err
 	}
-	if _, ok := s.exports.get(name); ok {
-		return refuse(CodeConflict, "a backup is exported as %s: unexport it or name the volume otherwise", name)
+	for _, o := range s.all() {
+		if _, ok := o.exports.get(name); ok {
+			return refuse(CodeConflict, "a backup is exported as %s: unexport it or name the volume otherwise", name)
+		}
 	}
 	return nil
 }
@@ -98,10 +100,13 @@ func (s *server) deleteVolume(ctx context.Context, r request) (any, error) {
 	if err := s.serve.DeleteVolume(ctx, v.ID); err != nil {
 		return nil, err
 	}
-	s.wakeTidy() // its checkpoints went with it
-	if err := s.cat.SetSetting(ctx, policyKey(v.ID), ""); err != nil {
-		// No other volume will have this ID: what is left harms nobody.
-		s.log.LogAttrs(ctx, slog.LevelWarn, "policy of a deleted volume not forgotten", slog.String("volume", v.Name), slog.Any("error", err))
+	// Its checkpoints went with it.
+	for _, o := range s.all() {
+		o.wakeTidy()
+		if err := o.cat.SetSetting(ctx, policyKey(v.ID), ""); err != nil {
+			// No other volume will have this ID: what is left harms nobody.
+			o.log.LogAttrs(ctx, slog.LevelWarn, "policy of a deleted volume not forgotten", slog.String("volume", v.Name), slog.Any("error", err))
+		}
 	}
 	return nil, nil
 }
@@ -112,7 +117,7 @@ func (s *server) idleVolume(ctx context.Context, ref, what string) (Volume, erro
 	if err != nil {
 		return v, err
 	}
-	if j, ok := s.jobs.using(func(j Job) bool { return j.VolumeID == v.ID }); ok {
+	if j, ok := s.jobs.pool.using(func(j Job) bool { return j.VolumeID == v.ID }); ok {
 		return v, refuse(CodeBusy, "volume %s has a %s job (%s): wait for it or cancel it, then %s", v.Name, j.Kind, j.ID, what)
 	}
 	return v, nil
@@ -152,13 +157,15 @@ func (s *server) deleteSnapshot(ctx context.Context, r request) (any, error) {
 
 // unreadSnapshot refuses a snapshot from which a job reads or will read.
 func (s *server) unreadSnapshot(ctx context.Context, snap Snapshot) error {
-	backups, err := s.cat.BackupsOf(ctx, snap.VolumeID)
-	if err != nil {
-		return err
-	}
-	for _, b := range backups {
-		if b.Status == catalog.Creating && (b.SnapshotID == snap.ID || tempSnapshot(b.ID) == snap.Name) {
-			return refuse(CodeBusy, "backup %s reads snapshot %s: wait for it or cancel its job", b.ID, snap.Name)
+	for _, o := range s.all() {
+		backups, err := o.cat.BackupsOf(ctx, snap.VolumeID)
+		if err != nil {
+			return err
+		}
+		for _, b := range backups {
+			if b.Status == catalog.Creating && (b.SnapshotID == snap.ID || tempSnapshot(b.ID) == snap.Name) {
+				return refuse(CodeBusy, "backup %s reads snapshot %s: wait for it or cancel its job", b.ID, snap.Name)
+			}
 		}
 	}
 	return nil

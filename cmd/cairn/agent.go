@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/urfave/cli/v2"
@@ -32,6 +34,7 @@ func agentCommand() *cli.Command {
 		nbdDirFlag(),
 		storeFlag(),
 		passwordFlag(),
+		&cli.StringSliceFlag{Name: "repo", Usage: "`NAME=FILE`: one more repository, which commands mean with --repo NAME; FILE has its stores, password-file and retain, as the settings file; once for each"},
 		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets of volumes, when this command starts the data plane"},
 		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
 		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given)"},
@@ -76,11 +79,17 @@ func runAgent(c *cli.Context) (err error) {
 	if err = firstRun(c, s); err != nil {
 		return err
 	}
-	r, err := s.open(c.Context, log)
-	if err != nil {
+	o := s.options(log)
+	o.Serve = plane
+	if o.Open, err = s.opener(log); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
+	if len(o.Others) == 0 { // nothing to run for without it
+		if o.Repository, err = o.Open(c.Context); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, o.Repository.Close()) }()
+	}
 	if !s.NoServe {
 		if err = k.ensure(c.Context); err != nil {
 			return err
@@ -91,12 +100,25 @@ func runAgent(c *cli.Context) (err error) {
 		defer stop()
 		wg.Go(func() { k.keep(watch) })
 	}
-	return agent.Run(c.Context, agent.Options{
+	return agent.Run(c.Context, o, func() { ready(c.Context, log) })
+}
+
+// options is what the settings say to the agent. One repository of several that
+// cannot be opened is in nobody's way: the agent opens them, and goes on trying.
+func (s *agentSettings) options(log *slog.Logger) agent.Options {
+	o := agent.Options{
 		State: s.State, Socket: s.Socket, NBDDir: s.NBDDir, Control: s.Control,
-		Repository: r, Serve: plane, Logger: log, Version: version, KeepPriority: s.KeepPriority,
+		Logger: log, Version: version, KeepPriority: s.KeepPriority,
 		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit, Retain: s.retain},
 		Scrub:  agent.Scrub{Every: s.scrub, Rate: s.scrubRate},
-	}, func() { ready(c.Context, log) })
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Repositories)) {
+		x := s.Repositories[name]
+		o.Others = append(o.Others, agent.Repo{Name: name, Retain: x.retain, Open: func(ctx context.Context) (*repository.Repository, error) {
+			return x.open(ctx, filepath.Join(s.State, "cache"), log)
+		}})
+	}
+	return o
 }
 
 // firstRun makes the embedded default repository on an empty machine. A state
@@ -154,8 +176,9 @@ func (s *agentSettings) makeState() error {
 	return nil
 }
 
-// open opens the repository for an agent, which has a dedup index.
-func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository.Repository, error) {
+// opener returns what opens the agent's own repository, with a dedup index. The
+// password is read, or asked for, once.
+func (s *agentSettings) opener(log *slog.Logger) (agent.Opener, error) {
 	names, err := stores(s.Stores, s.State)
 	if err != nil {
 		return nil, err
@@ -167,8 +190,10 @@ func (s *agentSettings) open(ctx context.Context, log *slog.Logger) (*repository
 	if err = s.makeState(); err != nil {
 		return nil, err
 	}
-	r, err := openRepository(ctx, names, repository.Options{
-		Password: pw, CacheDir: filepath.Join(s.State, "cache"), Logger: log,
-	})
-	return r, wrongPassword(err, s.PasswordFile, s.State)
+	return func(ctx context.Context) (*repository.Repository, error) {
+		r, err := openRepository(ctx, names, repository.Options{
+			Password: pw, CacheDir: filepath.Join(s.State, "cache"), Logger: log,
+		})
+		return r, wrongPassword(err, s.PasswordFile, s.State)
+	}, nil
 }

@@ -14,7 +14,7 @@ import (
 
 func backupCommands() *cli.Command {
 	return group("backup", "backups of volumes in the repository",
-		leaf("create", "VOLUME", "back a volume up, in full unless told otherwise", agentFlags(
+		leaf("create", "VOLUME", "back a volume up, in full unless told otherwise", agentRepoFlags(
 			&cli.BoolFlag{Name: "incremental", Usage: "read only what changed since the last backup; refused when there is none to start from"},
 			&cli.BoolFlag{Name: "auto", Usage: "incremental when it can be, else full"},
 			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume: as after a power failure of the guest"},
@@ -24,13 +24,13 @@ func backupCommands() *cli.Command {
 			&cli.StringFlag{Name: "retain", Usage: "for this `time`, such as 30d, nobody can delete it; 0 = no retention, whatever the agent's default is"},
 			noWaitFlag(),
 		), withAgent(createBackup)),
-		leaf("list", "[VOLUME]", "all backups, or those of a volume", agentFlags(), withAgent(listBackups)),
-		leaf("show", "BACKUP", "one backup", agentFlags(), withAgent(showBackup)),
-		leaf("delete", "BACKUP", "delete a backup; those that were made from it are complete and stay", agentFlags(), withAgent(deleteBackup)),
+		leaf("list", "[VOLUME]", "all backups, or those of a volume", agentRepoFlags(), withAgent(listBackups)),
+		leaf("show", "BACKUP", "one backup", agentRepoFlags(), withAgent(showBackup)),
+		leaf("delete", "BACKUP", "delete a backup; those that were made from it are complete and stay", agentRepoFlags(), withAgent(deleteBackup)),
 		forgetCommand(),
-		leaf("trash", "", "deleted backups that no prune has removed yet", agentFlags(), withAgent(listTrash)),
-		leaf("undelete", "BACKUP", "take a backup out of the trash", agentFlags(), withAgent(undeleteBackup)),
-		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentFlags(
+		leaf("trash", "", "deleted backups that no prune has removed yet", agentRepoFlags(), withAgent(listTrash)),
+		leaf("undelete", "BACKUP", "take a backup out of the trash", agentRepoFlags(), withAgent(undeleteBackup)),
+		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentRepoFlags(
 			&cli.StringFlag{Name: "volume", Usage: "over this existing `volume`: only blocks that differ are written"},
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
 			&cli.StringFlag{Name: "file", Usage: "to this `file` of the agent's machine"},

@@ -38,6 +38,8 @@ type agentSettings struct {
 	LogLevel     string   `yaml:"log-level"`
 	LogFormat    string   `yaml:"log-format"`
 
+	Repositories map[string]*repoSettings `yaml:"repositories"`
+
 	readLimit int64 // bytes per second
 	retain    time.Duration
 	scrub     time.Duration
@@ -84,6 +86,11 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	if c.IsSet("jobs") {
 		s.Jobs = c.Int("jobs")
 	}
+	for _, given := range c.StringSlice("repo") {
+		if err := s.addRepository(given); err != nil {
+			return nil, err
+		}
+	}
 	return s, s.check()
 }
 
@@ -108,6 +115,11 @@ func (s *agentSettings) check() error {
 	if s.scrubRate, err = parseSize(s.ScrubRate); err != nil {
 		return fmt.Errorf("scrub-rate: %w", err)
 	}
+	for name, x := range s.Repositories {
+		if err = x.check(name, s.retain); err != nil {
+			return err
+		}
+	}
 	if s.Jobs < 0 {
 		return usagef("jobs: %d jobs cannot run at once", s.Jobs)
 	}
@@ -120,9 +132,28 @@ func (s *agentSettings) check() error {
 	return nil
 }
 
-// read reads a settings file. Keys that it does not know are refused: a typing
-// error shall not be a default. Paths are relative to the folder of the file.
+// read reads a settings file. Paths are relative to its folder.
 func (s *agentSettings) read(name string) error {
+	if err := readYAML(name, s); err != nil {
+		return err
+	}
+	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile} {
+		*p = beside(name, *p)
+	}
+	for repo, x := range s.Repositories {
+		if x == nil {
+			return usagef("settings file %s: repository %s says nothing: give its stores and password-file", name, repo)
+		}
+		if err := x.beside(name); err != nil {
+			return err
+		}
+	}
+	return storesBeside(name, s.Stores)
+}
+
+// readYAML reads a settings file into v. Keys that v does not have are refused: a
+// typing error shall not be a default.
+func readYAML(name string, v any) error {
 	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() { // a pipe would read as empty
 		return usagef("settings file %s is no regular file: name one", name)
 	}
@@ -133,19 +164,22 @@ func (s *agentSettings) read(name string) error {
 	if bytes.IndexByte(b, 0) >= 0 {
 		return usagef("settings file %s is damaged: it holds bytes that are zero, as a power failure leaves them", name)
 	}
-	if err := yaml.UnmarshalWithOptions(b, s, yaml.Strict()); err != nil {
+	if err := yaml.UnmarshalWithOptions(b, v, yaml.Strict()); err != nil {
 		return usagef("settings file %s, %s", name, yamlProblem(err))
 	}
-	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile} {
-		*p = beside(name, *p)
-	}
-	for i, st := range s.Stores {
+	return nil
+}
+
+// storesBeside makes the stores of a settings file independent of the working
+// directory.
+func storesBeside(name string, stores []string) error {
+	for i, st := range stores {
 		p, err := placeOf(beside(name, st))
 		if err != nil {
 			return fmt.Errorf("settings file %s: %w", name, err)
 		}
 		if p.folder != "" {
-			s.Stores[i] = p.folder
+			stores[i] = p.folder
 		}
 	}
 	return nil

@@ -111,6 +111,41 @@ func TestSettingsFromPipe(t *testing.T) {
 	}
 }
 
+// TestRepositories: more repositories come from the settings file and from files of
+// their own, each with paths relative to where they stand.
+func TestRepositories(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "far.yaml")
+	if err := os.WriteFile(file, []byte("stores: [s, /abs, 's3://bucket']\npassword-file: pw\nretain: 2d\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := settings(t, "state: st\nretain: 1d\nrepositories:\n  near: {stores: [/n], password-file: /p}\n  far: {stores: [/x], password-file: /x}\n", "--repo", "far="+file)
+	if err != nil || len(s.Repositories) != 2 {
+		t.Fatal(s, err)
+	}
+	want := repoSettings{Stores: []string{filepath.Join(dir, "s"), "/abs", "s3://bucket"}, PasswordFile: filepath.Join(dir, "pw"), Retain: "2d", retain: 48 * time.Hour}
+	if got := *s.Repositories["far"]; !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := *s.Repositories["near"]; got.retain != 24*time.Hour || got.PasswordFile != "/p" {
+		t.Errorf("%+v", got)
+	}
+	for _, c := range []struct{ file, want string }{
+		{"repositories: {x: }", "repository x says nothing"},
+		{"repositories: {x: {stores: [/a]}}", "repository x has no password"},
+		{"repositories: {x: {password-file: /a}}", "repository x has no stores"},
+		{"repositories: {x: {stores: [/a], password-file: /a, retain: soon}}", "repository x: retain: "},
+		{"repositories: {x: {stores: ['swift://a'], password-file: /a}}", "it does not know swift://"},
+		{"repositories: {x: {store: /a}}", "unknown field \"store\""},
+		{"repositories: {default: {stores: [/a], password-file: /a}}", "choose another name"},
+		{"repositories: {a/b: {stores: [/a], password-file: /a}}", "cannot be the name of a repository"},
+	} {
+		if _, err := settings(t, c.file); err == nil || !strings.Contains(err.Error(), c.want) || exitCode(err) != exitUsage || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v, want %q", c.file, err, c.want)
+		}
+	}
+}
+
 // Every flag of the agent has its key in the file, but the one that names it.
 func TestSettingsAreComplete(t *testing.T) {
 	keys := map[string]bool{"config": true, "help": true}
@@ -118,6 +153,7 @@ func TestSettingsAreComplete(t *testing.T) {
 		keys[strings.TrimSuffix(f.Tag.Get("yaml"), "s")] = true
 		keys[f.Tag.Get("yaml")] = true
 	}
+	keys["repo"] = keys["repositories"] // there with what FILE has
 	for _, f := range agentCommand().Flags {
 		if !keys[f.Names()[0]] {
 			t.Errorf("--%s has no key", f.Names()[0])

@@ -7,14 +7,14 @@ import (
 )
 
 func exportCommand() *cli.Command {
-	return leaf("export", "[VOLUME|SNAPSHOT|BACKUP]", "print the NBD address of a volume, a snapshot or a backup; without one, list what is exported", agentFlags(
+	return leaf("export", "[VOLUME|SNAPSHOT|BACKUP]", "print the NBD address of a volume, a snapshot or a backup; without one, list what is exported", agentRepoFlags(
 		&cli.BoolFlag{Name: "overlay", Usage: "a backup, writable: what is written lies over it and is discarded by unexport"},
 		&cli.StringFlag{Name: "name", Usage: "`name` of a backup's export, its ID otherwise"},
 	), withAgent(export))
 }
 
 func unexportCommand() *cli.Command {
-	return leaf("unexport", "NAME", "stop to export a backup; what was written to an overlay is discarded", agentFlags(
+	return leaf("unexport", "NAME", "stop to export a backup; what was written to an overlay is discarded", agentRepoFlags(
 		&cli.BoolFlag{Name: "force", Usage: "also while a guest uses an overlay: what it wrote is lost"},
 	), withAgent(
 		func(c *cli.Context, a *agent.Client) error {

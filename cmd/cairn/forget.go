@@ -29,12 +29,12 @@ func policyFlags(more ...cli.Flag) []cli.Flag {
 
 func forgetCommand() *cli.Command {
 	return leaf("forget", "VOLUME", "delete the backups of a volume that a retention policy does not keep: the one that is given, or else the volume's",
-		agentFlags(policyFlags(&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go, and why"})...), withAgent(forget))
+		agentRepoFlags(policyFlags(&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go, and why"})...), withAgent(forget))
 }
 
 func policyCommand() *cli.Command {
 	return leaf("policy", "VOLUME", "show or set which backups of a volume are kept: the others are deleted behind each new one",
-		agentFlags(policyFlags(&cli.BoolFlag{Name: "clear", Usage: "take the policy away: all are kept"})...), withAgent(volumePolicy))
+		agentRepoFlags(policyFlags(&cli.BoolFlag{Name: "clear", Usage: "take the policy away: all are kept"})...), withAgent(volumePolicy))
 }
 
 // policyOf is the policy that the flags say.

@@ -16,11 +16,11 @@ const cancelWait = time.Minute
 
 func jobCommands() *cli.Command {
 	return group("job", "backups and restores under way, and how they ended",
-		leaf("list", "", "the newest jobs", agentFlags(
+		leaf("list", "", "the newest jobs", agentRepoFlags(
 			&cli.IntFlag{Name: "limit", Value: 100, Usage: "at most so `many`"},
 		), withAgent(listJobs)),
-		leaf("show", "JOB", "one job: its ID, or enough of its beginning", agentFlags(), withAgent(showJob)),
-		leaf("cancel", "JOB", "stop a job; a backup that is committing ends as it would have", agentFlags(), withAgent(cancelJob)),
+		leaf("show", "JOB", "one job: its ID, or enough of its beginning", agentRepoFlags(), withAgent(showJob)),
+		leaf("cancel", "JOB", "stop a job; a backup that is committing ends as it would have", agentRepoFlags(), withAgent(cancelJob)),
 	)
 }
 

@@ -21,7 +21,7 @@ func mountFlags() []cli.Flag {
 
 func mountCommand() *cli.Command {
 	return leaf("mount", "DIR", "mount all backups, DIR/VOLUME/TIMESTAMP/disk.raw, until Ctrl-C or \"cairn umount\"",
-		agentFlags(mountFlags()...), withAgent(func(c *cli.Context, a *agent.Client) error {
+		agentRepoFlags(mountFlags()...), withAgent(func(c *cli.Context, a *agent.Client) error {
 			// A mount without an agent would be an empty folder with errors in it.
 			if _, err := a.Status(c.Context); err != nil {
 				return err

@@ -14,7 +14,7 @@ import (
 )
 
 func statusCommand() *cli.Command {
-	return leaf("status", "", "the agent, the data plane, the repository and its stores", agentFlags(), withAgent(
+	return leaf("status", "", "the agent, the data plane, the repository and its stores", agentRepoFlags(), withAgent(
 		func(c *cli.Context, a *agent.Client) error {
 			s, err := a.Status(c.Context)
 			if err != nil {
@@ -44,8 +44,24 @@ func statusFields(t *table, s agent.Status) {
 	}
 	t.field("exports", s.Exports)
 	t.field("jobs", fmt.Sprintf("%d running, %d waiting", s.Running, s.Queued))
-	r := s.Repository
-	t.field("repository", fmt.Sprintf("%s, %d+%d shards, any %d of %d stores restore everything", r.ID, r.Data, r.Parity, r.Data, r.Data+r.Parity))
+	repositoryFields(t, "repository", s.Repository)
+	scrubField(t, s.Scrub)
+	for _, o := range s.Others {
+		repositoryFields(t, "repository "+o.Name, o.Repository)
+		t.field("backups", o.Backups)
+		if o.Undecided > 0 {
+			t.field("undecided", fmt.Sprintf("%d backups wait for the stores to say whether they were committed", o.Undecided))
+		}
+		t.field("exports", o.Exports)
+	}
+}
+
+func repositoryFields(t *table, name string, r agent.RepositoryStatus) {
+	if r.Error != "" {
+		t.field(name, "NOT OPEN: "+r.Error)
+		return
+	}
+	t.field(name, fmt.Sprintf("%s, %d+%d shards, any %d of %d stores restore everything", r.ID, r.Data, r.Parity, r.Data, r.Data+r.Parity))
 	for _, st := range r.Stores {
 		state := st.State
 		if st.Error != "" {
@@ -56,7 +72,10 @@ func statusFields(t *table, s agent.Status) {
 		}
 		t.field("store", dash(st.URL)+" "+state)
 	}
-	if x := s.Scrub; x != nil {
+}
+
+func scrubField(t *table, x *agent.ScrubStatus) {
+	if x != nil {
 		said := "nothing read yet"
 		switch {
 		case x.Problem != "":

@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// DefaultRepository is the name of the repository that is meant when none is
+// named.
+const DefaultRepository = "default"
+
+// repoParameter is the parameter of a request that names a repository.
+const repoParameter = "repo"
+
+// reopenEvery is how often a repository that could not be opened is tried again,
+// and firstOpen how long the agent waits for those that are not the default one
+// before it answers. They are variables for tests.
+var (
+	reopenEvery = 15 * time.Second
+	firstOpen   = 10 * time.Second
+)
+
+// hub is a running agent: a server for each repository, and what they share. The
+// volumes are one, and so are the jobs that run at once, the names of exports and
+// the checkpoints of a volume that have one name.
+type hub struct {
+	o       Options
+	pool    *pool
+	servers []*server // the default first; never changes
+
+	checkpoints sync.Mutex // held while checkpoints are dropped
+
+	mu  sync.Mutex
+	ids map[string]string // of open repositories: the name
+}
+
+// CheckRepository refuses what cannot be the name of a repository beside the
+// default one.
+func CheckRepository(name string) error {
+	if name == DefaultRepository {
+		return refuse(CodeInvalid, "%q is the repository that is meant when none is named: choose another name", name)
+	}
+	return checkName("a repository", name)
+}
+
+func run(ctx context.Context, o Options, ready func()) (err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if !o.KeepPriority {
+		lowerPriority(ctx, o.Logger)
+	}
+	var closers []func() error
+	defer func() { err = errors.Join(err, closeAll(closers)) }()
+	lock, err := lockState(o.State)
+	if err != nil {
+		return err
+	}
+	closers = append(closers, lock.Close)
+	if ierr := os.MkdirAll(o.NBDDir, 0o750); ierr != nil {
+		return fmt.Errorf("make folder: %w", ierr)
+	}
+	h := &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs), ids: map[string]string{}}
+	add := func(name, dir string) (*server, error) {
+		s, nerr := newServer(ctx, h, name, dir)
+		if nerr == nil {
+			closers = append(closers, s.close)
+			h.servers = append(h.servers, s)
+		}
+		return s, nerr
+	}
+	if _, err = add(DefaultRepository, o.State); err != nil {
+		return err
+	}
+	openers := []Opener{o.Open}
+	for _, other := range o.Others {
+		if err = CheckRepository(other.Name); err != nil {
+			return err
+		}
+		s, aerr := add(other.Name, filepath.Join(o.State, "repositories", other.Name))
+		if aerr != nil {
+			return fmt.Errorf("repository %s: %w", other.Name, aerr)
+		}
+		s.o.Limits.Retain = other.Retain
+		openers = append(openers, other.Open)
+	}
+	l, err := listen(ctx, o.Socket, 0o600)
+	if err != nil {
+		return err
+	}
+	return h.run(ctx, l, openers, ready)
+}
+
+// run starts the parts in order and stops them in reverse.
+func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready func()) error {
+	// Exports outlive the jobs, and the interface outlives both, so that
+	// whoever waits for a job hears its end.
+	base := context.WithoutCancel(ctx)
+	exporting, stopExports := context.WithCancel(base)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stopExports()
+	for _, s := range h.servers {
+		wg.Go(func() { s.exports.run(exporting) })
+	}
+	working, stopWork := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stopWork()
+	if r := h.o.Repository; r != nil {
+		s := h.servers[0]
+		h.ids[r.Info().ID] = s.name
+		if err := s.settle(ctx, r); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		s.work(working, &work)
+	}
+	h.openAll(working, &work, openers)
+	web := &http.Server{Handler: h.routes(), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout, BaseContext: func(net.Listener) context.Context { return base }}
+	failed := make(chan error, 1)
+	wg.Go(func() { failed <- web.Serve(l) })
+	if ready != nil {
+		ready()
+	}
+	h.o.Logger.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("socket", h.o.Socket))
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		err = fmt.Errorf("serve %s: %w", h.o.Socket, err)
+	}
+	stopWork()
+	work.Wait()
+	closing, cancel := context.WithTimeout(base, stopTimeout)
+	defer cancel()
+	if serr := web.Shutdown(closing); serr != nil {
+		err = errors.Join(err, web.Close())
+	}
+	return err
+}
+
+// routes is the HTTP interface: each call is answered by the server of the
+// repository that it names.
+func (h *hub) routes() http.Handler {
+	handlers := make(map[string]http.Handler, len(h.servers))
+	names := make([]string, 0, len(h.servers))
+	for _, s := range h.servers {
+		handlers[s.name] = s.routes()
+		names = append(names, s.name)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := orElse(r.URL.Query().Get(repoParameter), DefaultRepository)
+		handler, ok := handlers[name]
+		if !ok {
+			answer(w, nil, refuse(CodeNotFound, "the agent has no repository %q: it has %s", clip(name), strings.Join(names, ", ")))
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// all returns the servers of all repositories of the agent.
+func (s *server) all() []*server {
+	if s.hub == nil {
+		return []*server{s}
+	}
+	return s.hub.servers
+}
+
+// tidying keeps others from dropping checkpoints until what it returns is called.
+func (s *server) tidying() func() {
+	if s.hub == nil {
+		return func() {}
+	}
+	s.hub.checkpoints.Lock()
+	return s.hub.checkpoints.Unlock
+}
