@@ -48,6 +48,10 @@ func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) 
 		res.BytesAudited += first.BytesAudited
 		res.BytesNew += first.BytesNew
 	}
+	if res.Healed+res.Reread > 0 {
+		r.log.LogAttrs(ctx, slog.LevelInfo, "damaged parts of the parent read from the volume and stored again",
+			slog.Int64("blocks", res.Healed), slog.Int64("leaves", res.Reread))
+	}
 	r.rec.FullCompareReason = r.parent.reason
 	r.rec.BytesRead, r.rec.BytesAudited, r.rec.BytesChanged = res.BytesRead, res.BytesAudited, res.BytesChanged
 	r.rec.BytesNew, r.rec.BytesStored = res.BytesNew, r.sess.Stored().BytesStored
@@ -64,6 +68,7 @@ func (r *backupRun) plan(ctx context.Context, c *nbd.Client) (backup.Plan, error
 	p := backup.Plan{
 		Geometry:  blockmap.Geometry{Size: c.Size(), BlockSize: r.repo.Info().BlockSize},
 		AuditSeed: auditSeed(r.rec.ID),
+		Bad:       r.sess.Bad(),
 	}
 	if c.Size() != r.rec.Size {
 		return p, fmt.Errorf("the snapshot of volume %s has %d bytes over NBD and %d in the data plane's records", r.vol.Name, c.Size(), r.rec.Size)

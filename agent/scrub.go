@@ -83,7 +83,7 @@ func (s *server) scrub(ctx context.Context) {
 func (s *server) scrubPart(ctx context.Context, st ScrubStatus) ScrubStatus {
 	limit := newThrottle(s.o.Scrub.Rate)
 	rep, err := s.repo.Check(ctx, repository.CheckOptions{
-		ReadData: true, Share: scrubShare, After: st.After,
+		ReadData: true, Share: scrubShare, After: st.After, Publish: true,
 		Pace: func(ctx context.Context, n int64) error {
 			for ; n > 0; n -= scrubStep {
 				if err := limit.wait(ctx, int(min(n, scrubStep))); err != nil {
@@ -95,6 +95,9 @@ func (s *server) scrubPart(ctx context.Context, st ScrubStatus) ScrubStatus {
 	})
 	if ctx.Err() != nil {
 		return st
+	}
+	if rep.Unpublished != "" {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "damaged packs not published: the next backups do not store their content again", slog.String("why", rep.Unpublished))
 	}
 	st.Last = time.Now().UTC()
 	st.Next = st.Last.Add(s.o.Scrub.Every / scrubParts)

@@ -18,6 +18,9 @@ type checkResult struct {
 	Read    int           `json:"packs_read"`
 	Backups []checkBackup `json:"backups"`
 	Stores  []checkStore  `json:"stores"`
+
+	Beyond      int    `json:"packs_beyond_repair"`
+	Unpublished string `json:"unpublished,omitempty"`
 }
 
 type checkBackup struct {
@@ -46,7 +49,7 @@ type checkStore struct {
 func repoCheck(c *cli.Context, r *repository.Repository) error {
 	percent := readData(c)
 	partly := percent > 0 && percent < 100
-	o := repository.CheckOptions{ReadData: percent > 0, Share: percent}
+	o := repository.CheckOptions{ReadData: percent > 0, Share: percent, Publish: percent > 0}
 	if partly {
 		var err error
 		if o.After, err = readPosition(positionFile(c, r)); err != nil {
@@ -77,11 +80,22 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 			}
 		}
 		if lost > 0 {
-			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives", lost, len(result.Backups)))
+			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives%s", lost, len(result.Backups), healing(result.Beyond, result.Unpublished)))
 		}
 		return trouble("every backup can be restored, but " + storeTrouble(result.Stores, r.Info().Data+r.Info().Parity))
 	}
 	return nil
+}
+
+// healing says what becomes of packs that are beyond repair.
+func healing(beyond int, unpublished string) string {
+	switch {
+	case unpublished != "":
+		return ". What is damaged for good could not be put on the stores, so that the next backups do not store it again: " + unpublished
+	case beyond > 0:
+		return ". The next backup of each volume stores again what the volume still has of it"
+	}
+	return ""
 }
 
 // trouble is what a check found; it is errDamage.
@@ -117,12 +131,9 @@ func storeTrouble(stores []checkStore, members int) string {
 }
 
 func resultOf(report repository.CheckReport) checkResult {
-	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Backups: []checkBackup{}, Stores: []checkStore{}}
+	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Backups: []checkBackup{}, Stores: []checkStore{}, Beyond: report.Beyond, Unpublished: report.Unpublished}
 	for _, b := range report.Backups {
-		result.Backups = append(result.Backups, checkBackup{
-			ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
-			Restorable: b.Restorable, Problems: list(b.Problems), unreadable: unreadableOf(b),
-		})
+		result.Backups = append(result.Backups, checkBackupOf(b))
 	}
 	for _, s := range report.Stores {
 		result.Stores = append(result.Stores, checkStore{
@@ -133,9 +144,16 @@ func resultOf(report repository.CheckReport) checkResult {
 	return result
 }
 
-func checkFields(t *table, r checkResult) {
+func checkBackupOf(b repository.BackupReport) checkBackup {
+	return checkBackup{
+		ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
+		Restorable: b.Restorable, Problems: list(b.Problems), unreadable: unreadableOf(b),
+	}
+}
+
+func checkBackupRows(t *table, backups []checkBackup) {
 	t.row("BACKUP", "VOLUME", "CREATED", "RESTORABLE")
-	for _, b := range r.Backups {
+	for _, b := range backups {
 		verdict := "yes"
 		if !b.Restorable {
 			verdict = "NO"
@@ -148,6 +166,10 @@ func checkFields(t *table, r checkResult) {
 			t.row("  " + p)
 		}
 	}
+}
+
+func checkFields(t *table, r checkResult) {
+	checkBackupRows(t, r.Backups)
 	t.row()
 	t.row("STORE", "STATE", "OWED", "MISSING", "DAMAGED")
 	for _, s := range r.Stores {
@@ -161,4 +183,7 @@ func checkFields(t *table, r checkResult) {
 	}
 	t.row()
 	t.row(fmt.Sprintf("the data of %d of %d packs was read", r.Read, r.Packs))
+	if r.Beyond > 0 {
+		t.row(fmt.Sprintf("%d packs are beyond repair", r.Beyond))
+	}
 }

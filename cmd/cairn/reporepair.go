@@ -14,6 +14,10 @@ type repairResult struct {
 	Applied bool          `json:"applied"`
 	Stores  []repairStore `json:"stores"`
 	Lost    []string      `json:"lost"`
+	Backups []checkBackup `json:"backups"` // those that need what is lost
+
+	Beyond      int    `json:"packs_beyond_repair"`
+	Unpublished string `json:"unpublished,omitempty"`
 }
 
 type repairStore struct {
@@ -39,7 +43,10 @@ func repoRepair(c *cli.Context, r *repository.Repository) error {
 	if err != nil {
 		return err
 	}
-	result := repairResult{OK: rep.OK(), Applied: o.Apply, Stores: []repairStore{}, Lost: list(rep.Lost)}
+	result := repairResult{OK: rep.OK(), Applied: o.Apply, Stores: []repairStore{}, Lost: list(rep.Lost), Backups: []checkBackup{}, Beyond: rep.Beyond, Unpublished: rep.Unpublished}
+	for _, b := range rep.Backups {
+		result.Backups = append(result.Backups, checkBackupOf(b))
+	}
 	for _, s := range rep.Stores {
 		result.Stores = append(result.Stores, repairStore{
 			URL: s.Status.URL, ID: s.Status.ID, State: string(s.Status.State), Error: s.Status.Error,
@@ -51,12 +58,19 @@ func repoRepair(c *cli.Context, r *repository.Repository) error {
 		for _, s := range result.Stores {
 			t.row(dash(s.URL), s.State, s.Missing, s.Damaged, s.Mended)
 		}
+		if len(result.Backups) > 0 {
+			t.row()
+			checkBackupRows(t, result.Backups)
+		}
 	})
 	switch {
 	case err != nil || result.OK:
 		return err
 	case len(result.Lost) > 0:
-		return fmt.Errorf("%d packs or records cannot be rebuilt from what the stores have, such as: %s: bring back the stores that are down; \"cairn repo check\" says which backups need them (%w)", len(result.Lost), result.Lost[0], errDamage)
+		return fmt.Errorf("%d packs or records cannot be rebuilt from what the stores have, such as: %s: %d backups need them: bring back the stores that are down%s (%w)",
+			len(result.Lost), result.Lost[0], len(result.Backups), healing(result.Beyond, result.Unpublished), errDamage)
+	case len(result.Backups) > 0:
+		return fmt.Errorf("%d backups cannot be restored in full%s (%w)", len(result.Backups), healing(result.Beyond, result.Unpublished), errDamage)
 	case !o.Apply:
 		return fmt.Errorf("nothing was changed: --apply mends what is listed (%w)", errDamage)
 	default:

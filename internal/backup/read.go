@@ -96,7 +96,7 @@ func (r *run) open(ctx context.Context, t task) (*leaf, error) {
 	}
 	var damaged mask
 	for i := range manifest.LeafBlocks {
-		if ref, ok := l.refs.At(i); ok && t.in.has(i) && r.bad(ref.ID) {
+		if ref, ok := l.refs.At(i); ok && t.in.has(i) && r.bad(ref) {
 			damaged = damaged.with(i)
 		}
 	}

@@ -91,11 +91,11 @@ type Plan struct {
 	// that count up bring the whole volume round soonest; random ones do too.
 	AuditSeed uint64
 
-	// Bad reports whether a chunk is known to be damaged. Blocks that name such
-	// a chunk count as dirty and are put again; the session must not answer
-	// with the damaged chunk. Nil: none is. Not nil costs
+	// Bad reports whether a chunk is known to be damaged where it is. Blocks that
+	// name such a chunk count as dirty and are put again; the session must not
+	// answer with the damaged chunk. Nil: none is. Not nil costs
 	// a walk through the parent's whole manifest. It is called concurrently.
-	Bad func(chunk.ID) bool
+	Bad func(chunk.Ref) bool
 
 	// Workers is the number of workers; zero means one per core.
 	Workers int
@@ -223,7 +223,7 @@ func newRun(ctx context.Context, s Source, sess Session, p Plan, progress func(P
 		progress: progress,
 	}
 	if r.bad == nil || parent == nil {
-		r.bad = func(chunk.ID) bool { return false }
+		r.bad = func(chunk.Ref) bool { return false }
 	}
 	pl, err := newPlanner(ctx, p, parent)
 	if err != nil {

@@ -78,7 +78,7 @@ func TestModel(t *testing.T) {
 			var bad map[chunk.ID]bool
 			if v.parent != nil && rapid.IntRange(0, 2).Draw(rt, "bad") == 0 {
 				bad = damageSome(rt, v)
-				p.Bad = func(id chunk.ID) bool { return bad[id] }
+				p.Bad = func(r chunk.Ref) bool { return bad[r.ID] }
 			}
 			checkRun(rt, v, vol, p, dirty, bad)
 		}
@@ -270,7 +270,7 @@ func TestLostLeaf(t *testing.T) {
 			delete(v.nodes, r.ID)
 		}
 		return nil
-	})
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +385,7 @@ func TestHeal(t *testing.T) {
 		bad[id] = true
 		delete(v.chunks, id)
 	}
-	p := Plan{Geometry: vol.g, Dirty: []blockmap.Extent{}, Bad: func(id chunk.ID) bool { return bad[id] }}
+	p := Plan{Geometry: vol.g, Dirty: []blockmap.Extent{}, Bad: func(r chunk.Ref) bool { return bad[r.ID] }}
 	res, err := Run(t.Context(), vol, v, p, nil)
 	if err != nil || res.Healed != 3 || res.BytesRead != 3*testBlock || res.BytesNew != 3*testBlock || res.BytesChanged != 0 || res.Mismatches != 0 {
 		t.Fatalf("%+v, %v", res, err)

@@ -24,7 +24,7 @@ type run struct {
 	source  Source
 	g       blockmap.Geometry
 	parent  *manifest.Tree
-	bad     func(chunk.ID) bool
+	bad     func(chunk.Ref) bool
 	plan    *planner
 	builder *manifest.Builder
 
@@ -121,7 +121,7 @@ func (r *run) block(ctx context.Context, w Worker, l *leaf, i int, plain []byte)
 	heal := false
 	id := w.BlockID(plain)
 	if had && id == old.ID {
-		if heal = r.bad(old.ID); !heal {
+		if heal = r.bad(old); !heal {
 			return nil
 		}
 	}

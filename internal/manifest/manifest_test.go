@@ -403,7 +403,65 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("packs: %v", err)
 	}
 	stop := errors.New("enough")
-	if err := tree.Nodes(t.Context(), func(int, int64, chunk.Ref) error { return stop }); !errors.Is(err, stop) {
+	if err := tree.Nodes(t.Context(), func(int, int64, chunk.Ref) error { return stop }, nil); !errors.Is(err, stop) {
 		t.Errorf("nodes: %v", err)
+	}
+}
+
+// A walk goes on behind nodes that are lost, on every level, and is told what hangs on
+// them; without anybody to tell it ends.
+func TestLostNodes(t *testing.T) {
+	s := newNodeStore()
+	g := geometry(3 * Fanout * LeafBlocks) // three nodes of level 1
+	changes := make(map[int64]uint64)
+	for leaf := int64(0); leaf < 3*Fanout; leaf += 100 {
+		changes[leaf*LeafBlocks] = uint64(leaf + 1)
+	}
+	tree := build(t, s, nil, g, changes)
+	type gone struct{ first, leaves int64 }
+	var want []gone
+	err := tree.Nodes(t.Context(), func(level int, first int64, r chunk.Ref) error {
+		switch {
+		case level == 1 && first == Fanout: // takes the leaves 300, 400 and 500 along
+			want = append(want, gone{Fanout, Fanout})
+			delete(s.nodes, r)
+		case level == 0 && (first == 100 || first == 700):
+			want = append(want, gone{first, 1})
+			delete(s.nodes, r)
+		}
+		return nil
+	}, func(_, _ int64, _ chunk.Ref, err error) error {
+		if !errors.Is(err, errNoNode) {
+			t.Error(err)
+		}
+		return nil
+	})
+	if err != nil || len(want) != 3 {
+		t.Fatalf("%v, %v", want, err)
+	}
+	var got []gone
+	packs := 0
+	lost := func(first, leaves int64, _ chunk.Ref, err error) error {
+		if !errors.Is(err, errNoNode) {
+			t.Error(err)
+		}
+		got = append(got, gone{first, leaves})
+		return nil
+	}
+	never := func(chunk.ID) bool { return false }
+	if err = tree.Reach(t.Context(), never, func(chunk.Kind, chunk.Ref) { packs++ }, lost); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, want %v, %v", got, want, err)
+	}
+	// Of eight leaves three are behind the lost node, and two are lost: three have a block.
+	if nodes := 3 + 5; packs != nodes+3 {
+		t.Errorf("%d packs were named, want %d", packs, nodes+3)
+	}
+	if err = tree.Reach(t.Context(), never, func(chunk.Kind, chunk.Ref) {}, nil); !errors.Is(err, errNoNode) {
+		t.Errorf("nobody to tell: %v", err)
+	}
+	enough := errors.New("enough")
+	err = tree.Nodes(t.Context(), func(int, int64, chunk.Ref) error { return nil }, func(int64, int64, chunk.Ref, error) error { return enough })
+	if !errors.Is(err, enough) {
+		t.Errorf("told, and it went on: %v", err)
 	}
 }

@@ -163,10 +163,27 @@ func (t *Tree) loadLeaf(ctx context.Context, r chunk.Ref, l *Leaf) error {
 // errStop ends a traversal early.
 var errStop = errors.New("stop")
 
+// visitor is told of a node, and says whether to go below it.
+type visitor func(level int, first int64, r chunk.Ref) (bool, error)
+
+// Lost is told of a node that cannot be loaded: its reference, the first of the
+// leaves below it, how many the node covers (the volume may end before), and why.
+// Its error ends the traversal; without one it goes on behind the node.
+type Lost func(first, leaves int64, r chunk.Ref, err error) error
+
+func (l Lost) passOver(ctx context.Context, first, leaves int64, r chunk.Ref, err error) error {
+	if l == nil || ctx.Err() != nil {
+		return err
+	}
+	return l(first, leaves, r, err)
+}
+
 // each calls visit for the nodes under v, a node of that level whose first
 // leaf is base, that hold leaves from `from` on, in order of leaves, a node
-// before its children; it goes below a node when visit says so.
-func (t *Tree) each(ctx context.Context, v view, level int, base, from int64, visit func(level int, first int64, r chunk.Ref) (bool, error)) error {
+// before its children; it goes below a node when visit says so. What lost makes
+// of a node that cannot be loaded ends the traversal or, when it is nil, lets it
+// go on behind the node; without lost it ends.
+func (t *Tree) each(ctx context.Context, v view, level int, base, from int64, visit visitor, lost Lost) error {
 	slot := 0
 	if from > base {
 		slot = int(min((from-base)/span(level-1), Fanout))
@@ -192,9 +209,12 @@ func (t *Tree) each(ctx context.Context, v view, level int, base, from int64, vi
 		}
 		child, err := t.load(ctx, v, level, slot)
 		if err != nil {
-			return err
+			if err = lost.passOver(ctx, first, span(level-1), r, err); err != nil {
+				return err
+			}
+			continue
 		}
-		if err := t.each(ctx, child, level-1, first, from, visit); err != nil {
+		if err := t.each(ctx, child, level-1, first, from, visit, lost); err != nil {
 			return err
 		}
 	}
@@ -210,7 +230,7 @@ func (t *Tree) NextLeaf(ctx context.Context, from int64) (leaf int64, ok bool, e
 		}
 		leaf, ok = first, true
 		return false, errStop
-	})
+	}, nil)
 	if errors.Is(err, errStop) {
 		err = nil
 	}
@@ -233,24 +253,24 @@ func (t *Tree) walkFrom(ctx context.Context, from int64, fn func(leaf int64, l *
 			return false, err
 		}
 		return false, fn(first, l)
-	})
+	}, nil)
 }
 
 // Nodes calls fn for every node that is a chunk (all but the top node), parents
-// before their children; level 0 is a leaf, first the node's first leaf. An
-// error of fn ends the walk and is returned.
-func (t *Tree) Nodes(ctx context.Context, fn func(level int, first int64, r chunk.Ref) error) error {
+// before their children; level 0 is a leaf, which is not loaded, first the node's
+// first leaf. An error of fn ends the walk and is returned. lost may be nil.
+func (t *Tree) Nodes(ctx context.Context, fn func(level int, first int64, r chunk.Ref) error, lost Lost) error {
 	return t.each(ctx, t.root, t.level, 0, 0, func(level int, first int64, r chunk.Ref) (bool, error) {
 		return true, fn(level, first, r)
-	})
+	}, lost)
 }
 
 // Reach calls fn for every node and block of the tree, some of them more than
 // once. It does not go below a node for whose ID seen says that its content was
-// gone through before; equal nodes reach equal chunks.
-func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, fn func(chunk.Kind, chunk.Ref)) error {
+// gone through before; equal nodes reach equal chunks. lost may be nil.
+func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, fn func(chunk.Kind, chunk.Ref), lost Lost) error {
 	l := new(Leaf)
-	return t.each(ctx, t.root, t.level, 0, 0, func(level int, _ int64, r chunk.Ref) (bool, error) {
+	return t.each(ctx, t.root, t.level, 0, 0, func(level int, first int64, r chunk.Ref) (bool, error) {
 		fn(chunk.Node, r)
 		if seen(r.ID) {
 			return false, nil
@@ -259,7 +279,7 @@ func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, fn func(chun
 			return true, nil
 		}
 		if err := t.loadLeaf(ctx, r, l); err != nil {
-			return false, err
+			return false, lost.passOver(ctx, first, 1, r, err)
 		}
 		for i := range LeafBlocks {
 			if c, ok := l.At(i); ok {
@@ -267,13 +287,13 @@ func (t *Tree) Reach(ctx context.Context, seen func(chunk.ID) bool, fn func(chun
 			}
 		}
 		return false, nil
-	})
+	}, lost)
 }
 
 // Packs returns the packs that hold the tree's nodes and the volume's blocks.
 func (t *Tree) Packs(ctx context.Context) (map[chunk.PackID]struct{}, error) {
 	packs := make(map[chunk.PackID]struct{})
-	err := t.Reach(ctx, func(chunk.ID) bool { return false }, func(_ chunk.Kind, r chunk.Ref) { packs[r.Pack] = struct{}{} })
+	err := t.Reach(ctx, func(chunk.ID) bool { return false }, func(_ chunk.Kind, r chunk.Ref) { packs[r.Pack] = struct{}{} }, nil)
 	if err != nil {
 		return nil, err
 	}

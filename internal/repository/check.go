@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,8 +13,8 @@ import (
 
 // Check proves that every backup can be restored: its root record, its votes,
 // every node of its manifest, and of every pack enough shards; with ReadData
-// every byte. It never writes. The error is one of the check itself; what it
-// finds is in the report.
+// every byte. It writes nothing, but for Publish. The error is one of the check
+// itself; what it finds is in the report.
 func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
 	if err := o.validate(); err != nil {
 		return CheckReport{}, err
@@ -22,6 +23,9 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 	err := c.find(ctx)
 	if err == nil {
 		err = c.judge(ctx)
+	}
+	if err == nil && o.Publish && o.ReadData {
+		err = c.publish(ctx)
 	}
 	if err == nil {
 		err = c.records(ctx)
@@ -84,7 +88,11 @@ func (c *checker) find(ctx context.Context) error {
 func (c *checker) judge(ctx context.Context) error {
 	c.judgePacks()
 	for n, b := range c.images {
-		if err := c.blocks(ctx, n, b); err != nil {
+		err := c.blocks(ctx, n, b)
+		if b != nil {
+			err = errors.Join(err, b.Close())
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -104,6 +112,10 @@ type packCheck struct {
 	sizes []int64 // by slot; -1 = no shard there
 	bad   []bool  // by slot: wrong bytes or wrong size
 	lost  string  // why it cannot be read; empty = it can
+	hit   bool    // something in it could not be read
+
+	verified bool // every shard was read
+	whole    bool // shards of it were rebuilt
 
 	forwards []*forwarding // where its chunks went, if it was compacted
 	target   bool          // no backup names it, only forwardings
@@ -120,6 +132,8 @@ type checker struct {
 	moved  map[chunk.PackID]bool // packs that have a forwarding, needed or not
 	window map[chunk.PackID]bool // packs whose data is read; nil = all, if any
 	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
+	known  *damage               // of earlier checks (Publish)
+	there  map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
 }
 
 // roots opens every backup, and reports root records that nobody can read.
@@ -174,21 +188,29 @@ func (c *checker) walk(ctx context.Context, n int, img *Image) error {
 	if img == nil {
 		return nil
 	}
-	packs, err := img.tree.Packs(ctx)
+	b := &c.report.Backups[n]
+	err := img.tree.Reach(ctx, func(chunk.ID) bool { return false }, func(_ chunk.Kind, ref chunk.Ref) {
+		if c.packs[ref.Pack] == nil {
+			c.packs[ref.Pack] = &packCheck{}
+		}
+	}, func(_, _ int64, ref chunk.Ref, err error) error {
+		c.packs[ref.Pack].hit = true
+		b.Restorable = false
+		addProblem(&b.Problems, unreadableManifest(err))
+		return nil
+	})
 	if ctx.Err() != nil {
 		return ctx.Err() //nolint:wrapcheck // as above
 	}
 	if err != nil {
-		c.report.Backups[n].Restorable = false
-		addProblem(&c.report.Backups[n].Problems, "its manifest cannot be read completely: "+err.Error())
-		return nil //nolint:nilerr // it is in the report
-	}
-	for p := range packs {
-		if c.packs[p] == nil {
-			c.packs[p] = &packCheck{}
-		}
+		b.Restorable = false
+		addProblem(&b.Problems, unreadableManifest(err))
 	}
 	return nil
+}
+
+func unreadableManifest(err error) string {
+	return "its manifest cannot be read completely: " + sentence(err)
 }
 
 // stores lists the packs of every store.
@@ -198,6 +220,9 @@ func (c *checker) stores(ctx context.Context) error {
 		c.report.Stores = append(c.report.Stores, StoreReport{Status: s})
 	}
 	if err := c.moves(ctx); err != nil {
+		return err
+	}
+	if err := c.readKnown(ctx); err != nil {
 		return err
 	}
 	slots := len(c.r.membership().Placements[0].Slots)
@@ -212,6 +237,9 @@ func (c *checker) stores(ctx context.Context) error {
 		err := m.store.List(ctx, packPrefix, func(i objstore.Info) error {
 			id, ok := parsePackName(i.Name)
 			p := c.packs[id]
+			if ok && p == nil && c.known.has(id) {
+				c.there[id] = true
+			}
 			if !ok || p == nil {
 				return nil
 			}
@@ -274,16 +302,22 @@ func (c *checker) sorted() []chunk.PackID {
 	return slices.SortedFunc(maps.Keys(c.packs), func(a, b chunk.PackID) int { return slices.Compare(a[:], b[:]) })
 }
 
+// good returns how many shards of a pack are there and, as far as is known, right.
+func (c *checker) good(id chunk.PackID) int {
+	good, p := 0, c.packs[id]
+	for slot := range p.sizes {
+		if p.sizes[slot] >= 0 && !p.bad[slot] {
+			good++
+		}
+	}
+	return good
+}
+
 // judgePacks says of each pack whether enough shards are left.
 func (c *checker) judgePacks() {
 	need := c.r.membership().Data
 	for id, p := range c.packs {
-		good := 0
-		for slot := range p.sizes {
-			if p.sizes[slot] >= 0 && !p.bad[slot] {
-				good++
-			}
-		}
+		good := c.good(id)
 		if good < need && !c.reads(id) && !p.going {
 			p.lost = fmt.Sprintf("pack %s has %d good shards, %d are needed", id, good, need)
 		}

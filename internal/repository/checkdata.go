@@ -57,6 +57,7 @@ func (c *checker) shards(ctx context.Context) error {
 				addProblem(&rep.Problems, fmt.Sprintf("shard %d of pack %s is damaged", slot, id))
 			}
 		}
+		p.verified = true
 		c.o.Progress(CheckProgress{"data", int64(n + 1), int64(len(ids))})
 	}
 	return nil
@@ -77,6 +78,19 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 	b := &c.report.Backups[n]
 	g := img.tree.Geometry()
 	b.BlockSize = int64(g.BlockSize)
+	// A node that cannot be read takes all blocks below it with it.
+	lost := func(first, leaves int64, ref chunk.Ref, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err() //nolint:wrapcheck // canceled
+		}
+		c.hit(ref.Pack)
+		b.Restorable = false
+		addProblem(&b.Problems, unreadableManifest(err))
+		from := first * manifest.LeafBlocks
+		to := min(from+leaves*manifest.LeafBlocks, g.Blocks())
+		b.Damaged = appendBlocks(b.Damaged, DamagedRange{from, to - from})
+		return nil
+	}
 	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
 		if why := c.lost(chunk.Node, ref); why != "" {
 			b.Restorable = false
@@ -86,28 +100,39 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 			return nil
 		}
 		bad, err := c.leaf(ctx, img, ref, first, b)
+		if err != nil {
+			return lost(first, 1, ref, err)
+		}
 		for i, is := range bad {
 			if block := first*manifest.LeafBlocks + int64(i); is && block < g.Blocks() {
 				b.Restorable = false
-				b.Damaged = appendBlock(b.Damaged, block)
+				b.Damaged = appendBlocks(b.Damaged, DamagedRange{block, 1})
 			}
 		}
-		return err
-	})
+		return nil
+	}, lost)
 	if err != nil && ctx.Err() == nil {
 		b.Restorable = false
-		addProblem(&b.Problems, "its manifest cannot be read completely: "+err.Error())
+		addProblem(&b.Problems, unreadableManifest(err))
 		err = nil
 	}
-	return errors.Join(err, img.Close())
+	return err
 }
 
-func appendBlock(to []DamagedRange, block int64) []DamagedRange {
-	if n := len(to); n > 0 && to[n-1].First+to[n-1].Count == block {
-		to[n-1].Count++
+// appendBlocks adds blocks that lie behind all others.
+func appendBlocks(to []DamagedRange, r DamagedRange) []DamagedRange {
+	if n := len(to); n > 0 && to[n-1].First+to[n-1].Count == r.First {
+		to[n-1].Count += r.Count
 		return to
 	}
-	return append(to, DamagedRange{block, 1})
+	return append(to, r)
+}
+
+// hit notes that something in a pack could not be read.
+func (c *checker) hit(id chunk.PackID) {
+	if p := c.packs[id]; p != nil {
+		p.hit = true
+	}
 }
 
 // leaf returns which blocks of a leaf are damaged. Backups share most leaves,
@@ -128,6 +153,9 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 		}
 		bad[i] = true
 		addProblem(&b.Problems, why)
+		if at, ok := l.At(i); ok {
+			c.hit(at.Pack)
+		}
 	}
 	var pieces []piece
 	var where []int

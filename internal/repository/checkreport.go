@@ -17,6 +17,9 @@ type CheckOptions struct {
 	Share int
 	// After is the Position of an earlier check; empty = the beginning.
 	After string
+	// Publish puts what ReadData finds to be beyond repair on the stores, for the
+	// next backups to heal. It is the only thing that a check writes.
+	Publish bool
 	// Pace, if not nil, is called before n bytes are read for ReadData, and may
 	// wait; its error ends the check. Not concurrently.
 	Pace func(ctx context.Context, n int64) error
@@ -38,6 +41,9 @@ type CheckReport struct {
 	Read     int      // of these, the packs whose data was read
 	Position string   // where the next check with a Share goes on
 	Problems []string // of the repository as a whole
+
+	Beyond      int    // packs that are known to be damaged beyond repair, by this check or earlier ones (Publish)
+	Unpublished string // why that is not on the stores for the next backups to heal; empty = it is (Publish)
 }
 
 // OK reports whether there is nothing to mend: every backup can be restored and

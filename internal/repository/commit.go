@@ -48,6 +48,7 @@ func (s *Session) Commit(ctx context.Context, rt Root) (Outcome, error) {
 	case OutcomeCommitted:
 		s.r.remember(stored)
 		s.merge.commit(ctx)
+		s.noteSound(rt.BackupID)
 		if to := stored.rec.Retained; !to.IsZero() {
 			s.retainDecision(ctx, to)
 		}

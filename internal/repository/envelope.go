@@ -42,6 +42,7 @@ const (
 	kindForwarding
 	kindChange
 	kindRemovedKey
+	kindDamage
 )
 
 // errEnvelope says that an object is not one that this repository wrote under

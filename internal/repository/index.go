@@ -193,8 +193,10 @@ func (x *index) fail(ctx context.Context, err error) {
 	}
 }
 
-// apply takes the lists of prunes into account: the index's part of W2.
-func (x *index) apply(c condemned) error {
+// apply takes the lists of prunes, and of damaged packs, into account: the index's
+// part of W2. What a list of damaged packs named stays dropped when the list turns
+// out to be wrong: that costs space.
+func (x *index) apply(c condemned, d *damage) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	unread, fresh := false, false
@@ -205,7 +207,11 @@ func (x *index) apply(c condemned) error {
 			}
 		}
 	}
-	for _, set := range []map[ident]struct{}{c.lists, c.traces} {
+	sets := []map[ident]struct{}{c.lists, c.traces}
+	if d.size() > 0 {
+		sets = append(sets, d.lists)
+	}
+	for _, set := range sets {
 		for id := range set {
 			if _, ok := x.applied[id]; !ok {
 				fresh = true
@@ -223,11 +229,11 @@ func (x *index) apply(c condemned) error {
 			return err
 		}
 	default:
-		if err := x.table.remove(c.has); err != nil {
+		if err := x.table.remove(func(p chunk.PackID) bool { return c.has(p) || d.has(p) }); err != nil {
 			return err
 		}
 	}
-	for _, set := range []map[ident]struct{}{c.lists, c.traces} {
+	for _, set := range sets {
 		for id := range set {
 			x.applied[id] = struct{}{}
 		}
@@ -251,7 +257,7 @@ func (x *index) begin(ctx context.Context, s *Session) *journal {
 	if x.broken.Load() {
 		return nil
 	}
-	if err := x.apply(s.avoid); err != nil {
+	if err := x.apply(s.avoid, s.damage); err != nil {
 		x.fail(ctx, err)
 		return nil
 	}

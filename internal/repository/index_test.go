@@ -166,7 +166,7 @@ func TestDamagedIndexIsNeverWrong(t *testing.T) {
 		}
 		path := filepath.Join(dir, "table")
 		for range rapid.IntRange(0, 20).Draw(rt, "damages") {
-			damage(rt, path)
+			damageFile(rt, path)
 		}
 		removed := rapid.Bool().Draw(rt, "remove")
 		if removed {
@@ -192,7 +192,7 @@ func TestDamagedIndexIsNeverWrong(t *testing.T) {
 	})
 }
 
-func damage(rt *rapid.T, path string) {
+func damageFile(rt *rapid.T, path string) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		rt.Fatal(err)

@@ -105,7 +105,7 @@ func TestIndexOf10TiB(t *testing.T) {
 		gone.packs[simulated(n).Pack] = struct{}{}
 	}
 	gone.lists[ident{1}] = struct{}{}
-	if err := r.index.apply(gone); err != nil {
+	if err := r.index.apply(gone, nil); err != nil {
 		t.Fatal(err)
 	}
 	for n := chunks - 1000; n < chunks; n++ {

@@ -24,6 +24,7 @@ const (
 	forwardPrefix    = "forwards/"
 	probePrefix      = "probe/"
 	changePrefix     = "changes/"
+	damagedPrefix    = "damaged/"
 	openLeaf         = "open"
 	verdictLeaf      = "verdict"
 	certificateLeaf  = "certificate"
@@ -46,6 +47,22 @@ func doneName(p ident) string        { return prunePrefix + p.String() + "/" + d
 func closedName(p ident) string      { return prunePrefix + p.String() + "/" + closedLeaf }
 func changeName(id ident) string     { return changePrefix + id.String() }
 func owedName(s ident, n int) string { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
+
+// damageName is where a list of damaged packs is: those of the highest number count.
+func damageName(v uint64, id ident) string {
+	return damagedPrefix + strconv.FormatUint(v, 10) + "/" + id.String()
+}
+
+// parseDamageName is the inverse of damageName.
+func parseDamageName(name string) (v uint64, id ident, ok bool) {
+	number, rest, _ := strings.Cut(strings.TrimPrefix(name, damagedPrefix), "/")
+	v, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return 0, ident{}, false
+	}
+	id, err = parseIdent(rest)
+	return v, id, err == nil && v > 0 && damageName(v, id) == name
+}
 
 // owedSession returns the session whose owed shards an object lists.
 func owedSession(name string) (ident, bool) {

@@ -56,6 +56,9 @@ func (s *Session) useParent(ctx context.Context) error {
 		return fmt.Errorf("parent backup %s was deleted", id)
 	}
 	tree, err := s.reuse(ctx, rt)
+	if err == nil {
+		tree, err = s.soundParent(ctx, rt, tree)
+	}
 	if err != nil {
 		return fmt.Errorf("parent backup %s: %w", id, err)
 	}

@@ -66,6 +66,9 @@ type pruner struct {
 	plans  []*compaction          // P4: what is compacted
 	gone   map[chunk.PackID]int64 // P7: packs without a live chunk
 
+	damage  *damage              // the newest lists of damaged packs
+	damaged map[string][]*member // P4: all lists of damaged packs
+
 	finished  []string        // P0, P8: marks of changes that are done
 	probes    map[string]bool // P1: left behind by others, or in use just now
 	unsettled bool            // P4: some session has an "open", or a root record and no decision
@@ -104,6 +107,7 @@ func (p *pruner) run(ctx context.Context) error {
 		{"packs", p.listPacks},
 		{"sessions", p.decideOwners},
 		{"backups", p.mark},
+		{"damaged packs", p.readDamage},
 	}
 	act := []step{
 		{"announce", p.publish},
@@ -135,7 +139,7 @@ func (p *pruner) quiet(last []step) []step {
 	if p.report.Trash != len(p.aged) || p.lists > 0 {
 		act = append(act, finish) // something for the next prune to know
 	}
-	if len(act)+len(p.probes)+len(p.finished) > 0 {
+	if len(act)+len(p.probes)+len(p.finished)+len(p.staleDamage()) > 0 {
 		act = append(act, tidy)
 	}
 	return act

@@ -118,7 +118,7 @@ func (p *pruner) reach(ctx context.Context, rt *root) error {
 		}, func(_ chunk.Kind, ref chunk.Ref) {
 			p.marked[ref.Pack] = true
 			p.chunks.add(rt.rec.Project, ref)
-		})
+		}, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("backup %s: %w", rt.rec.BackupID, err)

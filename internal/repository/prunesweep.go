@@ -204,6 +204,7 @@ func (p *pruner) tidy(ctx context.Context) error {
 	}
 	names = slices.AppendSeq(names, maps.Keys(gone))
 	names = append(names, p.finished...)
+	names = append(names, p.staleDamage()...)
 	// Not those that came later: another prune may be racing for one, and would
 	// take its store for one that creates a name twice.
 	for name := range p.probes {

@@ -74,7 +74,7 @@ func (s *Session) indexBackup(ctx context.Context, st standing, budget *int64) e
 	err = tree.Walk(ctx, func(_ int64, l *manifest.Leaf) error {
 		for i := range manifest.LeafBlocks {
 			ref, ok := l.At(i)
-			if !ok || s.avoid.has(ref.Pack) {
+			if !ok || s.avoids(ref.Pack) {
 				continue
 			}
 			if *budget--; *budget < 0 {

@@ -21,8 +21,12 @@ type RepairOptions struct {
 
 // RepairReport is what a repair did, or would do.
 type RepairReport struct {
-	Stores []RepairedStore
-	Lost   []string // sentences: packs and control objects that cannot be rebuilt from what the stores have
+	Stores  []RepairedStore
+	Lost    []string       // sentences: packs and control objects that cannot be rebuilt from what the stores have
+	Backups []BackupReport // those that need what cannot be rebuilt, with the blocks; also backups in the trash
+
+	Beyond      int    // packs that are known to be damaged beyond repair (Apply)
+	Unpublished string // as in a CheckReport (Apply)
 }
 
 // RepairedStore is what a repair found on one store.
@@ -37,7 +41,7 @@ type RepairedStore struct {
 
 // OK reports whether nothing was found, or all that was is mended.
 func (r RepairReport) OK() bool {
-	return len(r.Lost) == 0 && !slices.ContainsFunc(r.Stores, func(s RepairedStore) bool {
+	return len(r.Lost)+len(r.Backups) == 0 && !slices.ContainsFunc(r.Stores, func(s RepairedStore) bool {
 		return s.Status.State != StoreUp || s.Missing+s.Damaged > s.Mended
 	})
 }
@@ -50,7 +54,7 @@ func (r RepairReport) OK() bool {
 // Backups, restores and prunes may run meanwhile: what a repair brings back
 // behind a prune's back is garbage for the next.
 func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport, error) {
-	c := newChecker(r, CheckOptions{ReadData: o.ReadData, Progress: o.Progress})
+	c := newChecker(r, CheckOptions{ReadData: o.ReadData, Progress: o.Progress, Publish: o.Apply})
 	c.trash = true
 	p := &repairer{checker: c, apply: o.Apply}
 	// What there is of root records comes first: it says which packs are needed.
@@ -61,6 +65,13 @@ func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport,
 	if err == nil {
 		err = p.packsOf(ctx)
 	}
+	if err == nil {
+		err = p.losers(ctx)
+	}
+	if err == nil && o.Apply {
+		err = c.publish(ctx)
+	}
+	p.done.Beyond, p.done.Unpublished = c.report.Beyond, c.report.Unpublished
 	for _, img := range c.images {
 		if img != nil {
 			err = errors.Join(err, img.Close())
@@ -78,6 +89,7 @@ type repairer struct {
 	apply bool
 	check bool // it is a part of a check, which looks at forwardings itself
 	done  RepairReport
+	lost  map[chunk.PackID]bool // cannot be rebuilt
 }
 
 // store returns what is reported of a member.
@@ -100,6 +112,7 @@ func (p *repairer) lose(err error) {
 
 // packsOf rebuilds the shards that needed packs lack on stores that are up.
 func (p *repairer) packsOf(ctx context.Context) error {
+	p.lost = make(map[chunk.PackID]bool)
 	ids := p.sorted()
 	for n, id := range ids {
 		pc := p.packs[id]
@@ -129,6 +142,9 @@ func (p *repairer) packsOf(ctx context.Context) error {
 				return fmt.Errorf("canceled: %w", context.Cause(ctx))
 			}
 			p.lose(err)
+			if !errors.Is(err, errNotTaken) {
+				p.lost[id] = true
+			}
 		}
 		p.o.Progress(CheckProgress{"repair", int64(n + 1), int64(len(ids))})
 	}
@@ -152,13 +168,18 @@ func (p *repairer) rebuild(ctx context.Context, id chunk.PackID, holders []*memb
 			err = p.r.coder.Verify(ctx, f, id, slot)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("shard %d of pack %s on %s: %w", slot, id, m.url(), err))
+			errs = append(errs, fmt.Errorf("shard %d of pack %s on %s: %w: %w", slot, id, m.url(), errNotTaken, err))
 			continue
 		}
+		p.packs[id].sizes[slot], p.packs[id].bad[slot] = int64(len(shards[i])), false
 		p.store(m).Mended++
 	}
+	p.packs[id].whole = true
 	return errors.Join(errs...)
 }
+
+// errNotTaken says that what was rebuilt is not where it belongs.
+var errNotTaken = errors.New("a rebuilt shard was not taken")
 
 // replace puts an object, in the place of a wrong one if there is one.
 func (p *repairer) replace(ctx context.Context, m *member, name string, object []byte, wrong bool) error {

@@ -132,13 +132,21 @@ func TestRepairOwed(t *testing.T) {
 			}
 		}
 	}
-	left := len(c.mem[3].Names())
+	left := c.mem[3].Names()
 	rep, err = r.Repair(t.Context(), RepairOptions{Apply: true, ReadData: true})
 	if err != nil || rep.OK() || len(rep.Lost) == 0 || !strings.Contains(rep.Lost[0], strings.ReplaceAll(strings.TrimPrefix(lost, packPrefix), "/", "")) {
 		t.Errorf("%+v, %v", rep, err)
 	}
-	if len(c.mem[3].Names()) != left {
+	there := c.mem[3].Names()
+	if slices.ContainsFunc(left, func(name string) bool { return !slices.Contains(there, name) }) {
 		t.Error("something was deleted")
+	}
+	// It names the backup, and the blocks that cannot be read, with --read-data and without.
+	for _, o := range []RepairOptions{{}, {ReadData: true}, {Apply: true}} {
+		rep, err = r.Repair(t.Context(), o)
+		if err != nil || len(rep.Backups) != 1 || rep.Backups[0].Backup.ID != "one" || len(rep.Backups[0].Damaged) == 0 {
+			t.Errorf("%+v: %+v, %v", o, rep, err)
+		}
 	}
 	// A store that takes nothing is not called mended.
 	if err = c.mem[5].Delete(t.Context(), lost); err == nil {

@@ -22,6 +22,7 @@ var controlKinds = []struct {
 	{rootPrefix, kindRoot},
 	{owedPrefix, kindOwed},
 	{forwardPrefix, kindForwarding},
+	{damagedPrefix, kindDamage},
 }
 
 // controls copies control objects to the stores that lack them, or have wrong

@@ -86,7 +86,8 @@ type Repository struct {
 	unknown  []*unknownStore  // given, and not known to be a member
 	joined   []objstore.Store // that became members, or were to, since the repository was opened
 	domains  map[string]*chunk.Domain
-	rootSeen map[string]*root // authenticated root records by name, without their trees
+	sound    map[string]*damage // by ID of backups: damage that their sessions knew of and heeded
+	rootSeen map[string]*root   // authenticated root records by name, without their trees
 }
 
 // unknownStore is a store that was given and is no member, or was not reached.

@@ -39,7 +39,8 @@ type Session struct {
 	listed []*member // W2: of opened, those whose lists were read
 	rooted []*member // W6: took the root record
 	avoid  condemned
-	epoch  uint16 // placement of its packs
+	damage *damage // nil: not known
+	epoch  uint16  // placement of its packs
 
 	domain        *chunk.Domain
 	parent        *root
@@ -56,6 +57,7 @@ type Session struct {
 	packNo  uint32
 	lost    error // why chunks that a worker handed out never got into a queue
 	ended   bool
+	heeded  bool                      // Bad was asked for
 	keep    retention                 // what was committed
 	used    map[chunk.PackID]struct{} // new packs and those found by the index; nil without a retention
 }
@@ -76,7 +78,7 @@ type openRecord struct {
 	Voters  []ident   `json:"voters"`
 }
 
-// Begin opens a session: W1 to W3. When the parent cannot be used, the session
+// Begin opens a session: W1 to W3, and what is known to be damaged. When the parent cannot be used, the session
 // is one for a full backup, and ParentProblem says why.
 func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, error) {
 	if o.VolumeID == "" {
@@ -106,6 +108,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 		s.removeOpen(ctx)
 		return nil, err
 	}
+	s.heed(ctx)
 	s.findParent(ctx)
 	if r.index != nil {
 		s.merge = r.index.begin(ctx, s)

@@ -73,7 +73,7 @@ func (s *Session) known(id chunk.ID) (chunk.Location, bool) {
 		return chunk.Location{}, false
 	}
 	at, ok := s.merge.lookup(id)
-	if !ok || s.avoid.has(at.Pack) {
+	if !ok || s.avoids(at.Pack) {
 		return chunk.Location{}, false
 	}
 	s.use(at.Pack)
