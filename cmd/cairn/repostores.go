@@ -12,24 +12,46 @@ import (
 	"github.com/cairnbackup/cairn/internal/repository"
 )
 
+// repoStoreStatus is the JSON of one store.
+type repoStoreStatus struct {
+	agent.StoreStatus
+	Capabilities []repository.Capability `json:"capabilities"` // that it proved when it became a member
+	Probed       time.Time               `json:"probed_at,omitzero"`
+}
+
 func repoStatus(c *cli.Context, r *repository.Repository) error {
 	seen, err := r.LastSeen(c.Context)
 	if err != nil {
 		return err
 	}
-	out := []agent.StoreStatus{}
+	proved, err := r.Capabilities(c.Context)
+	if err != nil {
+		return err
+	}
+	out := []repoStoreStatus{}
 	for _, s := range r.Status(c.Context) {
 		if s.URL == "" && seen[s.ID] != "" {
 			s.Error = "it was at " + seen[s.ID] + "; " + s.Error
 		}
-		out = append(out, agent.StoreStatus{URL: s.URL, ID: s.ID, State: string(s.State), Error: s.Error, Owed: s.Owed})
+		known := proved[s.ID]
+		out = append(out, repoStoreStatus{
+			agent.StoreStatus{URL: s.URL, ID: s.ID, State: string(s.State), Error: s.Error, Owed: s.Owed}, list(known.Capabilities), known.Probed,
+		})
 	}
 	return emit(c, out, func(t *table) {
-		t.row("STORE", "STATE", "OWED", "ID", "")
+		t.row("STORE", "STATE", "OWED", "ID", "PROVED", "")
 		for _, s := range out {
-			t.row(dash(s.URL), s.State, s.Owed, dash(s.ID), s.Error)
+			t.row(dash(s.URL), s.State, s.Owed, dash(s.ID), dash(provedText(s.Capabilities)), s.Error)
 		}
 	})
+}
+
+func provedText(l []repository.Capability) string {
+	words := make([]string, len(l))
+	for i, c := range l {
+		words[i] = string(c)
+	}
+	return strings.Join(words, ",")
 }
 
 // storeChange is the JSON of a store that was replaced or added.

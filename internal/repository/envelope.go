@@ -43,6 +43,7 @@ const (
 	kindChange
 	kindRemovedKey
 	kindDamage
+	kindCapabilities
 )
 
 // errEnvelope says that an object is not one that this repository wrote under

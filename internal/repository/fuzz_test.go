@@ -56,6 +56,7 @@ func FuzzRecords(f *testing.F) {
 		openRecord{},
 		voteRecord{Vote: voteAbort},
 		certificateRecord{},
+		capableRecord{Capabilities: capabilities()},
 		wrappedKey{KDF: defaultKDF()},
 		rootRecord{BackupID: "b", Size: 1 << 30, BlockSize: blockSize},
 	} {
@@ -71,6 +72,7 @@ func FuzzRecords(f *testing.F) {
 		identity(t, payload, &openRecord{})
 		identity(t, payload, &voteRecord{})
 		identity(t, payload, &certificateRecord{})
+		identity(t, payload, &capableRecord{})
 		identity(t, payload, &wrappedKey{})
 		identity(t, payload, &rootRecord{})
 		var m membership

@@ -52,7 +52,11 @@ func Init(ctx context.Context, o InitOptions) (Info, error) {
 		if i > 0 {
 			continue
 		}
-		if err := writeOnce(ctx, o.Stores, step); err != nil {
+		err := writeOnce(ctx, o.Stores, step)
+		if err == nil {
+			err = probeAll(ctx, o.Stores)
+		}
+		if err != nil {
 			return Info{}, errors.Join(fmt.Errorf("init: %w", err), undo(ctx, o.Stores, plan[:1]))
 		}
 	}
@@ -195,7 +199,15 @@ func initObjects(o InitOptions, m *membership) ([]initStep, error) {
 		}
 		identities.objects = append(identities.objects, object)
 	}
-	return []initStep{{keyName(keyID), [][]byte{key}}, {membersAt, [][]byte{members}}, identities}, nil
+	steps := []initStep{{keyName(keyID), [][]byte{key}}, {membersAt, [][]byte{members}}}
+	for _, id := range m.Stores {
+		object, err := keys.sealCapabilities(m.Repository, id, w.Created)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(steps, initStep{capableName(id), [][]byte{object}})
+	}
+	return append(steps, identities), nil
 }
 
 func putAll(ctx context.Context, stores []objstore.Store, step initStep) error {

@@ -25,6 +25,7 @@ const (
 	probePrefix      = "probe/"
 	changePrefix     = "changes/"
 	damagedPrefix    = "damaged/"
+	capablePrefix    = "capabilities/"
 	openLeaf         = "open"
 	verdictLeaf      = "verdict"
 	certificateLeaf  = "certificate"
@@ -47,6 +48,8 @@ func doneName(p ident) string        { return prunePrefix + p.String() + "/" + d
 func closedName(p ident) string      { return prunePrefix + p.String() + "/" + closedLeaf }
 func changeName(id ident) string     { return changePrefix + id.String() }
 func owedName(s ident, n int) string { return owedPrefix + s.String() + "/" + strconv.Itoa(n) }
+
+func capableName(store ident) string { return capablePrefix + store.String() }
 
 // damageName is where a list of damaged packs is: those of the highest number count.
 func damageName(v uint64, id ident) string {

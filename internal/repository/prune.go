@@ -182,7 +182,7 @@ func (p *pruner) begin(ctx context.Context) error {
 		return err
 	}
 	_, err = everywhere(ctx, p, "prove that it creates a name only once", func(ctx context.Context, m *member) (struct{}, error) {
-		return struct{}{}, probeOnce(ctx, m.store)
+		return struct{}{}, p.r.probe(ctx, m)
 	})
 	return err
 }

@@ -23,6 +23,7 @@ var controlKinds = []struct {
 	{owedPrefix, kindOwed},
 	{forwardPrefix, kindForwarding},
 	{damagedPrefix, kindDamage},
+	{capablePrefix, kindCapabilities},
 }
 
 // controls copies control objects to the stores that lack them, or have wrong

@@ -207,6 +207,16 @@ func (j *joiner) begin(ctx context.Context, to objstore.Store) error {
 	if err = j.put(ctx, storeName, object); err != nil {
 		return err
 	}
+	if fresh {
+		// Behind the identity: it is how an attempt is known that can be gone on with.
+		proved, perr := j.r.keys.sealCapabilities(j.r.id, id, j.r.o.Now())
+		if perr == nil {
+			perr = j.put(ctx, capableName(id), proved)
+		}
+		if perr != nil {
+			return perr
+		}
+	}
 	change, err := newIdent()
 	if err != nil {
 		return err
@@ -256,7 +266,7 @@ func (j *joiner) begunFor(ctx context.Context, there met) (fresh bool, err error
 	}
 	fresh = true
 	err = there.store.List(ctx, "", func(i objstore.Info) error {
-		fresh = fresh && (i.Name == storeName || strings.HasPrefix(i.Name, probePrefix))
+		fresh = fresh && (i.Name == storeName || i.Name == capableName(there.record.Store) || strings.HasPrefix(i.Name, probePrefix))
 		return nil
 	})
 	if err == nil && !fresh {
