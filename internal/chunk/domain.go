@@ -21,9 +21,20 @@ const formatVersion = 1
 // methods may be called concurrently.
 type Domain struct {
 	adPrefix [1 + 16 + 16]byte // version, repository, tag of the project
-	packKey  []byte            // HKDF pseudo-random key of the pack keys
 	hashers  [4]sync.Pool      // *hasher by Kind
+
+	repository [16]byte
+	project    string
+	contentKey [32]byte
+	sealing    Sealing // nil: everything under contentKey
+
+	mu       sync.Mutex
+	packKeys map[[32]byte][]byte // by content key: HKDF pseudo-random key of the pack keys
 }
+
+// Sealing says which content key the chunks of a pack are sealed under. It always
+// gives the same one for a pack, and may be called concurrently.
+type Sealing func(PackID) (contentKey [32]byte, err error)
 
 // hasher is a keyed BLAKE3 with room for its result, so that making an ID
 // allocates nothing.
@@ -35,27 +46,19 @@ type hasher struct {
 // NewDomain derives the keys of project in the repository from the
 // repository's content key, which must be 256 bits of randomness.
 func NewDomain(contentKey [32]byte, repository [16]byte, project string) (*Domain, error) {
-	derive := func(purpose string, n int) ([]byte, error) {
-		info := fmt.Sprintf("cairn chunk %d %s\x00%s", formatVersion, purpose, project)
-		key, err := hkdf.Key(sha256.New, contentKey[:], repository[:], info, n)
-		if err != nil {
-			return nil, fmt.Errorf("derive the %s key of project %q: %w", purpose, project, err)
-		}
-		return key, nil
-	}
-	d := &Domain{}
-	tag, err := derive("tag", 16)
+	d := &Domain{repository: repository, project: project, contentKey: contentKey, packKeys: make(map[[32]byte][]byte)}
+	tag, err := d.derive(contentKey, "tag", 16)
 	if err != nil {
 		return nil, err
 	}
 	d.adPrefix[0] = formatVersion
 	copy(d.adPrefix[1:], repository[:])
 	copy(d.adPrefix[17:], tag)
-	if d.packKey, err = derive("pack", 32); err != nil {
+	if _, err = d.packKey(contentKey); err != nil {
 		return nil, err
 	}
 	for _, k := range []Kind{Data, Node, Contents} {
-		key, err := derive("id "+k.String(), 32)
+		key, err := d.derive(contentKey, "id "+k.String(), 32)
 		if err != nil {
 			return nil, err
 		}
@@ -66,6 +69,37 @@ func NewDomain(contentKey [32]byte, repository [16]byte, project string) (*Domai
 		d.hashers[k].New = func() any { return &hasher{h: first.Clone()} }
 	}
 	return d, nil
+}
+
+// SealBy makes the domain ask which content key a pack is sealed under. IDs stay
+// what they are, so that equal blocks are stored once whatever seals them. It is
+// called before the domain is used.
+func (d *Domain) SealBy(s Sealing) { d.sealing = s }
+
+// derive returns a key of the domain's project.
+func (d *Domain) derive(contentKey [32]byte, purpose string, n int) ([]byte, error) {
+	info := fmt.Sprintf("cairn chunk %d %s\x00%s", formatVersion, purpose, d.project)
+	key, err := hkdf.Key(sha256.New, contentKey[:], d.repository[:], info, n)
+	if err != nil {
+		return nil, fmt.Errorf("derive the %s key of project %q: %w", purpose, d.project, err)
+	}
+	return key, nil
+}
+
+// packKey returns what the keys of packs sealed under a content key are derived
+// from. There are as many as sealing epochs.
+func (d *Domain) packKey(contentKey [32]byte) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if key := d.packKeys[contentKey]; key != nil {
+		return key, nil
+	}
+	key, err := d.derive(contentKey, "pack", 32)
+	if err != nil {
+		return nil, err
+	}
+	d.packKeys[contentKey] = key
+	return key, nil
 }
 
 // ID returns the name of a chunk of kind k, which must be one of the
@@ -89,7 +123,18 @@ func (d *Domain) Sealer(p PackID) (*Sealer, error) {
 	if p == (PackID{}) {
 		return nil, errors.New("chunk: a pack needs an ID that is not zero")
 	}
-	key, err := hkdf.Expand(sha256.New, d.packKey, string(p[:]), 32)
+	contentKey := d.contentKey
+	if d.sealing != nil {
+		var err error
+		if contentKey, err = d.sealing(p); err != nil {
+			return nil, err
+		}
+	}
+	packKey, err := d.packKey(contentKey)
+	if err != nil {
+		return nil, err
+	}
+	key, err := hkdf.Expand(sha256.New, packKey, string(p[:]), 32)
 	if err != nil {
 		return nil, fmt.Errorf("derive the key of pack %s: %w", p, err)
 	}
