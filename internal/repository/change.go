@@ -12,7 +12,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
-// A change of the membership – a store replaced, a store added – is begun with a
+// A change of the membership – a store replaced, a store added, the key rotated – is begun with a
 // mark on every store that answers, and its last step is the record
 // "members/<v+1>". Between the two no prune goes on: it needs every store, so
 // that it meets the mark or the record wherever either is. Prunes look at P0, and
@@ -27,9 +27,15 @@ type changeRecord struct {
 	Joining ident     `json:"joining"`
 	By      string    `json:"by"`
 	Began   time.Time `json:"began"`
+
+	// Of a rotation of the key, so that whoever goes on with it publishes the
+	// same: the membership that it ends with, and the key that opens it.
+	Next *membership `json:"next,omitempty"`
+	Key  ident       `json:"key,omitzero"`
 }
 
 const (
+	changeRotate  = "rotate the key"
 	changeReplace = "replace a store"
 	changeAdd     = "add a store"
 )
@@ -40,15 +46,18 @@ type Change struct {
 	ID      string
 	What    string // in words
 	Lost    string // store ID; empty when a store is added
-	Joining string
+	Joining string // empty when no store joins
 	By      string // host name and process
 	Began   time.Time
 }
 
 func (c *changeRecord) info() Change {
-	out := Change{ID: c.Change.String(), What: c.What, Joining: c.Joining.String(), By: c.By, Began: c.Began}
+	out := Change{ID: c.Change.String(), What: c.What, By: c.By, Began: c.Began}
 	if c.Lost != (ident{}) {
 		out.Lost = c.Lost.String()
+	}
+	if c.Joining != (ident{}) {
+		out.Joining = c.Joining.String()
 	}
 	return out
 }
@@ -121,7 +130,7 @@ func (r *Repository) beginChange(ctx context.Context, c changeRecord) (*changeRe
 		return nil, err
 	}
 	for _, o := range before {
-		if o.What != c.What || o.Lost != c.Lost || o.Joining != c.Joining {
+		if o.What != c.What || o.Lost != c.Lost || o.Joining != c.Joining || o.Key != c.Key {
 			return nil, r.otherChange(o)
 		}
 		c = *o
@@ -165,6 +174,9 @@ func (r *Repository) otherChange(o *changeRecord) error {
 }
 
 func orLost(o *changeRecord) string {
+	if o.What == changeRotate {
+		return "to the one of key " + o.Key.String()
+	}
 	if o.Lost == (ident{}) {
 		return "store " + o.Joining.String()
 	}
@@ -243,25 +255,4 @@ func (r *Repository) publishMembership(ctx context.Context, next *membership, fi
 	}
 	r.adopt(next)
 	return nil
-}
-
-// adopt makes a newer list of members the one that counts. Stores that are no
-// members any more are looked at again: behind the URL may be another store now.
-func (r *Repository) adopt(next *membership) (changed bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if next.Version <= r.members.Version {
-		return false
-	}
-	r.members = next
-	for id, m := range r.byID {
-		if next.has(id) {
-			continue
-		}
-		delete(r.byID, id)
-		if m.store != nil {
-			r.unknown = append(r.unknown, &unknownStore{m.store, StoreDown, fmt.Errorf("%s was replaced: %w", m.url(), ErrForeign)})
-		}
-	}
-	return true
 }

@@ -120,7 +120,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 	if err != nil {
 		return nil, err
 	}
-	object, err := s.r.keys.sealRoot(name, rec, rt.Top)
+	object, err := s.r.keys.sealRoot(s.keys.epochs(), name, rec, rt.Top)
 	if err != nil {
 		return nil, err
 	}

@@ -289,7 +289,7 @@ func (m *mover) store(ctx context.Context) error {
 			continue
 		}
 		name := forwardName(old, m.s.id)
-		object, err := m.p.r.keys.sealForwarding(m.p.r.id, name, m.sources[old])
+		object, err := m.p.r.keys.sealForwarding(m.p.keys.epochs(), m.p.r.id, name, m.sources[old])
 		if err != nil {
 			return err
 		}

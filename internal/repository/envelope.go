@@ -16,8 +16,12 @@ import (
 const (
 	envelopeMagic   = "CAIRNCTL"
 	envelopeVersion = 1
-	envelopeHeader  = 8 + 2 + 2 + 4
-	envelopeTag     = 32
+	// sealedVersion is that of what a rotated repository seals under another
+	// master key than its first: the number of the sealing epoch is in front of
+	// the payload.
+	sealedVersion  = 2
+	envelopeHeader = 8 + 2 + 2 + 4
+	envelopeTag    = 32
 	// maxControl bounds what is read of a control object. A condemned list of
 	// a million packs has 33 MiB.
 	maxControl = 48 << 20
@@ -53,18 +57,30 @@ var errEnvelope = errors.New("object is damaged or foreign")
 // envelope is a control object taken apart, not authenticated yet.
 type envelope struct {
 	kind    kind
+	epoch   int // sealing epoch of the payload
 	payload []byte
 }
 
 // sealEnvelope returns the object of a payload. The name is authenticated too,
 // so that nobody can show one object in the place of another.
 func (k *keyring) sealEnvelope(kd kind, name string, payload []byte) ([]byte, error) {
+	return k.sealEnvelopeAt(0, kd, name, payload)
+}
+
+// sealEnvelopeAt is sealEnvelope for what is sealed under the master key of a
+// sealing epoch.
+func (k *keyring) sealEnvelopeAt(epoch int, kd kind, name string, payload []byte) ([]byte, error) {
+	version := uint16(envelopeVersion)
+	if epoch > 0 {
+		version = sealedVersion
+		payload = append(binary.BigEndian.AppendUint16(nil, uint16(epoch)), payload...) //nolint:gosec // bounded by maxEpochs
+	}
 	if len(payload) > maxControl-envelopeHeader-envelopeTag {
 		return nil, fmt.Errorf("control object %s has %d bytes: %w", name, len(payload), ErrInvalid)
 	}
 	out := make([]byte, 0, envelopeHeader+len(payload)+envelopeTag)
 	out = append(out, envelopeMagic...)
-	out = binary.BigEndian.AppendUint16(out, envelopeVersion)
+	out = binary.BigEndian.AppendUint16(out, version)
 	out = binary.BigEndian.AppendUint16(out, uint16(kd))
 	out = binary.BigEndian.AppendUint32(out, uint32(len(payload))) //nolint:gosec // bounded above
 	out = append(out, payload...)
@@ -100,37 +116,58 @@ func parseEnvelope(object []byte) (envelope, error) {
 	if len(object) < envelopeHeader+envelopeTag || string(object[:8]) != envelopeMagic {
 		return envelope{}, fmt.Errorf("no control object: %w", errEnvelope)
 	}
-	if v := binary.BigEndian.Uint16(object[8:]); v != envelopeVersion {
-		return envelope{}, formatError(v)
+	version := binary.BigEndian.Uint16(object[8:])
+	if version != envelopeVersion && version != sealedVersion {
+		return envelope{}, formatError(version)
 	}
 	n := binary.BigEndian.Uint32(object[12:])
 	if int64(n) != int64(len(object)-envelopeHeader-envelopeTag) {
 		return envelope{}, fmt.Errorf("control object of %d bytes says %d: %w", len(object), n, errEnvelope)
 	}
-	return envelope{
+	e := envelope{
 		kind:    kind(binary.BigEndian.Uint16(object[10:])),
 		payload: object[envelopeHeader : envelopeHeader+int(n)],
-	}, nil
+	}
+	if version == envelopeVersion {
+		return e, nil
+	}
+	if e.kind != kindKey && e.kind != kindRoot && e.kind != kindForwarding {
+		return envelope{}, formatError(version)
+	}
+	if len(e.payload) < 2 {
+		return envelope{}, fmt.Errorf("control object without its sealing epoch: %w", errEnvelope)
+	}
+	e.epoch, e.payload = int(binary.BigEndian.Uint16(e.payload)), e.payload[2:]
+	if e.epoch == 0 || e.epoch >= maxEpochs {
+		return envelope{}, fmt.Errorf("control object of sealing epoch %d: %w", e.epoch, errEnvelope)
+	}
+	return e, nil
 }
 
 // openEnvelope returns the authenticated payload of an object.
 func (k *keyring) openEnvelope(kd kind, name string, object []byte) ([]byte, error) {
+	e, err := k.authenticate(kd, name, object)
+	return e.payload, err
+}
+
+// authenticate is openEnvelope that also says what sealing epoch it is of.
+func (k *keyring) authenticate(kd kind, name string, object []byte) (envelope, error) {
 	e, err := parseEnvelope(object)
 	if err != nil {
-		return nil, err
+		return envelope{}, err
 	}
 	body := object[:len(object)-envelopeTag]
 	tag, err := k.tag(name, body)
 	if err != nil {
-		return nil, err
+		return envelope{}, err
 	}
 	if subtle.ConstantTimeCompare(tag, object[len(body):]) != 1 {
-		return nil, fmt.Errorf("authentication of %s failed: %w", name, errEnvelope)
+		return envelope{}, fmt.Errorf("authentication of %s failed: %w", name, errEnvelope)
 	}
 	if e.kind != kd {
-		return nil, fmt.Errorf("%s has kind %d, want %d: %w", name, e.kind, kd, errEnvelope)
+		return envelope{}, fmt.Errorf("%s has kind %d, want %d: %w", name, e.kind, kd, errEnvelope)
 	}
-	return e.payload, nil
+	return e, nil
 }
 
 func (k *keyring) tag(name string, body []byte) ([]byte, error) {

@@ -145,6 +145,13 @@ func (f *fetcher) release() {
 func (r *Repository) readContainer(ctx context.Context, id chunk.PackID, p []byte, off int64) error {
 	holders := r.holders(id)
 	if holders == nil {
+		// Its writer may have seen a newer membership.
+		if err := r.catchUp(ctx); err != nil {
+			return fmt.Errorf("pack %s: %w", id, err)
+		}
+		holders = r.holders(id)
+	}
+	if holders == nil {
 		return fmt.Errorf("pack %s has placement epoch %d, which the repository does not know: %w", id, id.Epoch(), ErrDamaged)
 	}
 	f := &fetcher{r: r, name: packName(id), holders: holders}

@@ -26,17 +26,14 @@ type candidate struct {
 	name, object string
 }
 
-// findKey opens the master key with the password. A store may return a damaged key,
-// and any number of those it made up: every distinct version is tried, those first
-// that most stores have.
-func findKey(ctx context.Context, o Options, repo ident, given []met) (key masterKey, opened string, err error) {
-	var ms []*member
-	for _, g := range given {
-		if g.object != nil && g.record.Repository == repo {
-			ms = append(ms, &member{id: g.record.Store, store: g.store})
-		}
-	}
-	answers := ask(ctx, o.Timing, ms, len(ms)/2+1, candidates)
+// findKey opens the master keys with the password. A store may return a damaged
+// key, and any number of those it made up: every distinct version is tried, those
+// first that most stores have.
+//
+// A key of an older sealing epoch than the repository has opens nothing any more,
+// and one of a rotation that was not published nothing yet: another may be there.
+func (u *unlocker) findKey(ctx context.Context) (keys keyring, opened string, err error) {
+	answers := ask(ctx, u.o.Timing, u.ms, len(u.ms)/2+1, candidates)
 	count := make(map[candidate]int)
 	var errs []error
 	for _, a := range answers {
@@ -51,24 +48,32 @@ func findKey(ctx context.Context, o Options, repo ident, given []met) (key maste
 		return cmp.Or(count[b]-count[a], strings.Compare(a.name, b.name), strings.Compare(a.object, b.object))
 	})
 	for _, c := range order[:min(len(order), maxTries)] {
-		found, keys, err := openKey(c.name, []byte(c.object), o.Password, repo)
+		keys, err = u.openKey(ctx, c.name, []byte(c.object))
 		if err == nil {
-			err = notRemoved(ctx, o.Timing, keys, c.name, ms)
+			err = notRemoved(ctx, u.o.Timing, keys, c.name, u.ms)
 		}
 		if err == nil {
-			return found, c.name, nil
+			err = u.newest(ctx, keys)
+		}
+		if err == nil {
+			return keys, c.name, nil
 		}
 		if ctx.Err() != nil {
-			return key, "", fmt.Errorf("open the repository: %w", ctx.Err())
+			return keyring{}, "", fmt.Errorf("open the repository: %w", ctx.Err())
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
 	}
 	for _, err := range errs {
-		if errors.Is(err, ErrPassword) {
-			return key, "", fmt.Errorf("the password does not open repository %s: %w", repo, ErrPassword)
+		if errors.Is(err, errOldKey) {
+			return keyring{}, "", fmt.Errorf("the password opens only the key that repository %s had before it was rotated: use the password that rotated it, or one added since: %w", u.repo, ErrPassword)
 		}
 	}
-	return key, "", because(fmt.Errorf("no key of repository %s can be read: %w", repo, ErrTooFewStores), errs)
+	for _, err := range errs {
+		if errors.Is(err, ErrPassword) {
+			return keyring{}, "", fmt.Errorf("the password does not open repository %s: %w", u.repo, ErrPassword)
+		}
+	}
+	return keyring{}, "", because(fmt.Errorf("no key of repository %s can be read: %w", u.repo, ErrTooFewStores), errs)
 }
 
 // candidates reads what a store has under "keys/". With an error it returns what it
@@ -111,31 +116,22 @@ func because(err error, reasons []error) error {
 	return err
 }
 
-func openKey(name string, object, password []byte, repo ident) (key masterKey, keys keyring, err error) {
+// openKey opens a wrapped key, and by it the master keys of all sealing epochs.
+func (u *unlocker) openKey(ctx context.Context, name string, object []byte) (keys keyring, err error) {
 	e, err := parseEnvelope(object)
 	if err != nil {
-		return key, keys, err
+		return keys, err
 	}
 	if e.kind != kindKey {
-		return key, keys, fmt.Errorf("kind %d: %w", e.kind, errEnvelope)
+		return keys, fmt.Errorf("kind %d: %w", e.kind, errEnvelope)
 	}
-	if key, err = unwrap(e.payload, password, repo); err != nil {
-		return key, keys, err
+	master, err := unwrap(e.payload, u.o.Password, u.repo, e.epoch)
+	if err != nil {
+		return keys, err
 	}
-	if keys, err = key.ring(repo); err != nil {
-		return key, keys, err
+	if keys, err = u.chain(ctx, e.epoch, master); err != nil {
+		return keys, err
 	}
 	_, err = keys.openEnvelope(kindKey, name, object)
-	return key, keys, err
-}
-
-// proved says whether the identity of any store is authentic under the keys.
-func (r *Repository) proved(given []met) bool {
-	return slices.ContainsFunc(given, func(g met) bool {
-		if g.object == nil {
-			return false
-		}
-		_, err := r.keys.openEnvelope(kindStore, storeName, g.object)
-		return err == nil
-	})
+	return keys, err
 }

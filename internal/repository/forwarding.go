@@ -35,7 +35,7 @@ const (
 	// maxForwarded is the most chunks that a pack has.
 	maxForwarded = 32768
 	// maxForwarding bounds an object, before anything of it is believed.
-	maxForwarding = envelopeHeader + envelopeTag + chacha20poly1305.NonceSizeX + chacha20poly1305.Overhead +
+	maxForwarding = envelopeHeader + 2 + envelopeTag + chacha20poly1305.NonceSizeX + chacha20poly1305.Overhead +
 		forwardHead + maxForwarded*(forwardEntry+32)
 )
 
@@ -172,8 +172,9 @@ func decodeForwarding(repo ident, old chunk.PackID, plain []byte) (*forwarding, 
 	return f, nil
 }
 
-// sealForwarding returns the object of a forwarding made by a prune.
-func (k *keyring) sealForwarding(repo ident, name string, f *forwarding) ([]byte, error) {
+// sealForwarding returns the object of a forwarding made by a prune, under the key
+// of a sealing epoch.
+func (k *keyring) sealForwarding(epoch int, repo ident, name string, f *forwarding) ([]byte, error) {
 	nonce := make([]byte, chacha20poly1305.NonceSizeX)
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, fmt.Errorf("forwarding: %w", err)
@@ -182,28 +183,38 @@ func (k *keyring) sealForwarding(repo ident, name string, f *forwarding) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	return k.sealForwardingWith(nonce, name, plain)
+	return k.sealForwardingWith(epoch, nonce, name, plain)
 }
 
-func (k *keyring) sealForwardingWith(nonce []byte, name string, plain []byte) ([]byte, error) {
-	aead, err := chacha20poly1305.NewX(k.forwarding[:])
+func (k *keyring) sealForwardingWith(epoch int, nonce []byte, name string, plain []byte) ([]byte, error) {
+	keys, err := k.sealing.at(epoch)
 	if err != nil {
 		return nil, fmt.Errorf("forwarding: %w", err)
 	}
-	return k.sealEnvelope(kindForwarding, name, aead.Seal(slices.Clone(nonce), nonce, plain, []byte(name)))
+	aead, err := chacha20poly1305.NewX(keys.forwarding[:])
+	if err != nil {
+		return nil, fmt.Errorf("forwarding: %w", err)
+	}
+	return k.sealEnvelopeAt(epoch, kindForwarding, name, aead.Seal(slices.Clone(nonce), nonce, plain, []byte(name)))
 }
 
-// openForwarding is the inverse of sealForwarding.
+// openForwarding is the inverse of sealForwarding. errEpoch: it is genuine, and of
+// a sealing epoch that is not known.
 func (k *keyring) openForwarding(repo ident, name string, object []byte) (*forwarding, error) {
 	old, _, ok := parseForwardName(name)
 	if !ok {
 		return nil, fmt.Errorf("%s is not the name of a forwarding: %w", name, errEnvelope)
 	}
-	payload, err := k.openEnvelope(kindForwarding, name, object)
+	e, err := k.authenticate(kindForwarding, name, object)
 	if err != nil {
 		return nil, err
 	}
-	aead, err := chacha20poly1305.NewX(k.forwarding[:])
+	payload := e.payload
+	keys, err := k.sealing.at(e.epoch)
+	if err != nil {
+		return nil, fmt.Errorf("forwarding %s: %w", name, err)
+	}
+	aead, err := chacha20poly1305.NewX(keys.forwarding[:])
 	if err != nil {
 		return nil, fmt.Errorf("forwarding: %w", err)
 	}

@@ -43,7 +43,7 @@ func TestForwardingGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	object, err := k.sealForwardingWith(bytes.Repeat([]byte{5}, chacha20poly1305.NonceSizeX), name, plain)
+	object, err := k.sealForwardingWith(0, bytes.Repeat([]byte{5}, chacha20poly1305.NonceSizeX), name, plain)
 	if err != nil {
 		t.Fatal(err)
 	}

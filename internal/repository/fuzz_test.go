@@ -10,7 +10,7 @@ import (
 
 func fuzzKeys(f *testing.F) *keyring {
 	f.Helper()
-	k, err := masterKey{1, 2, 3}.ring(ident{9})
+	k, err := newKeyring([]masterKey{{1, 2, 3}, {4, 5}}, ident{9})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -27,6 +27,13 @@ func FuzzEnvelope(f *testing.F) {
 		f.Add(object)
 		f.Add(object[:len(object)-1])
 	}
+	for _, kd := range []kind{kindKey, kindRoot, kindForwarding} {
+		object, err := k.sealEnvelopeAt(maxEpochs-1, kd, "a/b", []byte("{}"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(object)
+	}
 	f.Add([]byte(envelopeMagic))
 	f.Fuzz(func(t *testing.T, object []byte) {
 		e, err := parseEnvelope(object)
@@ -37,7 +44,7 @@ func FuzzEnvelope(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := k.sealEnvelope(e.kind, "a/b", payload)
+		again, err := k.sealEnvelopeAt(e.epoch, e.kind, "a/b", payload)
 		if err != nil || !bytes.Equal(again, object) {
 			t.Fatalf("an object that opens is sealed differently: %v", err)
 		}
@@ -53,6 +60,8 @@ func FuzzRecords(f *testing.F) {
 	for _, rec := range []any{
 		storeRecord{State: stateMember},
 		membership{Version: 1, Data: 4, Parity: 2},
+		membership{Version: 2, Sealing: []sealingRecord{{First: 1, Nonce: []byte{1}, Previous: []byte{2}, Check: []byte{3}}}, Proof: []byte{4}},
+		changeRecord{What: changeRotate, Next: &membership{Version: 2}, Key: ident{1}},
 		openRecord{},
 		voteRecord{Vote: voteAbort},
 		certificateRecord{},
@@ -74,12 +83,17 @@ func FuzzRecords(f *testing.F) {
 		identity(t, payload, &certificateRecord{})
 		identity(t, payload, &capableRecord{})
 		identity(t, payload, &wrappedKey{})
+		identity(t, payload, &changeRecord{})
 		identity(t, payload, &rootRecord{})
 		var m membership
 		if decodeJSON(payload, &m) == nil {
 			if m.check() == nil {
 				_ = m.slots(0)[m.Data+m.Parity-1]
+				if epoch, ok := m.sealingOf(uint16(m.Active)); !ok || epoch != m.epochs() {
+					t.Fatalf("new packs are of sealing epoch %d of %d", epoch, m.epochs())
+				}
 			}
+			_, _ = m.masters(ident{9}, m.epochs(), masterKey{1})
 			identity(t, payload, &membership{})
 		}
 	})
@@ -111,12 +125,14 @@ func FuzzRoot(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	object, err := k.sealRoot(name, &rootRecord{Session: ident{5}, Size: 1, BlockSize: blockSize}, []byte("top"))
-	if err != nil {
-		f.Fatal(err)
+	for epoch := range 2 {
+		object, err := k.sealRoot(epoch, name, &rootRecord{Session: ident{5}, Size: 1, BlockSize: blockSize}, []byte("top"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(object)
+		f.Add(object[envelopeHeader:])
 	}
-	f.Add(object)
-	f.Add(object[envelopeHeader:])
 	f.Fuzz(func(t *testing.T, object []byte) {
 		// As it is, and as a payload that is authentic.
 		_, _ = k.openRoot(name, object)

@@ -62,7 +62,7 @@ func Init(ctx context.Context, o InitOptions) (Info, error) {
 	}
 	return Info{
 		ID: m.Repository.String(), Data: m.Data, Parity: m.Parity, Losses: m.Losses,
-		Stores: len(m.Stores), BlockSize: m.BlockSize, Format: formatVersion,
+		Stores: len(m.Stores), BlockSize: m.BlockSize, Format: firstFormat,
 	}, nil
 }
 
@@ -101,7 +101,7 @@ func newMembership(o InitOptions) (*membership, error) {
 	}
 	m := &membership{
 		Version: 1, Repository: repo,
-		MinReader: formatVersion, MinWriter: formatVersion, MinPruner: formatVersion,
+		MinReader: firstFormat, MinWriter: firstFormat, MinPruner: firstFormat,
 		Data: o.Data, Parity: o.Parity, Losses: losses, BlockSize: blockSize,
 	}
 	for range o.Stores {
@@ -166,7 +166,7 @@ func initObjects(o InitOptions, m *membership) ([]initStep, error) {
 	if err = kdf.check(); err != nil {
 		return nil, fmt.Errorf("init: %w: %w", err, ErrInvalid)
 	}
-	w, err := master.wrap(o.Password, m.Repository, kdf)
+	w, err := master.wrap(o.Password, m.Repository, 0, kdf)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func initObjects(o InitOptions, m *membership) ([]initStep, error) {
 	}
 	identities := initStep{name: storeName}
 	for _, id := range m.Stores {
-		payload, err := json.Marshal(storeRecord{Repository: m.Repository, Store: id, State: stateMember, MinReader: formatVersion})
+		payload, err := json.Marshal(storeRecord{Repository: m.Repository, Store: id, State: stateMember, MinReader: firstFormat})
 		if err != nil {
 			return nil, fmt.Errorf("init: %w", err)
 		}

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,6 +16,7 @@ import (
 // keyRecord is a key with what is stored of it.
 type keyRecord struct {
 	Key
+	epoch   int // sealing epoch of the master key that it opens
 	payload []byte
 }
 
@@ -22,7 +24,12 @@ type keyRecord struct {
 // have. What a store makes up comes last.
 const maxListed = 4 * maxTries
 
+// keyRecords returns the keys that were not removed, as those of the newest sealing
+// epoch that any store knows.
 func (r *Repository) keyRecords(ctx context.Context) ([]keyRecord, error) {
+	if err := r.refreshMembership(ctx); err != nil {
+		return nil, err
+	}
 	holders, err := r.union(ctx, keyPrefix)
 	if err != nil {
 		return nil, err
@@ -50,30 +57,52 @@ func (r *Repository) keyRecords(ctx context.Context) ([]keyRecord, error) {
 		out = append(out, k)
 	}
 	slices.SortFunc(out, func(a, b keyRecord) int {
-		if a.Damaged != b.Damaged {
-			if a.Damaged {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
+		return cmp.Or(a.rank()-b.rank(), a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
 	})
 	return out, nil
+}
+
+// usedKey is the name of the key that the repository was opened with.
+func (r *Repository) usedKey() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keyName
+}
+
+// opens reports whether a key opens the repository.
+func (k *Key) opens() bool { return !k.Damaged && !k.Old }
+
+// rank orders keys: those that open, the old ones, the damaged ones.
+func (k *Key) rank() int {
+	switch {
+	case k.Damaged:
+		return 2
+	case k.Old:
+		return 1
+	default:
+		return 0
+	}
 }
 
 // readKey reads a key from all stores that list it. One that all have and none has
 // whole is Damaged; the error is ErrNotExist when none has it any more, and another
 // one when a store that does not answer may have it.
 func (r *Repository) readKey(ctx context.Context, ms []*member, name string) (keyRecord, error) {
-	k := keyRecord{Key: Key{ID: strings.TrimPrefix(name, keyPrefix), Current: name == r.keyName}}
-	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) ([]byte, error) { return r.getControl(ctx, m.store, kindKey, name) })
+	k := keyRecord{Key: Key{ID: strings.TrimPrefix(name, keyPrefix), Current: name == r.usedKey()}}
+	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) (envelope, error) {
+		object, err := getObject(ctx, m.store, name)
+		if err != nil {
+			return envelope{}, err
+		}
+		return r.keys.authenticate(kindKey, name, object)
+	})
 	gone := 0
 	var unsure error
 	for _, a := range answers {
 		switch {
 		case a.err == nil:
 			k.Stores++
-			k.payload = a.value
+			k.payload, k.epoch = a.value.payload, a.value.epoch
 		case errors.Is(a.err, objstore.ErrNotExist):
 			gone++
 		case !errors.Is(a.err, errEnvelope):
@@ -90,11 +119,12 @@ func (r *Repository) readKey(ctx context.Context, ms []*member, name string) (ke
 		k.Damaged = true
 		return k, nil
 	}
+	m := r.membership()
 	var w wrappedKey
 	if err := decodeJSON(k.payload, &w); err != nil {
 		return k, fmt.Errorf("%s: %w", name, err)
 	}
-	k.Label, k.Created = w.Label, w.Created
+	k.Label, k.Created, k.Old = w.Label, w.Created, k.epoch != m.epochs() || !bytes.Equal(w.Check, m.keyCheck())
 	k.KDF = KDF{Time: w.KDF.Time, MemoryKiB: w.KDF.Memory, Threads: w.KDF.Threads}
 	return k, nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -44,7 +45,8 @@ type wrappedKey struct {
 	Nonce   []byte    `json:"nonce"`
 	Label   string    `json:"label,omitempty"` // for people
 	Created time.Time `json:"created,omitzero"`
-	Sealed  []byte    `json:"sealed"` // XChaCha20-Poly1305 of the master key; associated data is the repository's ID
+	Check   []byte    `json:"check,omitempty"` // of the master key, unless it is the first one
+	Sealed  []byte    `json:"sealed"`          // XChaCha20-Poly1305 of the master key; associated data: wrapping
 }
 
 type masterKey [32]byte
@@ -57,8 +59,17 @@ func newMasterKey() (masterKey, error) {
 	return k, nil
 }
 
-// wrap seals the master key under a password.
-func (k masterKey) wrap(password []byte, repo ident, p kdfParams) (wrappedKey, error) {
+// wrapping is what a wrapped key is bound to: the repository and, behind a
+// rotation, the sealing epoch whose master key it is.
+func wrapping(repo ident, epoch int) []byte {
+	if epoch == 0 {
+		return repo[:]
+	}
+	return binary.BigEndian.AppendUint16(repo[:], uint16(epoch)) //nolint:gosec // bounded by maxEpochs
+}
+
+// wrap seals the master key of a sealing epoch under a password.
+func (k masterKey) wrap(password []byte, repo ident, epoch int, p kdfParams) (wrappedKey, error) {
 	if len(password) == 0 {
 		return wrappedKey{}, fmt.Errorf("the password is empty: %w", ErrInvalid)
 	}
@@ -72,7 +83,12 @@ func (k masterKey) wrap(password []byte, repo ident, p kdfParams) (wrappedKey, e
 	if err != nil {
 		return w, fmt.Errorf("wrap the master key: %w", err)
 	}
-	w.Sealed = aead.Seal(nil, w.Nonce, k[:], repo[:])
+	if epoch > 0 {
+		if w.Check, err = k.check(repo); err != nil {
+			return w, err
+		}
+	}
+	w.Sealed = aead.Seal(nil, w.Nonce, k[:], wrapping(repo, epoch))
 	return w, nil
 }
 
@@ -82,7 +98,7 @@ func (p kdfParams) derive(password, salt []byte) []byte {
 
 // unwrap returns the master key, or ErrPassword when this password does not
 // open it.
-func unwrap(payload, password []byte, repo ident) (masterKey, error) {
+func unwrap(payload, password []byte, repo ident, epoch int) (masterKey, error) {
 	var k masterKey
 	var w wrappedKey
 	if err := decodeJSON(payload, &w); err != nil {
@@ -98,7 +114,7 @@ func unwrap(payload, password []byte, repo ident) (masterKey, error) {
 	if err != nil {
 		return k, fmt.Errorf("unwrap the master key: %w", err)
 	}
-	plain, err := aead.Open(nil, w.Nonce, w.Sealed, repo[:])
+	plain, err := aead.Open(nil, w.Nonce, w.Sealed, wrapping(repo, epoch))
 	if err != nil {
 		return k, ErrPassword
 	}
@@ -110,37 +126,52 @@ func unwrap(payload, password []byte, repo ident) (masterKey, error) {
 }
 
 // keyring holds the keys that everything in a repository hangs on. Each is good
-// for one purpose, so that, say, a machine that repairs need not read.
+// for one purpose, so that, say, a machine that repairs need not read. They are of
+// the first master key and stay when it is rotated, but for those in sealing.
 type keyring struct {
 	content [32]byte // chunks: the input of chunk.NewDomain
 	repair  [32]byte // cells of shards
-	root    [32]byte // root records
 	tokens  [32]byte // keyed names
 	control [32]byte // authentication of control objects
 	index   [32]byte // pages of the local index
 
-	forwarding [32]byte // sealing forwardings
+	sealing *sealing
 }
 
-func (k masterKey) ring(repo ident) (keyring, error) {
+// ring returns the keys of a repository that was never rotated.
+func (k masterKey) ring(repo ident) (keyring, error) { return newKeyring([]masterKey{k}, repo) }
+
+// newKeyring derives all keys from the master keys of the sealing epochs, of which
+// there is at least one.
+func newKeyring(masters []masterKey, repo ident) (keyring, error) {
 	var r keyring
-	for _, sub := range []struct {
-		purpose string
-		key     *[32]byte
-	}{
+	err := masters[0].derive(repo, []subKey{
 		{"content", &r.content},
 		{"repair", &r.repair},
-		{"root record", &r.root},
 		{"tokens", &r.tokens},
 		{"control", &r.control},
 		{"index", &r.index},
-		{"forwarding", &r.forwarding},
-	} {
+	})
+	if err != nil {
+		return r, err
+	}
+	r.sealing = &sealing{}
+	return r, r.sealing.extend(masters, repo)
+}
+
+// subKey is a key for one purpose.
+type subKey struct {
+	purpose string
+	key     *[32]byte
+}
+
+func (k masterKey) derive(repo ident, keys []subKey) error {
+	for _, sub := range keys {
 		out, err := hkdf.Key(sha256.New, k[:], repo[:], "cairn repository 1 "+sub.purpose, len(sub.key))
 		if err != nil {
-			return r, fmt.Errorf("derive the %s key: %w", sub.purpose, err)
+			return fmt.Errorf("derive the %s key: %w", sub.purpose, err)
 		}
 		copy(sub.key[:], out)
 	}
-	return r, nil
+	return nil
 }

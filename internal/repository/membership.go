@@ -1,13 +1,23 @@
 package repository
 
 import (
+	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 )
 
-// Versions of the format that this program reads, writes and prunes.
-const formatVersion = 1
+// Versions of the format. A repository that was never rotated is of the first,
+// so that older programs go on with it.
+const (
+	firstFormat   = 1
+	rotatedFormat = 2
+	formatVersion = rotatedFormat // the newest that this program reads, writes and prunes
+)
+
+// maxPlacements is how many placement epochs a pack ID can tell apart.
+const maxPlacements = 1 << 16
 
 // storeRecord is the payload of "store": who a store is.
 type storeRecord struct {
@@ -34,6 +44,9 @@ type membership struct {
 	Stores     []ident     `json:"stores"`
 	Placements []placement `json:"placements"`       // by epoch, oldest first
 	Active     int         `json:"active,omitempty"` // the first placement that new packs are put by
+
+	Sealing []sealingRecord `json:"sealing,omitempty"` // rotations, oldest first
+	Proof   []byte          `json:"proof,omitempty"`   // that its writer had the newest master key; of one that was rotated
 }
 
 // placement says which store keeps which shard of the packs of an epoch. A
@@ -56,7 +69,7 @@ func (m *membership) check() error {
 		return bad("impossible block size")
 	case len(m.Stores) < m.Data+m.Parity || len(m.Stores) > 1024:
 		return bad("impossible number of stores")
-	case len(m.Placements) == 0 || len(m.Placements) > 1<<16:
+	case len(m.Placements) == 0 || len(m.Placements) > maxPlacements:
 		return bad("no placement")
 	case m.Active < 0 || m.Active >= len(m.Placements):
 		return bad("no placement for new packs")
@@ -65,6 +78,28 @@ func (m *membership) check() error {
 		if int(p.Epoch) != i || len(p.Slots) != m.Data+m.Parity {
 			return bad("impossible placement")
 		}
+	}
+	return m.checkSealing()
+}
+
+// checkSealing is check of what rotations added.
+func (m *membership) checkSealing() error {
+	bad := func(what string) error { return fmt.Errorf("membership %d: %s: %w", m.Version, what, errEnvelope) }
+	if m.epochs() == 0 {
+		return nil
+	}
+	if m.epochs() >= maxEpochs || m.MinReader < rotatedFormat {
+		return bad("impossible sealing epochs")
+	}
+	after := 0
+	for _, s := range m.Sealing {
+		if int(s.First) <= after || int(s.First) > m.Active {
+			return bad("sealing epoch with impossible placements")
+		}
+		if err := s.check(); err != nil {
+			return bad("sealing epoch with " + err.Error())
+		}
+		after = int(s.First)
 	}
 	return nil
 }
@@ -87,15 +122,32 @@ func (m *membership) slots(epoch uint16) []ident {
 }
 
 func (k *keyring) sealMembership(m *membership) (name string, object []byte, err error) {
-	payload, err := json.Marshal(m)
+	name = membersName(m.Version)
+	proved := *m
+	if proved.Proof, err = k.prove(m); err != nil {
+		return "", nil, err
+	}
+	payload, err := json.Marshal(proved)
 	if err != nil {
 		return "", nil, fmt.Errorf("membership: %w", err)
 	}
-	name = membersName(m.Version)
 	object, err = k.sealEnvelope(kindMembers, name, payload)
 	return name, object, err
 }
 
+// prove returns the proof of a membership.
+func (k *keyring) prove(m *membership) ([]byte, error) {
+	bare := *m
+	bare.Proof = nil
+	encoded, err := json.Marshal(bare)
+	if err != nil {
+		return nil, fmt.Errorf("membership: %w", err)
+	}
+	return k.proof(m.epochs(), membersName(m.Version), encoded)
+}
+
+// openMembership is the inverse of sealMembership. Of one whose newest sealing
+// epoch is not known, only the tag says that it is genuine.
 func (k *keyring) openMembership(name string, object []byte) (*membership, error) {
 	payload, err := k.openEnvelope(kindMembers, name, object)
 	if err != nil {
@@ -119,7 +171,25 @@ func (k *keyring) openMembership(name string, object []byte) (*membership, error
 	if membersName(m.Version) != name {
 		return nil, fmt.Errorf("%s says it is version %d: %w", name, m.Version, errEnvelope)
 	}
-	return m, m.check()
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, k.proved(m)
+}
+
+// proved says whether a membership was written with the newest master key, if that
+// is known.
+func (k *keyring) proved(m *membership) error {
+	want, err := k.prove(m)
+	switch {
+	case errors.Is(err, errEpoch):
+		return nil
+	case err != nil:
+		return err
+	case subtle.ConstantTimeCompare(want, m.Proof) != 1:
+		return fmt.Errorf("%s was not written with the newest key: %w", membersName(m.Version), errEnvelope)
+	}
+	return nil
 }
 
 func versionError(what string, need int) error {
@@ -169,5 +239,6 @@ func (m *membership) next() *membership {
 	for i := range out.Placements {
 		out.Placements[i].Slots = slices.Clone(out.Placements[i].Slots)
 	}
+	out.Sealing, out.Proof = slices.Clone(m.Sealing), nil
 	return &out
 }

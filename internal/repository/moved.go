@@ -117,23 +117,38 @@ func (r *Repository) forwardings(ctx context.Context, id chunk.PackID) ([]*forwa
 // readForwarding reads a forwarding from the first of the stores that has a
 // genuine one.
 func (r *Repository) readForwarding(ctx context.Context, ms []*member, name string) (*forwarding, error) {
-	f, err := firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*forwarding, error) {
+	f, err := r.readForwardingOnce(ctx, ms, name)
+	if errors.Is(err, errEpoch) {
+		if cerr := r.catchUp(ctx); cerr != nil {
+			return nil, cerr
+		}
+		f, err = r.readForwardingOnce(ctx, ms, name)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("read a forwarding: %w", err)
+	case errors.Is(err, errEpoch):
+		return nil, laterEpoch(err)
+	case err != nil:
+		return nil, fmt.Errorf("forwarding %s: %w: %w", name, ErrDamaged, err)
+	}
+	return f, nil
+}
+
+func (r *Repository) readForwardingOnce(ctx context.Context, ms []*member, name string) (*forwarding, error) {
+	return firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*forwarding, error) {
 		object, err := getBounded(ctx, m.store, name, maxForwarding)
 		if err != nil {
 			return nil, err
 		}
 		f, err := r.keys.openForwarding(r.id, name, object)
+		if errors.Is(err, errEpoch) {
+			return nil, err
+		}
 		if err != nil {
 			m.health.lied(r.o.Now(), r.o.Timing.Aside)
 			return nil, fmt.Errorf("%s: %w", m.url(), err)
 		}
 		return f, nil
 	})
-	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("read a forwarding: %w", err)
-	case err != nil:
-		return nil, fmt.Errorf("forwarding %s: %w: %w", name, ErrDamaged, err)
-	}
-	return f, nil
 }

@@ -53,7 +53,7 @@ func (x *compactor) copy(old chunk.PackID, number byte) *forwarding {
 		x.tb.Fatal(err)
 	}
 	slices.Reverse(toc) // nothing lies where it lay
-	to := chunk.NewPackID([16]byte{0xcc, number}, old.Epoch(), [14]byte{1, number})
+	to := chunk.NewPackID([16]byte{0xcc, number}, uint16(x.r.membership().Active), [14]byte{1, number})
 	b, err := pack.NewBuilder(d, to, nil)
 	if err != nil {
 		x.tb.Fatal(err)
@@ -102,7 +102,8 @@ func (x *compactor) holder(id chunk.PackID, slot int) *memstore.Store {
 func (x *compactor) announce(f *forwarding, prune ident) string {
 	x.tb.Helper()
 	name := forwardName(f.old, prune)
-	object, err := x.r.keys.sealForwarding(x.r.id, name, f)
+	_, epoch := x.r.newestMaster()
+	object, err := x.r.keys.sealForwarding(epoch, x.r.id, name, f)
 	if err != nil {
 		x.tb.Fatal(err)
 	}
@@ -232,15 +233,15 @@ func TestForwardingsAreNotBelieved(t *testing.T) {
 		{"bit flipped", func(_ *compactor, _ *forwarding, _ string, o []byte) []byte { o[len(o)/2] ^= 1; return o }, "authentication"},
 		{"cut", func(_ *compactor, _ *forwarding, _ string, o []byte) []byte { return o[:len(o)-1] }, "damaged or foreign"},
 		{"too long", func(*compactor, *forwarding, string, []byte) []byte { return make([]byte, maxForwarding+1) }, "bytes"},
-		{"newer", func(_ *compactor, _ *forwarding, _ string, o []byte) []byte { o[9] = 2; return o }, "newer version"},
+		{"newer", func(_ *compactor, _ *forwarding, _ string, o []byte) []byte { o[9] = sealedVersion + 1; return o }, "newer version"},
 		{"of another repository", func(_ *compactor, f *forwarding, name string, _ []byte) []byte {
-			o, _ := foreign.keys.sealForwarding(foreign.id, name, f)
+			o, _ := foreign.keys.sealForwarding(0, foreign.id, name, f)
 			return o
 		}, "authentication"},
 		{"of another pack, by a holder of the keys", func(x *compactor, f *forwarding, name string, _ []byte) []byte {
 			g := *f
 			g.old[3] ^= 1
-			o, _ := x.r.keys.sealForwarding(x.r.id, name, &g)
+			o, _ := x.r.keys.sealForwarding(0, x.r.id, name, &g)
 			return o
 		}, "another pack or repository"},
 		{"of another kind", func(x *compactor, _ *forwarding, name string, _ []byte) []byte {
@@ -249,7 +250,7 @@ func TestForwardingsAreNotBelieved(t *testing.T) {
 		}, "kind"},
 		{"without the chunk", func(x *compactor, f *forwarding, name string, _ []byte) []byte {
 			g := &forwarding{old: f.old, chunks: []movedChunk{{chunk.Data, chunk.ID{1}, f.chunks[0].to}}}
-			o, _ := x.r.keys.sealForwarding(x.r.id, name, g)
+			o, _ := x.r.keys.sealForwarding(0, x.r.id, name, g)
 			return o
 		}, "does not name the"},
 		{"with another chunk in its place", func(x *compactor, f *forwarding, name string, _ []byte) []byte {
@@ -257,7 +258,7 @@ func TestForwardingsAreNotBelieved(t *testing.T) {
 			for i := range g.chunks {
 				g.chunks[i].to = f.chunks[(i+1)%len(f.chunks)].to
 			}
-			o, _ := x.r.keys.sealForwarding(x.r.id, name, g)
+			o, _ := x.r.keys.sealForwarding(0, x.r.id, name, g)
 			return o
 		}, "not the one asked for"},
 	}

@@ -41,24 +41,19 @@ func Open(ctx context.Context, o Options) (*Repository, error) {
 		nodes: newLRU[nodeKey, []byte](o.Cache.Nodes), cells: newLRU[chunk.Location, []byte](o.Cache.Blocks),
 		moves: newLRU[chunk.PackID, []*forwarding](movesBudget),
 	}
+	u := newUnlocker(o, repo, given)
 	if o.Master != nil {
-		r.master = masterKey(*o.Master)
-	} else if r.master, r.keyName, err = findKey(ctx, o, repo, given); err != nil {
-		if foreign != nil {
-			return nil, foreign
-		}
-		return nil, err
+		r.keys, err = u.byMaster(ctx, masterKey(*o.Master), given)
+	} else if r.keys, r.keyName, err = u.findKey(ctx); err != nil && foreign != nil {
+		err = foreign
 	}
-	if r.keys, err = r.master.ring(repo); err != nil {
+	if err != nil {
 		return nil, err
-	}
-	if o.Master != nil && !r.proved(given) {
-		return nil, fmt.Errorf("the recovery sheet is not that of repository %s: %w", repo, ErrPassword)
 	}
 	if foreign != nil && !r.disown(ctx, given) {
 		return nil, foreign
 	}
-	if err = r.join(ctx, given); err != nil {
+	if err = r.join(given, u.latest); err != nil {
 		return nil, err
 	}
 	m := r.members
@@ -203,7 +198,7 @@ func (r *Repository) disown(ctx context.Context, given []met) bool {
 		if g.object == nil || g.record.Repository == r.id {
 			continue
 		}
-		if m, _ := r.latestMembership(ctx, g.store); m == nil {
+		if m, _ := r.keys.latestMembership(ctx, g.store, r.id); m == nil {
 			return false
 		}
 		g.object, g.err = nil, fmt.Errorf("%s: the store's identity names another repository, its other objects this one: %w", g.store.URL(), errEnvelope)
@@ -212,8 +207,8 @@ func (r *Repository) disown(ctx context.Context, given []met) bool {
 }
 
 // join makes members of the stores that prove to be some, and demands enough
-// of them for reading.
-func (r *Repository) join(ctx context.Context, given []met) error {
+// of them for reading. latest is the newest membership that each has.
+func (r *Repository) join(given []met, latest map[ident]answer[*membership]) error {
 	var errs, claims []error
 	proved := make(map[ident][]objstore.Store)
 	for _, g := range given {
@@ -235,11 +230,11 @@ func (r *Repository) join(ctx context.Context, given []met) error {
 		}
 		proved[id] = append(proved[id], g.store)
 		r.byID[id] = &member{id: id, store: g.store}
-		m, err := r.latestMembership(ctx, g.store)
-		if err != nil {
-			errs = append(errs, err)
+		a := latest[id]
+		if a.err != nil {
+			errs = append(errs, a.err)
 		}
-		if m != nil && (r.members == nil || m.Version > r.members.Version) {
+		if m := a.value; m != nil && m.newer(r.members) {
 			r.members = m
 		}
 	}
@@ -293,8 +288,25 @@ func (r *Repository) reasons() string {
 	return strings.Join(parts, "; ")
 }
 
-// latestMembership reads the newest membership record that a store has.
-func (r *Repository) latestMembership(ctx context.Context, s objstore.Store) (*membership, error) {
+// maxMemberships is how many membership records of a store are looked at.
+const maxMemberships = 1 << 10
+
+// latestMembership reads the newest genuine membership record that a store has. One
+// of an older sealing epoch than is known is taken only when there is no better:
+// somebody with an older key may have written it.
+func (k *keyring) latestMembership(ctx context.Context, s objstore.Store, repo ident) (*membership, error) {
+	return latestRecord(ctx, s, k.sealing.known(), func(name string, object []byte) (*membership, error) {
+		m, err := k.openMembership(name, object)
+		if err == nil && m.Repository != repo {
+			err = fmt.Errorf("%s is of repository %s: %w", name, m.Repository, errEnvelope)
+		}
+		return m, err
+	})
+}
+
+// latestRecord returns the newest membership record of a store that parse takes, if
+// possible one of the sealing epoch or a later one.
+func latestRecord(ctx context.Context, s objstore.Store, epoch int, parse func(name string, object []byte) (*membership, error)) (*membership, error) {
 	var versions []uint64
 	err := s.List(ctx, membersPrefix, func(i objstore.Info) error {
 		if v, ok := tailNumber(i.Name, membersPrefix); ok {
@@ -306,21 +318,26 @@ func (r *Repository) latestMembership(ctx context.Context, s objstore.Store) (*m
 		return nil, err //nolint:wrapcheck // stores name themselves
 	}
 	slices.Sort(versions)
+	slices.Reverse(versions)
+	var best *membership
 	var errs []error
-	for _, v := range slices.Backward(versions) {
+	for _, v := range versions[:min(len(versions), maxMemberships)] {
 		object, err := getObject(ctx, s, membersName(v))
+		var m *membership
 		if err == nil {
-			var m *membership
-			if m, err = r.keys.openMembership(membersName(v), object); err == nil && m.Repository == r.id {
-				return m, errors.Join(errs...)
-			}
+			m, err = parse(membersName(v), object)
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", s.URL(), err))
-		if errors.Is(err, ErrVersion) {
+		switch {
+		case err == nil && m.newer(best):
+			best = m
+		case err != nil && best == nil:
+			errs = append(errs, fmt.Errorf("%s: %w", s.URL(), err))
+		}
+		if best != nil && best.epochs() >= epoch || errors.Is(err, ErrVersion) {
 			break // an older record is no excuse
 		}
 	}
-	return nil, errors.Join(errs...)
+	return best, errors.Join(errs...)
 }
 
 // reunite looks at the stores that were not reached so far: one that is back

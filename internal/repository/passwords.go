@@ -22,11 +22,12 @@ type Key struct {
 	KDF     KDF
 	Stores  int  // that have it, whole
 	Current bool // the one that this repository was opened with
+	Old     bool // it holds a master key from before a rotation, or of one that was given up: it opens nothing
 	Damaged bool // no store that answers has it whole: it opens nothing, and only its ID is known
 }
 
 // Keys returns the keys that have not been removed: those that open the repository,
-// the oldest first, then the damaged ones.
+// the oldest first, then those of another master key and the damaged ones.
 func (r *Repository) Keys(ctx context.Context) ([]Key, error) {
 	records, err := r.keyRecords(ctx)
 	if err != nil {
@@ -47,7 +48,7 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 	if err != nil {
 		return Key{}, err
 	}
-	all = slices.DeleteFunc(all, func(k Key) bool { return k.Damaged })
+	all = slices.DeleteFunc(all, func(k Key) bool { return !k.opens() })
 	if len(all) >= maxKeys {
 		return Key{}, fmt.Errorf("the repository has %d passwords, which is the most: remove one first: %w", len(all), ErrInvalid)
 	}
@@ -62,25 +63,43 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 	if err != nil {
 		return Key{}, err
 	}
-	w, err := r.master.wrap(password, r.id, params)
+	master, epoch := r.newestMaster()
+	k, err := r.putKey(ctx, id, master, epoch, password, label, params)
+	if err != nil {
+		return Key{}, fmt.Errorf("add a password: %w", err)
+	}
+	if err = r.refreshMembership(ctx); err != nil {
+		return Key{}, err
+	}
+	if r.membership().epochs() != epoch {
+		return Key{}, fmt.Errorf("the key of the repository was rotated meanwhile: add the password once more: %w", ErrChange)
+	}
+	return k, nil
+}
+
+// putKey writes the master key of a sealing epoch under a password.
+func (r *Repository) putKey(ctx context.Context, id ident, master masterKey, epoch int, password []byte, label string, p kdfParams) (Key, error) {
+	w, err := master.wrap(password, r.id, epoch, p)
 	if err != nil {
 		return Key{}, err
 	}
 	w.Label, w.Created = label, r.o.Now().UTC().Truncate(time.Second)
 	payload, err := json.Marshal(w)
 	if err != nil {
-		return Key{}, fmt.Errorf("add a password: %w", err)
+		return Key{}, fmt.Errorf("wrap the master key: %w", err)
 	}
-	n, err := r.putOnAll(ctx, kindKey, keyName(id), payload)
-	if err != nil {
-		return Key{}, fmt.Errorf("add a password: %w", err)
-	}
-	return Key{ID: id.String(), Label: label, Created: w.Created, Stores: n, KDF: KDF{Time: params.Time, MemoryKiB: params.Memory, Threads: params.Threads}}, nil
+	n, err := r.putOnAllAt(ctx, epoch, kindKey, keyName(id), payload)
+	return Key{ID: id.String(), Label: label, Created: w.Created, Stores: n, KDF: KDF{Time: p.Time, MemoryKiB: p.Memory, Threads: p.Threads}}, err
 }
 
 // putOnAll writes a control object to all members that answer, at least 1+d.
 func (r *Repository) putOnAll(ctx context.Context, kd kind, name string, payload []byte) (int, error) {
-	object, err := r.keys.sealEnvelope(kd, name, payload)
+	return r.putOnAllAt(ctx, 0, kd, name, payload)
+}
+
+// putOnAllAt is putOnAll for what is sealed under the master key of a sealing epoch.
+func (r *Repository) putOnAllAt(ctx context.Context, epoch int, kd kind, name string, payload []byte) (int, error) {
+	object, err := r.keys.sealEnvelopeAt(epoch, kd, name, payload)
 	if err != nil {
 		return 0, err
 	}
@@ -109,32 +128,48 @@ func (r *Repository) RemoveKey(ctx context.Context, id string, force bool) (left
 	}
 	others, most := 0, 0 // keys, stores
 	for n, k := range all {
-		if n != i && !k.Damaged {
+		if n != i && k.opens() {
 			others, most = others+1, max(most, k.Stores)
 		}
 	}
 	switch quorum := r.membership().quorum(); {
 	case others == 0:
 		return 0, fmt.Errorf("key %s is the only one: without it nobody could open the repository; add another password first: %w", id, ErrInvalid)
+	case all[i].epoch > r.membership().epochs():
+		return 0, fmt.Errorf("key %s is of a rotation that is not finished, or was given up: it opens nothing, and the next rotation removes it: %w", id, ErrInvalid)
 	case most < quorum:
 		return 0, fmt.Errorf("without key %s, no key is on more than %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" first: %w", id, most, quorum, ErrInvalid)
 	case all[i].Current && !force:
 		return 0, fmt.Errorf("key %s is of the password that is being used: open the repository with another one, or ask for it by force: %w", id, ErrInvalid)
 	}
-	kid, err := parseIdent(id)
-	if err != nil {
+	if err = r.markRemoved(ctx, id); err != nil {
 		return 0, err
-	}
-	if _, err = r.putOnAll(ctx, kindRemovedKey, removedKeyName(kid), nil); err != nil {
-		return 0, fmt.Errorf("remove key %s: %w", id, err)
 	}
 	if err = r.someKeyLeft(ctx, all[i]); err != nil {
 		return 0, err
 	}
+	return r.dropKey(ctx, id), nil
+}
+
+// markRemoved makes a key open nothing any more, wherever its object is.
+func (r *Repository) markRemoved(ctx context.Context, id string) error {
+	kid, err := parseIdent(id)
+	if err != nil {
+		return err
+	}
+	if _, err = r.putOnAll(ctx, kindRemovedKey, removedKeyName(kid), nil); err != nil {
+		return fmt.Errorf("remove key %s: %w", id, err)
+	}
+	return nil
+}
+
+// dropKey deletes the objects of a key that was removed, and returns how many stores
+// may still have theirs.
+func (r *Repository) dropKey(ctx context.Context, id string) (left int) {
 	answers := ask(ctx, r.o.Timing, r.current(), len(r.current()), func(ctx context.Context, m *member) (struct{}, error) {
-		return struct{}{}, m.store.Delete(ctx, keyName(kid))
+		return struct{}{}, m.store.Delete(ctx, keyPrefix+id)
 	})
-	return len(answers) - len(succeeded(answers)), nil
+	return len(answers) - len(succeeded(answers))
 }
 
 // someKeyLeft looks again behind the mark of a key. When another process removed
@@ -146,15 +181,15 @@ func (r *Repository) someKeyLeft(ctx context.Context, gone keyRecord) error {
 	if err != nil {
 		return fmt.Errorf("key %s is removed; whether another one is left could not be read: %w", gone.ID, err)
 	}
-	if slices.ContainsFunc(all, func(k keyRecord) bool { return !k.Damaged }) {
+	if slices.ContainsFunc(all, func(k keyRecord) bool { return k.opens() }) {
 		return nil
 	}
-	if gone.Damaged {
+	if !gone.opens() {
 		return fmt.Errorf("all other keys were removed meanwhile: no password opens the repository any more, only the recovery sheet: %w", ErrTooFewStores)
 	}
 	id, err := newIdent()
 	if err == nil {
-		_, err = r.putOnAll(ctx, kindKey, keyName(id), gone.payload)
+		_, err = r.putOnAllAt(ctx, gone.epoch, kindKey, keyName(id), gone.payload)
 	}
 	if err != nil {
 		return fmt.Errorf("all other keys were removed meanwhile, and key %s could not be put back: the recovery sheet opens the repository: %w", gone.ID, err)

@@ -197,7 +197,7 @@ func (p *pruner) unchanged(ctx context.Context) error {
 		if err := p.r.identify(ctx, m); err != nil {
 			return 0, err
 		}
-		latest, err := p.r.latestMembership(ctx, m.store)
+		latest, err := p.r.keys.latestMembership(ctx, m.store, p.r.id)
 		if err != nil {
 			return 0, err
 		}

@@ -164,7 +164,7 @@ func (p *repairer) identities(ctx context.Context) error {
 		if !ok || !p.apply {
 			continue // the status says that it is wrong
 		}
-		payload, err := json.Marshal(storeRecord{Repository: p.r.id, Store: id, State: stateMember, MinReader: formatVersion})
+		payload, err := json.Marshal(storeRecord{Repository: p.r.id, Store: id, State: stateMember, MinReader: p.r.membership().MinReader})
 		if err != nil {
 			return fmt.Errorf("identity of a store: %w", err)
 		}
@@ -209,7 +209,7 @@ func (p *repairer) whoIs(ctx context.Context, s objstore.Store) (ident, bool) {
 	if errors.Is(err, errFound) {
 		return found, true
 	}
-	if m, _ := p.r.latestMembership(ctx, s); m != nil && len(missing) == 1 {
+	if m, _ := p.r.keys.latestMembership(ctx, s, p.r.id); m != nil && len(missing) == 1 {
 		return missing[0], true
 	}
 	return ident{}, false

@@ -195,7 +195,7 @@ func (j *joiner) begin(ctx context.Context, to objstore.Store) error {
 			return fmt.Errorf("%s cannot keep a repository: %w", to.URL(), err)
 		}
 	}
-	payload, err := json.Marshal(storeRecord{Repository: j.r.id, Store: id, State: stateMember, MinReader: formatVersion})
+	payload, err := json.Marshal(storeRecord{Repository: j.r.id, Store: id, State: stateMember, MinReader: j.r.membership().MinReader})
 	if err != nil {
 		return fmt.Errorf("identity of a store: %w", err)
 	}

@@ -67,15 +67,15 @@ type Repository struct {
 	id   ident
 	keys keyring
 
-	master  masterKey
-	keyName string // of the object that the password opened; empty: none did
-	coder   *pack.Coder
-	index   *index // nil = none
-	nodes   *lru[nodeKey, []byte]
-	cells   *lru[chunk.Location, []byte]
-	moves   *lru[chunk.PackID, []*forwarding]
-	packs   *bufferPool // containers
-	parts   *bufferPool // shards
+	coder *pack.Coder
+	index *index // nil = none
+	nodes *lru[nodeKey, []byte]
+	cells *lru[chunk.Location, []byte]
+	moves *lru[chunk.PackID, []*forwarding]
+	packs *bufferPool // containers
+	parts *bufferPool // shards
+
+	catching catching // up with a rotation
 
 	pace   pace        // of reads
 	moving atomic.Bool // some pack was found to be forwarded
@@ -83,6 +83,7 @@ type Repository struct {
 	mu       sync.Mutex
 	members  *membership
 	byID     map[ident]*member
+	keyName  string           // of the object that the password opened; empty: none did
 	unknown  []*unknownStore  // given, and not known to be a member
 	joined   []objstore.Store // that became members, or were to, since the repository was opened
 	domains  map[string]*chunk.Domain
@@ -102,7 +103,7 @@ func (r *Repository) Info() Info {
 	m := r.membership()
 	return Info{
 		ID: r.id.String(), Data: m.Data, Parity: m.Parity, Losses: m.Losses,
-		Stores: len(m.Stores), BlockSize: m.BlockSize, Format: formatVersion,
+		Stores: len(m.Stores), BlockSize: m.BlockSize, Format: m.MinReader,
 	}
 }
 
@@ -181,6 +182,7 @@ func (r *Repository) domain(project string) (*chunk.Domain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keys of project %q: %w", project, err)
 	}
+	d.SealBy(r.contentKey)
 	r.domains[project] = d
 	return d, nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -73,15 +74,19 @@ func (r *root) backup(s State) Backup {
 	return b
 }
 
-// sealRoot returns the object of a root record.
-func (k *keyring) sealRoot(name string, rec *rootRecord, top []byte) ([]byte, error) {
+// sealRoot returns the object of a root record, under the key of a sealing epoch.
+func (k *keyring) sealRoot(epoch int, name string, rec *rootRecord, top []byte) ([]byte, error) {
 	head, err := json.Marshal(rec)
 	if err != nil {
 		return nil, fmt.Errorf("root record: %w", err)
 	}
 	plain := binary.BigEndian.AppendUint32(nil, uint32(len(head))) //nolint:gosec // far below
 	plain = append(append(plain, head...), top...)
-	aead, err := chacha20poly1305.NewX(k.root[:])
+	keys, err := k.sealing.at(epoch)
+	if err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	aead, err := chacha20poly1305.NewX(keys.root[:])
 	if err != nil {
 		return nil, fmt.Errorf("root record: %w", err)
 	}
@@ -89,16 +94,22 @@ func (k *keyring) sealRoot(name string, rec *rootRecord, top []byte) ([]byte, er
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, fmt.Errorf("root record: %w", err)
 	}
-	return k.sealEnvelope(kindRoot, name, aead.Seal(nonce, nonce, plain, []byte(name)))
+	return k.sealEnvelopeAt(epoch, kindRoot, name, aead.Seal(nonce, nonce, plain, []byte(name)))
 }
 
-// openRoot is the inverse of sealRoot.
+// openRoot is the inverse of sealRoot. errEpoch: it is genuine, and of a sealing
+// epoch that is not known.
 func (k *keyring) openRoot(name string, object []byte) (*root, error) {
-	payload, err := k.openEnvelope(kindRoot, name, object)
+	e, err := k.authenticate(kindRoot, name, object)
 	if err != nil {
 		return nil, err
 	}
-	aead, err := chacha20poly1305.NewX(k.root[:])
+	payload := e.payload
+	keys, err := k.sealing.at(e.epoch)
+	if err != nil {
+		return nil, fmt.Errorf("root record %s: %w", name, err)
+	}
+	aead, err := chacha20poly1305.NewX(keys.root[:])
 	if err != nil {
 		return nil, fmt.Errorf("root record: %w", err)
 	}
@@ -132,26 +143,41 @@ func (k *keyring) openRoot(name string, object []byte) (*root, error) {
 // readRoot reads a root record from the first of the stores that has a genuine
 // one, with its tree.
 func (r *Repository) readRoot(ctx context.Context, ms []*member, name string) (*root, error) {
-	rt, err := firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*root, error) {
-		object, err := getObject(ctx, m.store, name)
-		if err != nil {
-			return nil, err
+	rt, err := r.readRootOnce(ctx, ms, name)
+	if errors.Is(err, errEpoch) {
+		if cerr := r.catchUp(ctx); cerr != nil {
+			return nil, cerr
 		}
-		rt, err := r.keys.openRoot(name, object)
-		if err != nil {
-			m.health.lied(r.o.Now(), r.o.Timing.Aside)
-			return nil, fmt.Errorf("%s: %w", m.url(), err)
-		}
-		return rt, nil
-	})
+		rt, err = r.readRootOnce(ctx, ms, name)
+	}
 	switch {
 	case err == nil:
 		r.remember(rt)
 		return rt, nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("read a root record: %w", err)
+	case errors.Is(err, errEpoch):
+		return nil, laterEpoch(err)
 	}
 	return nil, fmt.Errorf("root record %s: %w: %w", name, ErrDamaged, err)
+}
+
+func (r *Repository) readRootOnce(ctx context.Context, ms []*member, name string) (*root, error) {
+	return firstOf(ctx, r, ms, func(ctx context.Context, m *member) (*root, error) {
+		object, err := getObject(ctx, m.store, name)
+		if err != nil {
+			return nil, err
+		}
+		rt, err := r.keys.openRoot(name, object)
+		if errors.Is(err, errEpoch) {
+			return nil, err
+		}
+		if err != nil {
+			m.health.lied(r.o.Now(), r.o.Timing.Aside)
+			return nil, fmt.Errorf("%s: %w", m.url(), err)
+		}
+		return rt, nil
+	})
 }
 
 // remember keeps a root record without its tree. Root records never change.

@@ -3,7 +3,6 @@ package repository
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -146,34 +145,6 @@ func (s *Session) choosePlacement() placement {
 		}
 	}
 	return best[rand.IntN(len(best))] //nolint:gosec // no secret
-}
-
-// refreshMembership adopts a newer list of members.
-func (r *Repository) refreshMembership(ctx context.Context) error {
-	answers := ask(ctx, r.o.Timing, r.current(), r.membership().quorum(), func(ctx context.Context, m *member) (*membership, error) {
-		return r.latestMembership(ctx, m.store)
-	})
-	var claims []error
-	changed := false
-	for _, a := range answers {
-		switch {
-		case unproved(a.err):
-			claims = append(claims, a.err)
-		case errors.Is(a.err, ErrVersion):
-			return a.err
-		}
-		if a.err != nil || a.value == nil {
-			continue
-		}
-		changed = r.adopt(a.value) || changed
-	}
-	if changed {
-		r.reunite(ctx)
-	}
-	if len(claims) > r.membership().Parity {
-		return claims[0]
-	}
-	return nil
 }
 
 // identify asks a store who it is, past everything that is remembered.

@@ -34,9 +34,13 @@ func (r *Repository) Sheet() string {
 	for _, u := range r.URLs() {
 		fmt.Fprintf(&b, "            %s\n", u)
 	}
+	master, epoch := r.newestMaster()
+	if epoch > 0 {
+		fmt.Fprintf(&b, "key         after rotation %d; a sheet from before it opens nothing any more\n", epoch)
+	}
 	b.WriteString("\nWhoever has the four lines below and can read the stores can read every backup. Keep this page as you\nkeep what is in them. Typed into a file, it opens the repository when all passwords are lost:\n\n    cairn repo key recover --sheet FILE --new-password-file FILE --store ...\n\n")
 	for n := range sheetLines {
-		fmt.Fprintf(&b, "Key %d: %s\n", n+1, sheetLine(n, r.master[n*sheetChunk:(n+1)*sheetChunk]))
+		fmt.Fprintf(&b, "Key %d: %s\n", n+1, sheetLine(n, master[n*sheetChunk:(n+1)*sheetChunk]))
 	}
 	return b.String()
 }

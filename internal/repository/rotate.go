@@ -1,0 +1,234 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+)
+
+// Rotating the key. At every moment the password that does it opens the repository:
+// by its old key until the membership is published, by the new one from then on.
+//
+//	key       keys/<ID>: the new master key under the password, on 1+d stores at least
+//	mark      changes/<ID>, which holds the membership to publish: whoever goes on
+//	          with it publishes the same bytes
+//	publish   members/<v+1>: new placements, sealed under the new key; what opens only
+//	          an older key opens nothing from here on
+//	remove    the keys of the others: what is left of them is refused anyway
+//	          the mark goes
+//
+// A crash before the mark leaves a key that opens nothing; behind it the same
+// command goes on, as it does behind the publication: the keys that are left, or the
+// mark, say so.
+
+// Rotation is what RotateKey did.
+type Rotation struct {
+	Epoch    int   // how often the key was rotated by now
+	Key      Key   // that opens the repository: the one of the password that was used
+	Stopped  []Key // whose passwords opened it before, and do no longer
+	Finished bool  // an earlier rotation was gone on with; no other was begun
+	Left     int   // objects of those keys that may still be on stores, which nobody opens
+}
+
+// RotateKey makes a new master key, under the password that the repository was opened
+// with, and seals under it what is written from now on: by sessions that begin behind
+// it. All other passwords and all recovery sheets open nothing any more. What was
+// written before stays as it is, and so do chunk IDs, names and the tags of control
+// objects: see FORMAT.md. One that was interrupted is gone on with.
+//
+// It is a change of the membership: ErrChange while another is not finished.
+func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
+	if r.usedKey() == "" {
+		return Rotation{}, fmt.Errorf("the new key is sealed under the password that the repository was opened with, and it was opened without one: make one first with \"cairn repo key recover\": %w", ErrInvalid)
+	}
+	r.reunite(ctx)
+	all, err := r.keyRecords(ctx)
+	if err != nil {
+		return Rotation{}, err
+	}
+	published, mark, err := r.published(ctx, all)
+	if err != nil {
+		return Rotation{}, err
+	}
+	if !published {
+		if mark, err = r.rotate(ctx, all); err != nil {
+			return Rotation{}, fmt.Errorf("rotate the key: %w", err)
+		}
+	}
+	done, err := r.settleRotation(ctx, mark)
+	done.Finished = published
+	if err != nil {
+		return done, fmt.Errorf("rotate the key: the new one counts already, give the same command again to end it: %w", err)
+	}
+	return done, nil
+}
+
+// published says whether a rotation got to the publication and no further: keys of
+// an older epoch are left, or its mark, which is returned.
+func (r *Repository) published(ctx context.Context, all []keyRecord) (bool, *changeRecord, error) {
+	m := r.membership()
+	if m.epochs() == 0 {
+		return false, nil, nil
+	}
+	names, err := r.union(ctx, changePrefix)
+	if err != nil {
+		return false, nil, err
+	}
+	for name, ms := range names {
+		c, err := r.readChange(ctx, ms, name)
+		switch {
+		case errors.Is(err, objstore.ErrNotExist):
+		case err != nil:
+			return false, nil, err
+		case c.What == changeRotate && c.Version+1 == m.Version:
+			return true, c, nil
+		}
+	}
+	return slices.ContainsFunc(all, func(k keyRecord) bool { return !k.Damaged && k.epoch < m.epochs() }), nil, nil
+}
+
+// rotate makes the new master key and publishes it.
+func (r *Repository) rotate(ctx context.Context, all []keyRecord) (*changeRecord, error) {
+	c, masters, err := r.newRotation(ctx, all)
+	if err != nil {
+		return nil, err
+	}
+	begun, err := r.beginChange(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if begun.Next == nil || begun.Next.Version != begun.Version+1 {
+		return nil, errors.Join(fmt.Errorf("the stores of the repository were changed meanwhile: give the same command again: %w", ErrChange), r.endChange(ctx, begun.Change))
+	}
+	if err = r.keys.sealing.extend(masters, r.id); err != nil {
+		return nil, err
+	}
+	if err = r.publishMembership(ctx, begun.Next, nil); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.keyName = keyName(begun.Key)
+	r.mu.Unlock()
+	return begun, nil
+}
+
+// newRotation returns a change that rotates the key, whose key is on the stores, and
+// the master keys with the new one: the change that was begun, or a fresh one.
+func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c changeRecord, masters []masterKey, err error) {
+	marks, err := r.changes(ctx)
+	if err != nil {
+		return c, nil, err
+	}
+	if len(marks) > 0 {
+		o := marks[0]
+		if o.What != changeRotate || o.Next == nil {
+			return c, nil, r.otherChange(o)
+		}
+		masters, err = r.resume(ctx, o, all)
+		return *o, masters, err
+	}
+	old, epoch := r.newestMaster()
+	fresh, err := newMasterKey()
+	if err != nil {
+		return c, nil, err
+	}
+	c = changeRecord{What: changeRotate}
+	for _, id := range []*ident{&c.Change, &c.Key} {
+		if *id, err = newIdent(); err != nil {
+			return c, nil, err
+		}
+	}
+	if c.Next, err = r.membership().rotated(r.id, old, fresh, r.o.Now().UTC().Truncate(time.Second)); err != nil {
+		return c, nil, err
+	}
+	masters = append(r.keys.sealing.all()[:epoch+1], fresh)
+	keys, err := newKeyring(masters, r.id)
+	if err != nil {
+		return c, nil, err
+	}
+	if c.Next.Proof, err = keys.prove(c.Next); err != nil {
+		return c, nil, err
+	}
+	label, params := "", defaultKDF()
+	for _, k := range all {
+		if k.Current {
+			label, params = k.Label, kdfParams{Time: k.KDF.Time, Memory: k.KDF.MemoryKiB, Threads: k.KDF.Threads}
+		}
+	}
+	_, err = r.putKey(ctx, c.Key, fresh, epoch+1, r.o.Password, label, params)
+	return c, masters, err
+}
+
+// resume returns the master keys of a rotation that was begun and not finished. Its
+// key was made with a password, which has to be the one at hand: it is the only one
+// that opens the repository behind it.
+func (r *Repository) resume(ctx context.Context, o *changeRecord, all []keyRecord) ([]masterKey, error) {
+	other := fmt.Errorf("a rotation of the key that was begun with another password is not finished (by %s since %s UTC): give the same command with that one; if that cannot be, \"cairn repo changes --abandon %s\": %w",
+		o.By, o.Began.UTC().Format(time.DateTime), o.Change, ErrChange)
+	i := slices.IndexFunc(all, func(k keyRecord) bool { return k.ID == o.Key.String() && !k.Damaged })
+	if i < 0 || o.Next.check() != nil || o.Next.epochs() != r.membership().epochs()+1 {
+		return nil, other
+	}
+	fresh, err := unwrap(all[i].payload, r.o.Password, r.id, o.Next.epochs())
+	if errors.Is(err, ErrPassword) {
+		return nil, other
+	}
+	if err != nil {
+		return nil, err
+	}
+	masters, err := o.Next.masters(r.id, o.Next.epochs(), fresh)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := newKeyring(masters, r.id)
+	if err != nil {
+		return nil, err
+	}
+	if err = keys.proved(o.Next); err != nil {
+		return nil, err
+	}
+	_, err = r.putOnAllAt(ctx, o.Next.epochs(), kindKey, keyName(o.Key), all[i].payload)
+	return masters, err
+}
+
+// settleRotation ends a rotation that was published: it tells the stores that were
+// away, removes the keys that open nothing any more, and the mark last.
+func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Rotation, error) {
+	done := Rotation{Epoch: r.membership().epochs()}
+	if err := r.publishMembership(ctx, r.membership(), nil); err != nil {
+		return done, err
+	}
+	all, err := r.keyRecords(ctx)
+	if err != nil {
+		return done, err
+	}
+	for _, k := range all {
+		if k.Current {
+			done.Key = k.Key
+		}
+	}
+	if done.Key.Stores < r.membership().quorum() {
+		return done, fmt.Errorf("the new key is on %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" when they are back: %w", done.Key.Stores, r.membership().quorum(), ErrTooFewStores)
+	}
+	for _, k := range all {
+		if !k.Old || k.Damaged {
+			continue
+		}
+		if err = r.markRemoved(ctx, k.ID); err != nil {
+			return done, err
+		}
+		done.Left += r.dropKey(ctx, k.ID)
+		// Of the password that is used there is an old key as well.
+		if _, err := unwrap(k.payload, r.o.Password, r.id, k.epoch); err != nil && k.epoch < done.Epoch {
+			done.Stopped = append(done.Stopped, k.Key)
+		}
+	}
+	if mark == nil {
+		return done, nil
+	}
+	return done, r.endChange(ctx, mark.Change)
+}
