@@ -21,12 +21,19 @@ func keyCommands() *cli.Command {
 	newPassword := &cli.StringFlag{Name: "new-password-file", Usage: "`file` with the new password, mode 0600"}
 	label := &cli.StringFlag{Name: "label", Usage: "`text` that says whose it is"}
 	sheet := &cli.StringFlag{Name: "sheet", Usage: "`file` with the recovery sheet, in place of a password"}
+	rotate := leaf("rotate", "", "seal under a new key what is written from now on; all other passwords and all sheets stop working", repositoryFlags(), withRepository(keyRotate))
+	rotate.Description = "For the day when somebody may have the key who should not. The password that is used goes on\n" +
+		"working; every other one has to be added anew, and a new recovery sheet printed. It re-encrypts\n" +
+		"nothing: what was written before can be read with the old key for as long as it is in the stores,\n" +
+		"and whoever has it can still tell whether a content or a name that they know is there.\n" +
+		"One that was interrupted is gone on with by the same command."
 	return group("key", "the passwords that open the repository",
 		leaf("add", "", "make another password open the repository", repositoryFlags(newPassword, label), withRepository(keyAdd)),
 		leaf("list", "", "the passwords, by their keys' IDs and labels", repositoryFlags(sheet), withRepository(keyList)),
 		leaf("remove", "KEY", "make a password open the repository no longer", repositoryFlags(
 			&cli.BoolFlag{Name: "force", Usage: "also the one that is being used"}, sheet,
 		), withRepository(keyRemove)),
+		rotate,
 		leaf("export", "", "print the recovery sheet: the key itself, for a safe", repositoryFlags(
 			&cli.StringFlag{Name: "file", Usage: "`path` of a file to write, mode 0600, instead of printing"},
 		), withRepository(keyExport)),
@@ -45,12 +52,13 @@ type keyResult struct {
 	KDF     string    `json:"kdf"`
 	Stores  int       `json:"stores"`
 	Current bool      `json:"current"`
+	Old     bool      `json:"old,omitempty"`
 	Damaged bool      `json:"damaged,omitempty"`
 }
 
 func keyOf(k repository.Key) keyResult {
 	return keyResult{
-		k.ID, k.Label, k.Created, fmt.Sprintf("argon2id, %d MiB, %d passes, %d lanes", k.KDF.MemoryKiB>>10, k.KDF.Time, k.KDF.Threads), k.Stores, k.Current, k.Damaged,
+		k.ID, k.Label, k.Created, fmt.Sprintf("argon2id, %d MiB, %d passes, %d lanes", k.KDF.MemoryKiB>>10, k.KDF.Time, k.KDF.Threads), k.Stores, k.Current, k.Old, k.Damaged,
 	}
 }
 
@@ -95,6 +103,10 @@ func keyList(c *cli.Context, r *repository.Repository) error {
 				t.row(k.ID, "-", "-", k.Stores, "-", "damaged: it opens nothing")
 				continue
 			}
+			if k.Old {
+				t.row(k.ID, dash(k.Label), when(k.Created), k.Stores, "-", "of another key: it opens nothing")
+				continue
+			}
 			t.row(k.ID, dash(k.Label), when(k.Created), k.Stores, dash(used), k.KDF)
 		}
 	})
@@ -114,7 +126,7 @@ func keyRemove(c *cli.Context, r *repository.Repository) error {
 		if left > 0 {
 			t.row(fmt.Sprintf("%d stores may still have its object, which the mark on the others outranks: a prune removes it when they are back", left))
 		}
-		t.row("whoever kept a copy of it with the password, or had the repository open, may still know the master key")
+		t.row("whoever kept a copy of it with the password, or had the repository open, may still know the master key: \"cairn repo key rotate\" makes a new one")
 	})
 }
 

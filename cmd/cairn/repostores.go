@@ -177,7 +177,7 @@ type changeResult struct {
 	ID     string    `json:"id"`
 	What   string    `json:"what"`
 	Lost   string    `json:"lost,omitempty"`
-	Joined string    `json:"joining"`
+	Joined string    `json:"joining,omitempty"`
 	By     string    `json:"by"`
 	Began  time.Time `json:"began_at"`
 }
@@ -191,7 +191,7 @@ func repoChanges(c *cli.Context, r *repository.Repository) error {
 			return err
 		}
 		return emit(c, map[string]string{"abandoned": id}, func(t *table) {
-			t.row(fmt.Sprintf("change %s is abandoned; empty the store that was to join before it is named again", id))
+			t.row(fmt.Sprintf("change %s is abandoned; if a store was to join, empty it before it is named again", id))
 		})
 	}
 	all, err := r.Changes(c.Context)
@@ -205,7 +205,7 @@ func repoChanges(c *cli.Context, r *repository.Repository) error {
 	return emit(c, out, func(t *table) {
 		t.row("CHANGE", "LOST", "JOINING", "BY", "SINCE", "ID")
 		for _, ch := range out {
-			t.row(ch.What, dash(ch.Lost), ch.Joined, ch.By, when(ch.Began), ch.ID)
+			t.row(ch.What, dash(ch.Lost), dash(ch.Joined), ch.By, when(ch.Began), ch.ID)
 		}
 	})
 }
