@@ -233,8 +233,9 @@ func (r *Repository) AbandonChange(ctx context.Context, id string) error {
 }
 
 // publishMembership is the last step of a change: what it says holds as soon as
-// one store has it. first, if not nil, gets it before the others.
-func (r *Repository) publishMembership(ctx context.Context, next *membership, first *member) error {
+// one store has it. first, if not nil, gets it before the others, of which need have
+// to take it.
+func (r *Repository) publishMembership(ctx context.Context, next *membership, first *member, need int) error {
 	if err := next.check(); err != nil {
 		return err
 	}
@@ -250,8 +251,8 @@ func (r *Repository) publishMembership(ctx context.Context, next *membership, fi
 		}
 	}
 	answers := ask(ctx, r.o.Timing, ms, len(ms), put)
-	if n := len(succeeded(answers)); n < next.quorum() && n < len(ms) {
-		return fmt.Errorf("%s is on %d stores, %d are needed: give the same command again: %w: %w", name, n, next.quorum(), ErrTooFewStores, failures(answers))
+	if n := len(succeeded(answers)); n < need && n < len(ms) {
+		return fmt.Errorf("%s is on %d stores, %d are needed: give the same command again: %w: %w", name, n, need, ErrTooFewStores, failures(answers))
 	}
 	r.adopt(next)
 	return nil

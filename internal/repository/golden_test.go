@@ -13,9 +13,14 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
 )
 
-var updateGolden = flag.Bool("update-golden", false, "write testdata/golden-v1 anew: only before format 1 was released")
+var updateGolden = flag.Bool("update-golden", false, "write the golden repositories anew: only before their format was released")
 
-const goldenDir = "testdata/golden-v1"
+// The golden repositories: one of format 1, and one whose key was rotated between its
+// backups.
+const (
+	goldenDir     = "testdata/golden-v1"
+	goldenRotated = "testdata/golden-v2"
+)
 
 // goldenContent is what the backups of the golden repository hold: a formula,
 // so that the test needs nothing but the repository.
@@ -45,11 +50,11 @@ func goldenContent(version int) *content {
 	return c
 }
 
-func goldenStores(t *testing.T, open func(string, dirstore.Options) (*dirstore.Store, error)) []objstore.Store {
+func goldenStores(t *testing.T, dir string, open func(string, dirstore.Options) (*dirstore.Store, error)) []objstore.Store {
 	t.Helper()
 	var out []objstore.Store
 	for i := range 3 {
-		s, err := open(filepath.Join(goldenDir, strconv.Itoa(i)), dirstore.Options{})
+		s, err := open(filepath.Join(dir, strconv.Itoa(i)), dirstore.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,12 +65,12 @@ func goldenStores(t *testing.T, open func(string, dirstore.Options) (*dirstore.S
 
 // writeGolden makes a 2+1 repository with a full backup, an incremental one
 // that store 2 missed (its shards are owed), and a deleted one.
-func writeGolden(t *testing.T) {
+func writeGolden(t *testing.T, dir string) {
 	t.Helper()
-	if err := os.RemoveAll(goldenDir); err != nil {
+	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	stores := goldenStores(t, dirstore.Create)
+	stores := goldenStores(t, dir, dirstore.Create)
 	losses := 0
 	if _, err := Init(t.Context(), InitOptions{Stores: stores, Data: 2, Parity: 1, Losses: &losses, Password: password, KDF: cheapKDF}); err != nil {
 		t.Fatal(err)
@@ -79,6 +84,9 @@ func writeGolden(t *testing.T) {
 	if err = r.Delete(t.Context(), "b3"); err != nil {
 		t.Fatal(err)
 	}
+	if dir == goldenRotated {
+		mustRotate(t, r)
+	}
 	if err = r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -90,21 +98,28 @@ func writeGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		if err = os.RemoveAll(filepath.Join(goldenDir, strconv.Itoa(i), "TMP")); err != nil {
+		if err = os.RemoveAll(filepath.Join(dir, strconv.Itoa(i), "TMP")); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// A repository of format 1 stays readable for ever.
+// A repository of format 1 stays readable for ever, and one of format 2.
 func TestGoldenRepository(t *testing.T) {
-	if *updateGolden {
-		writeGolden(t)
+	for format, dir := range map[int]string{firstFormat: goldenDir, rotatedFormat: goldenRotated} {
+		if *updateGolden {
+			writeGolden(t, dir)
+		}
+		t.Run(filepath.Base(dir), func(t *testing.T) { testGolden(t, dir, format) })
 	}
+}
+
+func testGolden(t *testing.T, dir string, format int) {
+	t.Helper()
 	for _, without := range []int{-1, 0, 1, 2} {
 		t.Run(fmt.Sprintf("without store %d", without), func(t *testing.T) {
 			var stores []objstore.Store
-			for i, s := range goldenStores(t, dirstore.Open) {
+			for i, s := range goldenStores(t, dir, dirstore.Open) {
 				if i != without {
 					stores = append(stores, s)
 				}
@@ -112,6 +127,9 @@ func TestGoldenRepository(t *testing.T) {
 			r, err := Open(t.Context(), Options{Stores: stores, Password: password, Timing: eager})
 			if err != nil {
 				t.Fatal(err)
+			}
+			if got := r.Info().Format; got != format {
+				t.Errorf("format %d", got)
 			}
 			mustVerify(t, goldenContent(1), r, "b1")
 			// b2 was made with store 2 away and no loss to survive; its packs are

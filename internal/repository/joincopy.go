@@ -124,7 +124,7 @@ func (j *joiner) copyOne(ctx context.Context, kd kind, name string, ms []*member
 	object, err := firstOf(ctx, j.r, ms, func(ctx context.Context, m *member) ([]byte, error) {
 		object, err := getObject(ctx, m.store, name)
 		if err == nil {
-			_, err = j.r.keys.openEnvelope(kd, name, object)
+			err = j.r.keys.genuine(kd, name, object)
 		}
 		return object, err
 	})

@@ -107,6 +107,10 @@ func (m *membership) checkSealing() error {
 // quorum is how many acknowledgements a control object needs.
 func (m *membership) quorum() int { return 1 + m.Losses }
 
+// readerQuorum is how many stores have to have what no reader can do without, so that
+// any k stores have one with it.
+func (m *membership) readerQuorum() int { return max(m.quorum(), len(m.Stores)-m.Data+1) }
+
 // packQuorum is how many shards of a pack have to be acknowledged.
 func (m *membership) packQuorum() int { return m.Data + m.Losses }
 

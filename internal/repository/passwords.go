@@ -64,7 +64,7 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 		return Key{}, err
 	}
 	master, epoch := r.newestMaster()
-	k, err := r.putKey(ctx, id, master, epoch, password, label, params)
+	k, err := r.putKey(ctx, id, master, epoch, r.membership().quorum(), password, label, params)
 	if err != nil {
 		return Key{}, fmt.Errorf("add a password: %w", err)
 	}
@@ -77,8 +77,9 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 	return k, nil
 }
 
-// putKey writes the master key of a sealing epoch under a password.
-func (r *Repository) putKey(ctx context.Context, id ident, master masterKey, epoch int, password []byte, label string, p kdfParams) (Key, error) {
+// putKey writes the master key of a sealing epoch under a password, to so many stores
+// at least.
+func (r *Repository) putKey(ctx context.Context, id ident, master masterKey, epoch, need int, password []byte, label string, p kdfParams) (Key, error) {
 	w, err := master.wrap(password, r.id, epoch, p)
 	if err != nil {
 		return Key{}, err
@@ -88,17 +89,18 @@ func (r *Repository) putKey(ctx context.Context, id ident, master masterKey, epo
 	if err != nil {
 		return Key{}, fmt.Errorf("wrap the master key: %w", err)
 	}
-	n, err := r.putOnAllAt(ctx, epoch, kindKey, keyName(id), payload)
+	n, err := r.putOnAllAt(ctx, epoch, need, kindKey, keyName(id), payload)
 	return Key{ID: id.String(), Label: label, Created: w.Created, Stores: n, KDF: KDF{Time: p.Time, MemoryKiB: p.Memory, Threads: p.Threads}}, err
 }
 
 // putOnAll writes a control object to all members that answer, at least 1+d.
 func (r *Repository) putOnAll(ctx context.Context, kd kind, name string, payload []byte) (int, error) {
-	return r.putOnAllAt(ctx, 0, kd, name, payload)
+	return r.putOnAllAt(ctx, 0, r.membership().quorum(), kd, name, payload)
 }
 
-// putOnAllAt is putOnAll for what is sealed under the master key of a sealing epoch.
-func (r *Repository) putOnAllAt(ctx context.Context, epoch int, kd kind, name string, payload []byte) (int, error) {
+// putOnAllAt is putOnAll for what is sealed under the master key of a sealing epoch,
+// with the number of stores that have to take it.
+func (r *Repository) putOnAllAt(ctx context.Context, epoch, need int, kd kind, name string, payload []byte) (int, error) {
 	object, err := r.keys.sealEnvelopeAt(epoch, kd, name, payload)
 	if err != nil {
 		return 0, err
@@ -106,8 +108,8 @@ func (r *Repository) putOnAllAt(ctx context.Context, epoch int, kd kind, name st
 	ms := r.current()
 	answers := ask(ctx, r.o.Timing, ms, len(ms), r.puts(name, object))
 	n := len(succeeded(answers))
-	if n < r.membership().quorum() {
-		return n, fmt.Errorf("%s is on %d stores, %d are needed: try again when they are back: %w: %w", name, n, r.membership().quorum(), ErrTooFewStores, failures(answers))
+	if n < need {
+		return n, fmt.Errorf("%s is on %d stores, %d are needed: try again when they are back: %w: %w", name, n, need, ErrTooFewStores, failures(answers))
 	}
 	return n, nil
 }
@@ -189,7 +191,7 @@ func (r *Repository) someKeyLeft(ctx context.Context, gone keyRecord) error {
 	}
 	id, err := newIdent()
 	if err == nil {
-		_, err = r.putOnAllAt(ctx, gone.epoch, kindKey, keyName(id), gone.payload)
+		_, err = r.putOnAllAt(ctx, gone.epoch, r.membership().quorum(), kindKey, keyName(id), gone.payload)
 	}
 	if err != nil {
 		return fmt.Errorf("all other keys were removed meanwhile, and key %s could not be put back: the recovery sheet opens the repository: %w", gone.ID, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -12,11 +13,12 @@ import (
 // password that the repository was opened with has to open the new one: nothing is
 // written under a sealing epoch that the repository has left. ErrPassword.
 func (r *Repository) refreshMembership(ctx context.Context) error {
-	answers := ask(ctx, r.o.Timing, r.current(), r.membership().quorum(), func(ctx context.Context, m *member) (*membership, error) {
+	m := r.membership()
+	answers := ask(ctx, r.o.Timing, r.current(), max(m.quorum(), m.Data), func(ctx context.Context, m *member) (*membership, error) {
 		return r.keys.latestMembership(ctx, m.store, r.id)
 	})
 	var claims []error
-	newest := r.membership()
+	var newer []*membership
 	for _, a := range answers {
 		switch {
 		case unproved(a.err):
@@ -24,15 +26,29 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 		case errors.Is(a.err, ErrVersion):
 			return a.err
 		}
-		if a.err == nil && a.value != nil && a.value.newer(newest) {
-			newest = a.value
+		if a.err == nil && a.value != nil && a.value.newer(m) {
+			newer = append(newer, a.value)
 		}
 	}
-	if err := r.learn(ctx, newest); err != nil {
-		return err
-	}
-	if r.adopt(newest) {
-		r.reunite(ctx)
+	for len(newer) > 0 {
+		next := newer[0]
+		for _, o := range newer {
+			if o.newer(next) {
+				next = o
+			}
+		}
+		if err := r.learn(ctx, next); err != nil {
+			return err
+		}
+		// Of a rotation that was given up half-way a store may have another one
+		// with the same version.
+		if r.keys.proved(next) == nil {
+			if r.adopt(next) {
+				r.reunite(ctx)
+			}
+			break
+		}
+		newer = slices.DeleteFunc(newer, func(o *membership) bool { return o == next })
 	}
 	if len(claims) > r.membership().Parity {
 		return claims[0]
@@ -49,8 +65,7 @@ func (r *Repository) learn(ctx context.Context, next *membership) error {
 	if r.o.Master != nil {
 		return fmt.Errorf("the key of repository %s was rotated since it was opened with a recovery sheet: open it again with a password, or with a sheet printed since: %w", r.id, ErrPassword)
 	}
-	o := r.o
-	u := &unlocker{o: o, repo: r.id}
+	u := &unlocker{o: r.o, repo: r.id}
 	for _, m := range r.current() {
 		if m.store != nil {
 			u.ms = append(u.ms, m)
@@ -69,7 +84,7 @@ func (r *Repository) learn(ctx context.Context, next *membership) error {
 	r.mu.Lock()
 	r.keyName = name
 	r.mu.Unlock()
-	return r.keys.proved(next)
+	return nil
 }
 
 // adopt makes a newer list of members the one that counts. Stores that are no

@@ -303,7 +303,7 @@ func (j *joiner) publish(ctx context.Context) error {
 	} else {
 		j.done.Lost = j.lost.String()
 	}
-	if err := j.r.publishMembership(ctx, next, j.m); err != nil {
+	if err := j.r.publishMembership(ctx, next, j.m, next.quorum()); err != nil {
 		return err
 	}
 	j.r.attach(j.m)

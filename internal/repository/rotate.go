@@ -13,7 +13,7 @@ import (
 // Rotating the key. At every moment the password that does it opens the repository:
 // by its old key until the membership is published, by the new one from then on.
 //
-//	key       keys/<ID>: the new master key under the password, on 1+d stores at least
+//	key       keys/<ID>: the new master key under the password
 //	mark      changes/<ID>, which holds the membership to publish: whoever goes on
 //	          with it publishes the same bytes
 //	publish   members/<v+1>: new placements, sealed under the new key; what opens only
@@ -21,9 +21,11 @@ import (
 //	remove    the keys of the others: what is left of them is refused anyway
 //	          the mark goes
 //
+// Key and membership have to be on so many stores that any k stores have one with
+// them: whoever reads needs both.
+//
 // A crash before the mark leaves a key that opens nothing; behind it the same
-// command goes on, as it does behind the publication: the keys that are left, or the
-// mark, say so.
+// command goes on, before and behind the publication, for as long as the mark is there.
 
 // Rotation is what RotateKey did.
 type Rotation struct {
@@ -50,10 +52,11 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, err
 	}
-	published, mark, err := r.published(ctx, all)
+	mark, err := r.published(ctx)
 	if err != nil {
 		return Rotation{}, err
 	}
+	published := mark != nil
 	if !published {
 		if mark, err = r.rotate(ctx, all); err != nil {
 			return Rotation{}, fmt.Errorf("rotate the key: %w", err)
@@ -67,28 +70,24 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 	return done, nil
 }
 
-// published says whether a rotation got to the publication and no further: keys of
-// an older epoch are left, or its mark, which is returned.
-func (r *Repository) published(ctx context.Context, all []keyRecord) (bool, *changeRecord, error) {
-	m := r.membership()
-	if m.epochs() == 0 {
-		return false, nil, nil
-	}
+// published returns the mark of a rotation that got to the publication and not to its
+// end; nil: there is none.
+func (r *Repository) published(ctx context.Context) (*changeRecord, error) {
 	names, err := r.union(ctx, changePrefix)
 	if err != nil {
-		return false, nil, err
+		return nil, err
 	}
 	for name, ms := range names {
 		c, err := r.readChange(ctx, ms, name)
 		switch {
 		case errors.Is(err, objstore.ErrNotExist):
 		case err != nil:
-			return false, nil, err
-		case c.What == changeRotate && c.Version+1 == m.Version:
-			return true, c, nil
+			return nil, err
+		case c.What == changeRotate && c.Version+1 == r.membership().Version:
+			return c, nil
 		}
 	}
-	return slices.ContainsFunc(all, func(k keyRecord) bool { return !k.Damaged && k.epoch < m.epochs() }), nil, nil
+	return nil, nil //nolint:nilnil // the contract says so
 }
 
 // rotate makes the new master key and publishes it.
@@ -107,7 +106,7 @@ func (r *Repository) rotate(ctx context.Context, all []keyRecord) (*changeRecord
 	if err = r.keys.sealing.extend(masters, r.id); err != nil {
 		return nil, err
 	}
-	if err = r.publishMembership(ctx, begun.Next, nil); err != nil {
+	if err = r.publishMembership(ctx, begun.Next, nil, begun.Next.readerQuorum()); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
@@ -159,7 +158,7 @@ func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c change
 			label, params = k.Label, kdfParams{Time: k.KDF.Time, Memory: k.KDF.MemoryKiB, Threads: k.KDF.Threads}
 		}
 	}
-	_, err = r.putKey(ctx, c.Key, fresh, epoch+1, r.o.Password, label, params)
+	_, err = r.putKey(ctx, c.Key, fresh, epoch+1, c.Next.readerQuorum(), r.o.Password, label, params)
 	return c, masters, err
 }
 
@@ -191,7 +190,7 @@ func (r *Repository) resume(ctx context.Context, o *changeRecord, all []keyRecor
 	if err = keys.proved(o.Next); err != nil {
 		return nil, err
 	}
-	_, err = r.putOnAllAt(ctx, o.Next.epochs(), kindKey, keyName(o.Key), all[i].payload)
+	_, err = r.putOnAllAt(ctx, o.Next.epochs(), o.Next.readerQuorum(), kindKey, keyName(o.Key), all[i].payload)
 	return masters, err
 }
 
@@ -199,7 +198,8 @@ func (r *Repository) resume(ctx context.Context, o *changeRecord, all []keyRecor
 // away, removes the keys that open nothing any more, and the mark last.
 func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Rotation, error) {
 	done := Rotation{Epoch: r.membership().epochs()}
-	if err := r.publishMembership(ctx, r.membership(), nil); err != nil {
+	need := r.membership().readerQuorum()
+	if err := r.publishMembership(ctx, r.membership(), nil, need); err != nil {
 		return done, err
 	}
 	all, err := r.keyRecords(ctx)
@@ -211,8 +211,8 @@ func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Ro
 			done.Key = k.Key
 		}
 	}
-	if done.Key.Stores < r.membership().quorum() {
-		return done, fmt.Errorf("the new key is on %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" when they are back: %w", done.Key.Stores, r.membership().quorum(), ErrTooFewStores)
+	if done.Key.Stores < need {
+		return done, fmt.Errorf("the new key is on %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" when they are back: %w", done.Key.Stores, need, ErrTooFewStores)
 	}
 	for _, k := range all {
 		if !k.Old || k.Damaged {
@@ -226,9 +226,6 @@ func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Ro
 		if _, err := unwrap(k.payload, r.o.Password, r.id, k.epoch); err != nil && k.epoch < done.Epoch {
 			done.Stopped = append(done.Stopped, k.Key)
 		}
-	}
-	if mark == nil {
-		return done, nil
 	}
 	return done, r.endChange(ctx, mark.Change)
 }
