@@ -204,7 +204,8 @@ func (r *Repository) endChange(ctx context.Context, id ident) error {
 
 // AbandonChange removes the mark of a change whose process is gone for good. What
 // it had put on the store that was to join is nobody's: empty that store before it
-// is named again. A change that has published the new membership is not abandoned
+// is named again. Of a rotation of the key every member has to answer: one that took
+// the new membership would shut out all passwords but one. A change that has published the new membership is not abandoned
 // but done. ErrNotFound: there is none with this ID.
 func (r *Repository) AbandonChange(ctx context.Context, id string) error {
 	r.reunite(ctx)
@@ -213,9 +214,15 @@ func (r *Repository) AbandonChange(ctx context.Context, id string) error {
 	}
 	all, err := r.changes(ctx)
 	for _, c := range all {
-		if c.Change.String() == id {
-			return r.endChange(ctx, c.Change)
+		if c.Change.String() != id {
+			continue
 		}
+		if c.What == changeRotate {
+			if err = r.unpublished(ctx); err != nil {
+				return err
+			}
+		}
+		return r.endChange(ctx, c.Change)
 	}
 	// One that nobody can read is in the way of prunes as well.
 	change, perr := parseIdent(id)

@@ -229,3 +229,18 @@ func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Ro
 	}
 	return done, r.endChange(ctx, mark.Change)
 }
+
+// unpublished says whether no member has another membership than the one at hand.
+func (r *Repository) unpublished(ctx context.Context) error {
+	for _, a := range ask(ctx, r.o.Timing, r.current(), len(r.current()), func(ctx context.Context, m *member) (*membership, error) {
+		return r.keys.latestMembership(ctx, m.store, r.id)
+	}) {
+		if a.err != nil {
+			return fmt.Errorf("the rotation may have been published on %s, which does not answer: bring that store back, or give \"cairn repo key rotate\" again with the password that began it: %w: %w", a.m.url(), ErrTooFewStores, a.err)
+		}
+		if a.value != nil && a.value.newer(r.membership()) {
+			return fmt.Errorf("the rotation was published meanwhile: \"cairn repo key rotate\" ends it: %w", ErrChange)
+		}
+	}
+	return nil
+}
