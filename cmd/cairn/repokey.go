@@ -23,9 +23,10 @@ func keyCommands() *cli.Command {
 	sheet := &cli.StringFlag{Name: "sheet", Usage: "`file` with the recovery sheet, in place of a password"}
 	rotate := leaf("rotate", "", "seal under a new key what is written from now on; all other passwords and all sheets stop working", repositoryFlags(), withRepository(keyRotate))
 	rotate.Description = "For the day when somebody may have the key who should not. The password that is used goes on\n" +
-		"working; every other one has to be added anew, and a new recovery sheet printed. It re-encrypts\n" +
-		"nothing: what was written before can be read with the old key for as long as it is in the stores,\n" +
-		"and whoever has it can still tell whether a content or a name that they know is there.\n" +
+		"working, so that it must be one that they cannot know: if need be, add one first. Every other one\n" +
+		"has to be added anew, and a new recovery sheet printed. It re-encrypts nothing: what was written\n" +
+		"before can be read with the old key for as long as it is in the stores, and whoever has it can\n" +
+		"still tell whether a content or a name that they know is there.\n" +
 		"One that was interrupted is gone on with by the same command."
 	return group("key", "the passwords that open the repository",
 		leaf("add", "", "make another password open the repository", repositoryFlags(newPassword, label), withRepository(keyAdd)),

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,13 +78,14 @@ func (r *Repository) published(ctx context.Context) (*changeRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	m := r.membership()
 	for name, ms := range names {
 		c, err := r.readChange(ctx, ms, name)
 		switch {
 		case errors.Is(err, objstore.ErrNotExist):
 		case err != nil:
 			return nil, err
-		case c.What == changeRotate && c.Version+1 == r.membership().Version:
+		case c.What == changeRotate && c.Next != nil && c.Next.Version == m.Version && m.epochs() > 0 && bytes.Equal(c.Next.keyCheck(), m.keyCheck()):
 			return c, nil
 		}
 	}

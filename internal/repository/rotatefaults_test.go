@@ -3,6 +3,7 @@ package repository
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -250,6 +251,41 @@ func TestRotationGivenUpHalfWay(t *testing.T) {
 		t.Fatalf("repair: %+v, %v", rep, err)
 	}
 	mustPrune(t, other)
+}
+
+// The mark of a rotation that was not the one which was published, left on a store
+// that was away, stands for nothing.
+func TestMarkOfAnotherRotation(t *testing.T) {
+	c, r := fresh(t)
+	for n := range 2 {
+		other, err := r.membership().rotated(r.id, masterKey{1}, masterKey{2}, r.o.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark := changeRecord{Change: ident{9}, What: changeRotate, Version: r.membership().Version, Next: other, Key: ident{8}}
+		payload, err := json.Marshal(mark)
+		if err != nil {
+			t.Fatal(err)
+		}
+		object, err := r.keys.sealEnvelope(kindChange, changeName(mark.Change), payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			_, err = r.AddStore(t.Context(), memstore.New("more"), nil)
+		} else {
+			mustRotate(t, r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		epochs := r.membership().epochs()
+		c.mem[3].Replace(changeName(mark.Change), object)
+		if done := mustRotate(t, r); done.Finished || done.Epoch != epochs+1 || r.membership().epochs() != epochs+1 {
+			t.Fatalf("%+v", done)
+		}
+		mustPrune(t, r)
+	}
 }
 
 // A rotation that dies between two looks of another one at the marks: the other gives
