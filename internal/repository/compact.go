@@ -40,7 +40,14 @@ type mover struct {
 	sources map[chunk.PackID]*forwarding    // what is alive of each, and where it is: at first, where it was
 	before  map[chunk.PackID][]chunk.PackID // packs that the chunks of a source were in
 	moved   map[chunk.PackID]bool           // packs of which all moved
+	placed  map[chunkKey]chunk.Location     // what is in the new packs
 	objects []movedObject
+}
+
+// chunkKey names a chunk of a project.
+type chunkKey struct {
+	kind chunk.Kind
+	id   chunk.ID
 }
 
 // movedObject is a forwarding as it is stored.
@@ -72,7 +79,7 @@ func (p *pruner) compact(ctx context.Context) error {
 func (p *pruner) compactProject(ctx context.Context, c *compaction) error {
 	m := &mover{
 		p: p, c: c, sources: make(map[chunk.PackID]*forwarding),
-		before: make(map[chunk.PackID][]chunk.PackID), moved: make(map[chunk.PackID]bool),
+		before: make(map[chunk.PackID][]chunk.PackID), moved: make(map[chunk.PackID]bool), placed: make(map[chunkKey]chunk.Location),
 	}
 	var err error
 	if m.d, err = p.r.domain(c.project); err != nil {
@@ -232,12 +239,18 @@ func (m *mover) movePack(ctx context.Context, w *Worker, id chunk.PackID, chunks
 		return nil
 	}
 	for i, c := range chunks {
-		ref, err := w.add(ctx, c.kind, c.id, plain[i])
-		if err != nil {
-			return err
+		key := chunkKey{c.kind, c.id}
+		at, ok := m.placed[key] // the same chunk may have been in several packs
+		if !ok {
+			ref, err := w.add(ctx, c.kind, c.id, plain[i])
+			if err != nil {
+				return err
+			}
+			at = ref.Location
+			m.placed[key] = at
+			m.p.report.Moved += int64(at.Length)
 		}
-		c.to = ref.Location
-		m.p.report.Moved += int64(ref.Length)
+		c.to = at
 	}
 	m.moved[id] = true
 	return nil

@@ -454,3 +454,19 @@ func TestNewestMove(t *testing.T) {
 		}
 	}
 }
+
+// Behind a rotation of the key, what moves is sealed under the new one.
+func TestCompactAcrossARotation(t *testing.T) {
+	c, h := halfDead(t)
+	r := c.open(t)
+	mustRotate(t, r)
+	h.backup(t, r, 1)
+	rep := mustPrune(t, c.open(t))
+	if rep.Compacted == 0 || len(rep.Problems) > 0 {
+		t.Fatalf("%+v", rep)
+	}
+	h.verify(t, r)
+	h.verify(t, c.open(t))
+	c.drained(t, c.open(t))
+	h.verify(t, c.open(t))
+}

@@ -73,7 +73,7 @@ func TestRotate(t *testing.T) {
 		}
 		var stored int64
 		for _, p := range packs[n] {
-			length, lerr := (&checker{r: r}).length(t.Context(), p)
+			length, lerr := r.containerLength(t.Context(), p)
 			if lerr != nil {
 				t.Fatal(lerr)
 			}
