@@ -51,7 +51,8 @@ EXIT CODES:
   5    refused because of the repository: wrong password, another version,
        a store of another repository, too few stores
   6    no agent answers; or no data plane, or too few stores, answer the agent
-  7    cairn repo check found damage, or stores that it could not ask
+  7    cairn repo check found damage, or stores that it could not ask; or a restore
+       or a copy met damage
   130  interrupted, or the job was canceled`
 
 // helpTemplate is the library's with the commands before the description.

@@ -241,6 +241,23 @@ func TestAuditShare(t *testing.T) {
 	}
 }
 
+// TestCertain reads what is dirty and nothing else: clean blocks may be damaged in
+// a source that is a backup itself.
+func TestCertain(t *testing.T) {
+	v, vol := newVault(t), noiseVolume(1000)
+	fullBackup(t, v, vol)
+	vol.data[7*testBlock] ^= 1
+	clear(vol.reads)
+	dirty := []blockmap.Extent{{Offset: 7 * testBlock, Length: testBlock, State: blockmap.Dirty}}
+	res, err := Run(t.Context(), vol, v, Plan{Geometry: vol.g, Dirty: dirty, Certain: true}, nil)
+	if err != nil || len(vol.reads) != 1 || res.BytesRead != testBlock || res.BytesAudited != 0 || res.BytesChanged != testBlock {
+		t.Errorf("%d reads, %+v, %v", len(vol.reads), res, err)
+	}
+	if got, _, err := v.restore(vol.g, res.Top); err != nil || !bytes.Equal(got, vol.data) {
+		t.Errorf("not backed up: %v", err)
+	}
+}
+
 // TestCompare finds what the change map missed and says so.
 func TestCompare(t *testing.T) {
 	v, vol := newVault(t), noiseVolume(1000)
