@@ -27,8 +27,9 @@ func repoCommands() *cli.Command {
 		leaf("export", "BACKUP", "serve a backup over NBD, read-only, until Ctrl-C", repositoryFlags(
 			&cli.StringFlag{Name: "socket", Usage: "`path` of the unix socket to make"},
 		), withRepository(repoExport)),
-		leaf("check", "", "prove that every backup can be restored; changes nothing", repositoryFlags(
+		leaf("check", "", "prove that every backup can be restored; writes nothing, but for which packs are beyond repair", repositoryFlags(
 			readDataFlag(),
+			&cli.BoolFlag{Name: "from-start", Usage: "read everything, also what a check that was interrupted had read"},
 		), withRepository(repoCheck)),
 		leaf("repair", "", "rebuild what stores lost or changed; without --apply only say what", repositoryFlags(
 			&cli.BoolFlag{Name: "apply", Usage: "do it"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,6 +17,8 @@ type checkResult struct {
 	OK      bool          `json:"ok"`
 	Packs   int           `json:"packs"`
 	Read    int           `json:"packs_read"`
+	Before  int           `json:"packs_read_before"` // of these, by the check that this one goes on with
+	Found   []string      `json:"problems"`          // of the repository as a whole
 	Backups []checkBackup `json:"backups"`
 	Stores  []checkStore  `json:"stores"`
 
@@ -46,12 +49,26 @@ type checkStore struct {
 
 // repoCheck proves backups restorable. That a backup is not, or that a store
 // lost or changed something, is the exit code 7.
-func repoCheck(c *cli.Context, r *repository.Repository) error {
+func repoCheck(c *cli.Context, r *repository.Repository) (err error) {
 	percent := readData(c)
 	partly := percent > 0 && percent < 100
 	o := repository.CheckOptions{ReadData: percent > 0, Share: percent, Publish: percent > 0}
+	if c.Bool("from-start") && percent == 0 {
+		return usagef("--from-start goes with --read-data: a check that reads no data always begins at the start")
+	}
+	var progress *checkProgress // nil: no data is read
+	if percent > 0 {
+		if progress, err = remembered(c, r, percent, &o); err != nil {
+			return err
+		}
+	}
+	ended := false
+	defer func() {
+		if !ended {
+			err = errors.Join(err, progress.leave())
+		}
+	}()
 	if partly {
-		var err error
 		if o.After, err = readPosition(positionFile(c, r)); err != nil {
 			return err
 		}
@@ -61,7 +78,7 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 	report, err := r.Check(c.Context, o)
 	bar.end()
 	if err != nil {
-		return err
+		return progress.interrupted(err, c.App.ErrWriter)
 	}
 	result := resultOf(report)
 	if err := emit(c, result, func(t *table) { checkFields(t, result) }); err != nil {
@@ -71,6 +88,10 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 		if err := writePosition(positionFile(c, r), report.Position); err != nil {
 			return err
 		}
+	}
+	ended = true
+	if err := progress.finish(); err != nil {
+		return err
 	}
 	if !result.OK {
 		lost := 0
@@ -82,9 +103,33 @@ func repoCheck(c *cli.Context, r *repository.Repository) error {
 		if lost > 0 {
 			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives%s", lost, len(result.Backups), healing(result.Beyond, result.Unpublished)))
 		}
+		if len(result.Found) > 0 {
+			return trouble("every backup can be restored, but " + result.Found[0])
+		}
 		return trouble("every backup can be restored, but " + storeTrouble(result.Stores, r.Info().Data+r.Info().Parity))
 	}
 	return nil
+}
+
+// remembered lets a check of the data go on from one that was interrupted, and be gone
+// on with. Where that cannot be, as the state folder cannot be written to or another
+// check uses it, it says so and reads everything.
+func remembered(c *cli.Context, r *repository.Repository, percent int, o *repository.CheckOptions) (*checkProgress, error) {
+	p, err := openProgress(progressFile(c, r, percent), c.Bool("from-start"), time.Now())
+	var text string
+	if err != nil {
+		text = "how far this check comes is not remembered: " + err.Error()
+	} else {
+		o.Before, o.Read = p.done, p.read
+		text = p.goesOn()
+	}
+	if text == "" {
+		return p, nil
+	}
+	if _, err := fmt.Fprintln(c.App.ErrWriter, text); err != nil {
+		return nil, errors.Join(err, p.leave())
+	}
+	return p, nil
 }
 
 // healing says what becomes of packs that are beyond repair.
@@ -131,7 +176,7 @@ func storeTrouble(stores []checkStore, members int) string {
 }
 
 func resultOf(report repository.CheckReport) checkResult {
-	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Backups: []checkBackup{}, Stores: []checkStore{}, Beyond: report.Beyond, Unpublished: report.Unpublished}
+	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Before: report.Recalled, Found: list(report.Problems), Backups: []checkBackup{}, Stores: []checkStore{}, Beyond: report.Beyond, Unpublished: report.Unpublished}
 	for _, b := range report.Backups {
 		result.Backups = append(result.Backups, checkBackupOf(b))
 	}
@@ -182,7 +227,14 @@ func checkFields(t *table, r checkResult) {
 		}
 	}
 	t.row()
-	t.row(fmt.Sprintf("the data of %d of %d packs was read", r.Read, r.Packs))
+	for _, p := range r.Found {
+		t.row(p)
+	}
+	before := ""
+	if r.Before > 0 {
+		before = fmt.Sprintf(", of %d before this check was interrupted", r.Before)
+	}
+	t.row(fmt.Sprintf("the data of %d of %d packs was read%s", r.Read, r.Packs, before))
 	if r.Beyond > 0 {
 		t.row(fmt.Sprintf("%d packs are beyond repair", r.Beyond))
 	}

@@ -79,7 +79,7 @@ func (c *checker) find(ctx context.Context) error {
 	}
 	if c.o.ReadData {
 		c.choose()
-		return c.shards(ctx)
+		return c.data(ctx)
 	}
 	return nil
 }
@@ -102,6 +102,9 @@ func (c *checker) judge(ctx context.Context) error {
 			if c.reads(id) {
 				c.report.Read++
 			}
+			if p.recalled {
+				c.report.Recalled++
+			}
 		}
 	}
 	return nil
@@ -115,6 +118,9 @@ type packCheck struct {
 	hit   bool    // something in it could not be read
 
 	verified bool // every shard was read
+	opened   bool // its chunks were read too: failed says which cannot be
+	recalled bool // all of that by an earlier check, which found nothing
+	failed   map[uint32]string
 	whole    bool // shards of it were rebuilt
 
 	forwards []*forwarding // where its chunks went, if it was compacted
@@ -131,7 +137,9 @@ type checker struct {
 	packs  map[chunk.PackID]*packCheck
 	moved  map[chunk.PackID]bool // packs that have a forwarding, needed or not
 	window map[chunk.PackID]bool // packs whose data is read; nil = all, if any
+	order  []chunk.PackID        // the same, as they are read
 	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
+	down   map[ident]bool        // members that did not answer when they were listed
 	known  *damage               // of earlier checks (Publish)
 	there  map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
 }
@@ -229,9 +237,11 @@ func (c *checker) stores(ctx context.Context) error {
 	for _, p := range c.packs {
 		p.sizes, p.bad = slices.Repeat([]int64{-1}, slots), make([]bool, slots)
 	}
+	c.down = make(map[ident]bool)
 	for n, m := range c.r.current() {
 		rep := &c.report.Stores[n]
 		if rep.Status.State != StoreUp {
+			c.down[m.id] = true
 			continue
 		}
 		err := m.store.List(ctx, packPrefix, func(i objstore.Info) error {
@@ -311,6 +321,17 @@ func (c *checker) good(id chunk.PackID) int {
 		}
 	}
 	return good
+}
+
+// present returns how many shards of a pack are there.
+func (c *checker) present(id chunk.PackID) int {
+	n := 0
+	for _, size := range c.packs[id].sizes {
+		if size >= 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // judgePacks says of each pack whether enough shards are left.

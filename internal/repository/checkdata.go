@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -14,14 +13,13 @@ import (
 	"github.com/cairnbackup/cairn/internal/pack"
 )
 
-// shards verifies every cell of every shard.
-func (c *checker) shards(ctx context.Context) error {
+// shards verifies every cell of every shard of some packs; done of total were before.
+func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total int) error {
 	m := c.r.membership()
 	index := make(map[ident]int)
 	for i, id := range m.Stores {
 		index[id] = i
 	}
-	ids := slices.DeleteFunc(c.sorted(), func(id chunk.PackID) bool { return !c.reads(id) })
 	for n, id := range ids {
 		holders := c.r.holders(id)
 		p := c.packs[id]
@@ -58,7 +56,7 @@ func (c *checker) shards(ctx context.Context) error {
 			}
 		}
 		p.verified = true
-		c.o.Progress(CheckProgress{"data", int64(n + 1), int64(len(ids))})
+		c.o.Progress(CheckProgress{"data", int64(done + n + 1), int64(total)})
 	}
 	return nil
 }
@@ -168,6 +166,10 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 			note(i, err.Error())
 		} else if why := c.lost(chunk.Data, at); why != "" {
 			note(i, why)
+		} else if p := c.packs[at.Pack]; p != nil && p.opened {
+			if why := p.failed[at.Offset]; why != "" {
+				note(i, why)
+			}
 		} else if c.reads(at.Pack) {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
 		}

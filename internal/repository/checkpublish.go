@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
 )
@@ -72,7 +73,7 @@ func (r *Repository) publishDamage(ctx context.Context, d *damage, version uint6
 // that this one found to be sound, and what it found. What hangs on stores that do
 // not answer is left as it was.
 func (c *checker) beyond(ctx context.Context) *damage {
-	down := c.down(ctx)
+	down := c.away(ctx)
 	now := newDamage()
 	for id := range c.known.packs {
 		if p := c.packs[id]; p == nil && !c.there[id] && len(down) == 0 {
@@ -116,14 +117,13 @@ func (c *checker) verdict(id chunk.PackID, p *packCheck, down map[ident]bool) (d
 	}
 }
 
-// down returns the members that did not answer at some time: what they have, nobody
+// away returns the members that did not answer at some time: what they have, nobody
 // knows. They are asked again, as one that went away while it was read looks damaged.
-func (c *checker) down(ctx context.Context) map[ident]bool {
-	down := make(map[ident]bool)
+func (c *checker) away(ctx context.Context) map[ident]bool {
+	down := maps.Clone(c.down)
 	status := c.r.Status(ctx)
 	for i, m := range c.r.current() {
-		before := i >= len(c.report.Stores) || c.report.Stores[i].Status.State != StoreUp
-		if before || i >= len(status) || status[i].State != StoreUp {
+		if i >= len(status) || status[i].State != StoreUp {
 			down[m.id] = true
 		}
 	}

@@ -17,6 +17,15 @@ type CheckOptions struct {
 	Share int
 	// After is the Position of an earlier check; empty = the beginning.
 	After string
+	// Before is what an interrupted check has done already: packs by their ID, and
+	// whether all was well with them. Those that were sound are not read again. Of one
+	// that was not and is now, the report says so: it is never clean.
+	Before map[string]bool
+	// Read, if not nil, is told of each pack whose data was read and whether all was
+	// well, for a check that is interrupted to go on from. It makes ReadData go pack
+	// by pack in some parts, each of which goes through all manifests. Its error ends
+	// the check. Not concurrently.
+	Read func(pack string, sound bool) error
 	// Publish puts what ReadData finds to be beyond repair on the stores, for the
 	// next backups to heal. It is the only thing that a check writes.
 	Publish bool
@@ -39,6 +48,7 @@ type CheckReport struct {
 	Stores   []StoreReport
 	Packs    int      // that the backups need
 	Read     int      // of these, the packs whose data was read
+	Recalled int      // of these, the packs that were read by the check that this one goes on with
 	Position string   // where the next check with a Share goes on
 	Problems []string // of the repository as a whole
 

@@ -11,7 +11,8 @@ import (
 // IDs, round and round, and remembers nothing but the last that it took. So packs
 // may come and go between two checks: each that stays is read before the round
 // comes back to where it began. The position moves when a check has finished; one
-// that was interrupted is made again.
+// that was interrupted goes on behind the packs that it told of (Read, Before), or is
+// made again.
 
 func (o CheckOptions) validate() error {
 	if o.Share < 0 || o.Share > 100 {
@@ -51,7 +52,9 @@ func (c *checker) choose() {
 	}
 	c.window = make(map[chunk.PackID]bool, count)
 	for i := range count {
-		c.window[ids[(from+i)%len(ids)]] = true
+		id := ids[(from+i)%len(ids)]
+		c.window[id] = true
+		c.order = append(c.order, id)
 	}
 	c.report.Position = ids[(from+count-1)%len(ids)].String()
 }

@@ -72,7 +72,7 @@ func (c *cluster) lose(tb testing.TB, name string, stores []int, flip bool) {
 			tb.Fatal(err)
 		}
 		if flip {
-			body[1000] ^= 1
+			body[min(1000, len(body)-1)] ^= 1
 			c.mem[i].Replace(name, body)
 		} else if err := c.mem[i].Delete(tb.Context(), name); err != nil {
 			tb.Fatal(err)

@@ -13,13 +13,7 @@ import (
 func (p *repairer) losers(ctx context.Context) error {
 	p.window = make(map[chunk.PackID]bool)
 	for id := range p.lost {
-		there := 0
-		for _, size := range p.packs[id].sizes {
-			if size >= 0 {
-				there++
-			}
-		}
-		if there >= p.r.membership().Data {
+		if p.present(id) >= p.r.membership().Data {
 			p.window[id] = true
 		}
 	}

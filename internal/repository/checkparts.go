@@ -1,0 +1,148 @@
+package repository
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/manifest"
+)
+
+// checkParts is how many parts a check has that can be interrupted: what is told of at
+// once, and what is lost by an interruption. Each part costs a walk through the
+// manifests of all backups, which are a two-thousandth of what is read.
+const checkParts = 50
+
+// data reads the packs that were chosen. Without anybody to tell, their chunks are
+// opened later, backup by backup, while the report is made.
+func (c *checker) data(ctx context.Context) error {
+	c.recall()
+	var ids []chunk.PackID
+	done := 0
+	for _, id := range c.order {
+		if c.packs[id].recalled {
+			done++
+		} else {
+			ids = append(ids, id)
+		}
+	}
+	total := done + len(ids)
+	if c.o.Read == nil {
+		return c.shards(ctx, ids, done, total)
+	}
+	size := max(1, (total+checkParts-1)/checkParts)
+	for part := range slices.Chunk(ids, size) {
+		if err := c.shards(ctx, part, done, total); err != nil {
+			return err
+		}
+		if err := c.open(ctx, part); err != nil {
+			return err
+		}
+		for _, id := range part {
+			p := c.packs[id]
+			p.opened = true
+			if err := c.tell(id, p); err != nil {
+				return err
+			}
+		}
+		done += len(part)
+	}
+	return nil
+}
+
+// tell says what came of reading a pack. Of one that is sound as far as can be seen,
+// and has shards on stores that are down, nothing is told: it has to be read again.
+func (c *checker) tell(id chunk.PackID, p *packCheck) error {
+	if len(c.down) > 0 && !c.sound(p) && !c.damaged(id, p) {
+		return nil
+	}
+	if before, known := c.o.Before[id.String()]; known && !before && c.sound(p) {
+		addProblem(&c.report.Problems, fmt.Sprintf("pack %s was damaged when this check began and is right now: it was repaired meanwhile, or a store does not always give back the same; check again", id))
+	}
+	return c.o.Read(id.String(), c.sound(p))
+}
+
+// sound reports whether a pack has all its shards and nothing was found in them.
+func (c *checker) sound(p *packCheck) bool {
+	return len(p.failed) == 0 && !p.hit && !slices.Contains(p.bad, true) && !slices.Contains(p.sizes, -1)
+}
+
+// damaged reports whether a store that answers has not what it should have.
+func (c *checker) damaged(id chunk.PackID, p *packCheck) bool {
+	for slot, holder := range c.r.holders(id) {
+		if !c.down[holder.id] && (p.sizes[slot] < 0 || p.bad[slot]) {
+			return true
+		}
+	}
+	return false
+}
+
+// recall takes over what an interrupted check found to be sound. A pack that lacks a
+// shard by now, or has one of a wrong size, is read again.
+func (c *checker) recall() {
+	for id, p := range c.packs {
+		if c.reads(id) && c.o.Before[id.String()] && c.sound(p) {
+			p.recalled, p.verified, p.opened = true, true, true
+		}
+	}
+}
+
+// open opens all chunks that backups have in some packs.
+func (c *checker) open(ctx context.Context, part []chunk.PackID) error {
+	wanted := make(map[chunk.PackID]bool, len(part))
+	for _, id := range part {
+		wanted[id] = true
+	}
+	seen := make(map[nodeKey]bool) // backups share most leaves
+	for _, img := range c.images {
+		if img == nil {
+			continue
+		}
+		err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
+			if key := (nodeKey{ref.ID, ref.Location}); level == 0 && !seen[key] {
+				seen[key] = true
+				return c.openLeaf(ctx, img, first, wanted)
+			}
+			return nil
+		}, func(int64, int64, chunk.Ref, error) error {
+			return ctx.Err() //nolint:wrapcheck // what is lost, the report says
+		})
+		if err != nil {
+			return fmt.Errorf("read the chunks of backup %s: %w", img.Backup().ID, err)
+		}
+	}
+	return nil
+}
+
+func (c *checker) openLeaf(ctx context.Context, img *Image, leaf int64, wanted map[chunk.PackID]bool) error {
+	l, err := img.tree.Leaf(ctx, leaf)
+	if err != nil {
+		return ctx.Err() //nolint:wrapcheck // as above
+	}
+	var pieces []piece
+	var where []int
+	var size int64
+	for i := range manifest.LeafBlocks {
+		at, ok := l.At(i)
+		if !ok || !wanted[at.Pack] || checkLocation(at.Location) != nil {
+			continue
+		}
+		if p := c.packs[at.Pack]; p.failed[at.Offset] != "" || c.lost(chunk.Data, at) != "" {
+			continue
+		}
+		pieces, where = append(pieces, piece{ref: at}), append(where, i)
+		size += int64(at.Length)
+	}
+	if err := c.pace(ctx, size); err != nil {
+		return err
+	}
+	return c.readLeaf(ctx, img, pieces, where, func(i int, why string) {
+		at, _ := l.At(i)
+		p := c.packs[at.Pack]
+		if p.failed == nil {
+			p.failed = make(map[uint32]string)
+		}
+		p.failed[at.Offset], p.hit = why, true
+	})
+}

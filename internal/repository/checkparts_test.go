@@ -1,0 +1,177 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
+	"github.com/cairnbackup/cairn/internal/objstore/memstore"
+)
+
+// manyPacks is a cluster with some packs, of several backups that share blocks.
+func manyPacks(t *testing.T) *cluster {
+	t.Helper()
+	c, r := fresh(t)
+	v := randomContent(seeded(30), 200, 60)
+	for i := range 8 {
+		parent := ""
+		if i > 0 {
+			parent = fmt.Sprint("b", i-1)
+		}
+		v.mustRun(t, r, "v", fmt.Sprint("b", i), parent, v.change(seeded(uint64(40+i)), 8)...)
+	}
+	return c
+}
+
+// recorder remembers what a check tells, as whoever goes on with it does.
+func recorder(to map[string]bool) func(string, bool) error {
+	return func(pack string, sound bool) error {
+		to[pack] = sound
+		return nil
+	}
+}
+
+// A check that is told of and goes in parts finds the same as one that does not.
+func TestCheckInParts(t *testing.T) {
+	for seed := range uint64(6) {
+		c := manyPacks(t)
+		rng := seeded(seed)
+		c.hurt(rng, rng.Perm(6)[:int(seed%4)], 0.4)
+		want, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := make(map[string]bool)
+		got, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Read: recorder(read)})
+		if err != nil || len(read) != got.Packs {
+			t.Fatalf("%d of %d packs told, %v", len(read), got.Packs, err)
+		}
+		for i := range want.Backups {
+			if w, g := want.Backups[i], got.Backups[i]; w.Restorable != g.Restorable || !reflect.DeepEqual(w.Damaged, g.Damaged) {
+				t.Errorf("seed %d: %+v, want %+v", seed, g, w)
+			}
+		}
+		for i := range want.Stores {
+			if w, g := want.Stores[i], got.Stores[i]; w.Missing != g.Missing || w.Damaged != g.Damaged || len(w.Problems) != len(g.Problems) {
+				t.Errorf("seed %d: %+v, want %+v", seed, g, w)
+			}
+		}
+	}
+}
+
+// A check that is killed at any call and goes on from what it told reads everything
+// once at least, finds what there is to find, and is not clean when its first part
+// was not.
+func TestCheckKilledAtAnyCall(t *testing.T) {
+	c := manyPacks(t)
+	names := c.packNames()
+	c.lose(t, names[0], []int{1}, true)
+	c.lose(t, names[len(names)-1], []int{0, 3, 4}, true)
+	want := mustCheckData(t, c, CheckOptions{ReadData: true})
+	var read map[string]bool
+	recalled := 0
+	c.killedAt(t, stride(11, 67), func(ctx context.Context, r *Repository) error {
+		read = make(map[string]bool)
+		_, err := r.Check(ctx, CheckOptions{ReadData: true, Read: recorder(read)})
+		return err
+	}, func(n int64, c *cluster) {
+		before := maps.Clone(read)
+		got := mustCheckData(t, c.process(), CheckOptions{ReadData: true, Before: before, Read: recorder(read)})
+		sound := 0
+		for _, s := range before {
+			if s {
+				sound++
+			}
+		}
+		recalled = max(recalled, got.Recalled)
+		if got.Read != got.Packs || got.Packs != want.Packs || got.Recalled != sound || len(read) != got.Packs {
+			t.Errorf("killed at call %d: %d packs, %d read, %d recalled of %d", n, got.Packs, got.Read, got.Recalled, sound)
+		}
+		for i, b := range got.Backups {
+			if w := want.Backups[i]; b.Restorable != w.Restorable || !reflect.DeepEqual(b.Damaged, w.Damaged) {
+				t.Errorf("killed at call %d: %+v, want %+v", n, b, w)
+			}
+		}
+		if got.OK() {
+			t.Errorf("killed at call %d: clean", n)
+		}
+	})
+	if recalled != want.Packs-2 {
+		t.Errorf("at most %d packs were recalled, of %d that are sound", recalled, want.Packs-2)
+	}
+}
+
+func mustCheckData(t *testing.T, c *cluster, o CheckOptions) CheckReport {
+	t.Helper()
+	rep, err := c.open(t).Check(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rep
+}
+
+// What was damaged when a check began makes it unclean even if it is right at the end;
+// what was lost since it was read is found; and what is behind a store that is down is
+// read when that is back.
+func TestCheckGoesOn(t *testing.T) {
+	c := manyPacks(t)
+	names := c.packNames()
+	c.lose(t, names[0], []int{1}, true)
+	read := make(map[string]bool)
+	stop := errors.New("stop")
+	_, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Read: func(pack string, sound bool) error {
+		read[pack] = sound
+		if len(read) == 4 {
+			return stop
+		}
+		return nil
+	}})
+	if !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+	sound := 0
+	for _, s := range read {
+		if s {
+			sound++
+		}
+	}
+	if sound == 4 {
+		t.Fatal("the damaged pack is not among the first")
+	}
+	c.lose(t, names[0], []int{1}, true) // it is right again
+	rep := mustCheckData(t, c, CheckOptions{ReadData: true, Before: read, Read: recorder(map[string]bool{})})
+	if rep.OK() || rep.Recalled != sound || !strings.Contains(strings.Join(rep.Problems, " "), "was damaged when this check began") {
+		t.Errorf("%+v", rep)
+	}
+	for pack, s := range read {
+		if s {
+			c.lose(t, findPack(names, pack), []int{2}, false)
+		}
+	}
+	rep = mustCheckData(t, c, CheckOptions{ReadData: true, Before: read, Read: recorder(map[string]bool{})})
+	if rep.OK() || rep.Recalled != 0 || rep.Stores[2].Missing != int64(sound) {
+		t.Errorf("lost meanwhile: %+v", rep)
+	}
+	c.faulty[5].SetFaults(memstore.Faults{Before: func(context.Context, memstore.Call) error { return objstore.ErrDown }})
+	down := make(map[string]bool)
+	mustCheckData(t, c, CheckOptions{ReadData: true, Read: recorder(down)})
+	for pack, s := range down {
+		if s {
+			t.Errorf("pack %s is called sound, and a store is down", pack)
+		}
+	}
+}
+
+func findPack(names []string, pack string) string {
+	for _, name := range names {
+		if id, ok := parsePackName(name); ok && id.String() == pack {
+			return name
+		}
+	}
+	return ""
+}
