@@ -2,7 +2,6 @@ package repository
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -80,32 +79,6 @@ func (c *checker) find(ctx context.Context) error {
 	if c.o.ReadData {
 		c.choose()
 		return c.data(ctx)
-	}
-	return nil
-}
-
-// judge says what that means for the backups, and ends with them.
-func (c *checker) judge(ctx context.Context) error {
-	c.judgePacks()
-	for n, b := range c.images {
-		err := c.blocks(ctx, n, b)
-		if b != nil {
-			err = errors.Join(err, b.Close())
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for id, p := range c.packs {
-		if !p.going {
-			c.report.Packs++
-			if c.reads(id) {
-				c.report.Read++
-			}
-			if p.recalled {
-				c.report.Recalled++
-			}
-		}
 	}
 	return nil
 }
@@ -310,37 +283,4 @@ func (c *checker) measure(ctx context.Context) error {
 
 func (c *checker) sorted() []chunk.PackID {
 	return slices.SortedFunc(maps.Keys(c.packs), func(a, b chunk.PackID) int { return slices.Compare(a[:], b[:]) })
-}
-
-// good returns how many shards of a pack are there and, as far as is known, right.
-func (c *checker) good(id chunk.PackID) int {
-	good, p := 0, c.packs[id]
-	for slot := range p.sizes {
-		if p.sizes[slot] >= 0 && !p.bad[slot] {
-			good++
-		}
-	}
-	return good
-}
-
-// present returns how many shards of a pack are there.
-func (c *checker) present(id chunk.PackID) int {
-	n := 0
-	for _, size := range c.packs[id].sizes {
-		if size >= 0 {
-			n++
-		}
-	}
-	return n
-}
-
-// judgePacks says of each pack whether enough shards are left.
-func (c *checker) judgePacks() {
-	need := c.r.membership().Data
-	for id, p := range c.packs {
-		good := c.good(id)
-		if good < need && !c.reads(id) && !p.going {
-			p.lost = fmt.Sprintf("pack %s has %d good shards, %d are needed", id, good, need)
-		}
-	}
 }
