@@ -71,6 +71,7 @@ type pruner struct {
 
 	finished  []string        // P0, P8: marks of changes that are done
 	probes    map[string]bool // P1: left behind by others, or in use just now
+	blind     bool            // P4: a backup in the trash cannot be read
 	unsettled bool            // P4: some session has an "open", or a root record and no decision
 }
 
@@ -122,7 +123,7 @@ func (p *pruner) run(ctx context.Context) error {
 	if err := p.each(ctx, look); err != nil || p.o.DryRun {
 		return err
 	}
-	if nothing := len(p.sweep)+len(p.roots)+p.report.Waiting+len(p.plans)+len(p.moves.strays)+len(p.moves.remains) == 0; nothing {
+	if nothing := p.blind || len(p.sweep)+len(p.roots)+p.report.Waiting+len(p.plans)+len(p.moves.strays)+len(p.moves.remains) == 0; nothing {
 		act = p.quiet(act[len(act)-2:])
 	}
 	return p.each(ctx, act)
@@ -391,6 +392,9 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 // condemn says what may go: condemned backups, and packs whose sessions are
 // decided and that nothing reaches.
 func (p *pruner) condemn() {
+	if p.blind {
+		return
+	}
 	for s := range p.roots {
 		if p.abort[s] || p.purged[s] {
 			p.report.Aborted++

@@ -382,6 +382,45 @@ func stride(usual, short int64) int64 {
 	}
 }
 
+// A backup that cannot be read stops every prune; deleted, it stops only the one
+// that sees the deletion first.
+func TestPruneUnreadable(t *testing.T) {
+	c, r := fresh(t)
+	v := randomContent(seeded(1), 60, 10)
+	v.mustBackup(t, r, "good", "", nil)
+	if err := r.Delete(t.Context(), "good"); err != nil {
+		t.Fatal(err)
+	}
+	mustPrune(t, r)
+	bad := randomContent(seeded(2), 60, 10)
+	bad.mustBackup(t, r, "bad", "", nil)
+	b, err := r.Backup(t.Context(), "bad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range c.mem {
+		for _, name := range m.Names() {
+			if strings.HasPrefix(name, packPrefix+b.Session) {
+				_ = m.Delete(t.Context(), name)
+			}
+		}
+	}
+	r = c.open(t)
+	if rep, err := r.Prune(t.Context(), hasty); err == nil || !strings.Contains(err.Error(), "delete it") || rep.Packs+rep.Backups > 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if err := r.Delete(t.Context(), "bad"); err != nil {
+		t.Fatal(err)
+	}
+	if rep := mustPrune(t, r); rep.Packs+rep.Backups > 0 || len(rep.Problems) != 1 || c.count(purgedPrefix) > 0 {
+		t.Errorf("the first that sees it: %+v", rep)
+	}
+	if rep := mustPrune(t, r); rep.Backups != 2 || len(rep.Problems) > 0 {
+		t.Errorf("the second: %+v", rep)
+	}
+	c.drained(t, r)
+}
+
 // A prune that is killed at any of its calls damages nothing, and what it leaves
 // goes with the next ones.
 func TestPruneKilled(t *testing.T) {

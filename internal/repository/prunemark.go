@@ -63,11 +63,15 @@ func (p *pruner) mark(ctx context.Context) error {
 		return err
 	}
 	p.condemn()
+	if p.blind {
+		return nil
+	}
 	return p.plan(ctx)
 }
 
 // markRoot marks what a root record reaches, or says that it is condemned. One
-// that cannot be read and may be live stops the prune.
+// that cannot be read and may be live stops the prune; of one in the trash this
+// prune only notes the tombstone, and removes nothing.
 func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*member, votes *ballots) (condemned bool, err error) {
 	if p.purged[s] {
 		return true, nil
@@ -94,6 +98,11 @@ func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*membe
 	}
 	if err == nil || ctx.Err() != nil {
 		return false, err
+	}
+	if p.tombs[s] {
+		p.blind = true
+		addProblem(&p.report.Problems, fmt.Sprintf("nothing is removed this time: a backup in the trash cannot be read, so that nobody can say which packs it needs; the next prune goes without it: %v", err))
+		return false, nil
 	}
 	// Another prune may be removing it just now: then it needs nothing.
 	if gone, markErr := p.r.isMarked(ctx, purgedName(s)); markErr == nil && gone {
