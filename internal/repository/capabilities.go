@@ -59,6 +59,20 @@ func probeAll(ctx context.Context, stores []objstore.Store) error {
 	return group.Wait() //nolint:wrapcheck // wrapped above
 }
 
+// recordCapabilities notes that the new store proved everything. An earlier attempt may
+// have noted it, at another time.
+func (j *joiner) recordCapabilities(ctx context.Context, id ident, to objstore.Store) error {
+	name := capableName(id)
+	if _, err := j.r.getControl(ctx, to, kindCapabilities, name); !errors.Is(err, objstore.ErrNotExist) {
+		return err
+	}
+	object, err := j.r.keys.sealCapabilities(j.r.id, id, j.r.o.Now())
+	if err != nil {
+		return err
+	}
+	return j.put(ctx, name, object)
+}
+
 // probe tries a member, and says of what it lacks whether it had it once.
 func (r *Repository) probe(ctx context.Context, m *member) error {
 	err := probeOnce(ctx, m.store)

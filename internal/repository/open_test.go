@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
@@ -247,10 +248,13 @@ func TestInitRefusals(t *testing.T) {
 func TestInitIsAllOrNothing(t *testing.T) {
 	for at := int64(0); ; at++ {
 		c := newCluster(3)
+		var mu sync.Mutex // stores are tried at once
 		n := int64(0)
 		failed := false
 		for _, f := range c.faulty {
 			f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+				mu.Lock()
+				defer mu.Unlock()
 				if n++; n-1 == at && call.Op == "put" {
 					failed = true
 					return memstore.Down

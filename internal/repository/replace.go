@@ -209,12 +209,8 @@ func (j *joiner) begin(ctx context.Context, to objstore.Store) error {
 	}
 	if fresh {
 		// Behind the identity: it is how an attempt is known that can be gone on with.
-		proved, perr := j.r.keys.sealCapabilities(j.r.id, id, j.r.o.Now())
-		if perr == nil {
-			perr = j.put(ctx, capableName(id), proved)
-		}
-		if perr != nil {
-			return perr
+		if err = j.recordCapabilities(ctx, id, to); err != nil {
+			return err
 		}
 	}
 	change, err := newIdent()
