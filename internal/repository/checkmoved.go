@@ -67,9 +67,11 @@ func (c *checker) missForwarding(ctx context.Context, name string, f *forwarding
 		switch {
 		case rep.Status.State != StoreUp:
 		case !slices.Contains(holders, m):
+			rep.Missing++
 			addProblem(&rep.Problems, fmt.Sprintf("the forwarding of pack %s is missing", f.old))
 		default:
 			if _, err := c.r.readForwarding(ctx, []*member{m}, name); err != nil && ctx.Err() == nil {
+				rep.Damaged++
 				addProblem(&rep.Problems, fmt.Sprintf("the forwarding of pack %s cannot be read", f.old))
 			}
 		}
