@@ -98,6 +98,7 @@ type packCheck struct {
 
 	forwards []*forwarding // where its chunks went, if it was compacted
 	target   bool          // no backup names it, only forwardings
+	users    []*packCheck  // of a target: the packs that those are of
 	going    bool          // it was compacted and shards of it are gone
 }
 

@@ -36,7 +36,7 @@ func (c *checker) moves(ctx context.Context) error {
 			addProblem(&rep.Problems, "its forwardings cannot be listed: "+err.Error())
 		}
 	}
-	var targets []chunk.PackID
+	targets := make(map[chunk.PackID][]*packCheck)
 	for _, name := range slices.Sorted(maps.Keys(holders)) {
 		f, err := c.r.readForwarding(ctx, holders[name], name)
 		if ctx.Err() != nil {
@@ -48,12 +48,14 @@ func (c *checker) moves(ctx context.Context) error {
 		}
 		p := c.packs[f.old]
 		p.forwards = append(p.forwards, f)
-		targets = append(targets, f.targets()...)
+		for _, t := range f.targets() {
+			targets[t] = append(targets[t], p)
+		}
 		c.missForwarding(ctx, name, f, holders[name])
 	}
-	for _, id := range targets {
+	for id, users := range targets {
 		if c.packs[id] == nil {
-			c.packs[id] = &packCheck{target: true}
+			c.packs[id] = &packCheck{target: true, users: users}
 		}
 	}
 	return nil
@@ -80,18 +82,36 @@ func (c *checker) missForwarding(ctx context.Context, name string, f *forwarding
 
 // isGoing reports whether a pack was compacted and is not whole any more on the
 // stores that answer. That goes too for a pack that only forwardings name, and
-// that was compacted in its turn: whether a chunk's last move is there, lost
-// tells.
+// that was compacted in its turn, or that all of them are superseded that name it:
+// whether a chunk's last move is there, lost tells.
 func (c *checker) isGoing(p *packCheck, index map[ident]int, id chunk.PackID) bool {
-	if len(p.forwards) == 0 && (!p.target || !c.moved[id]) {
-		return false
-	}
+	moved := len(p.forwards) > 0 || p.target && (c.moved[id] || c.superseded(p, index, id))
+	return moved && c.lacks(p, index, id)
+}
+
+// lacks reports whether a store that answers has no shard of a pack.
+func (c *checker) lacks(p *packCheck, index map[ident]int, id chunk.PackID) bool {
 	for slot, holder := range c.r.holders(id) {
 		if p.sizes[slot] < 0 && c.report.Stores[index[holder.id]].Status.State == StoreUp {
 			return true
 		}
 	}
 	return false
+}
+
+// superseded reports whether all packs whose chunks moved to this one have another
+// forwarding, to packs that are whole.
+func (c *checker) superseded(p *packCheck, index map[ident]int, id chunk.PackID) bool {
+	for _, user := range p.users {
+		if !slices.ContainsFunc(user.forwards, func(f *forwarding) bool {
+			return !slices.ContainsFunc(f.targets(), func(t chunk.PackID) bool {
+				return t == id || c.packs[t] == nil || c.lacks(c.packs[t], index, t)
+			})
+		}) {
+			return false
+		}
+	}
+	return len(p.users) > 0
 }
 
 // lost says why a chunk cannot be read, as far as the shards that are there

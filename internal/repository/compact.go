@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -60,11 +61,18 @@ type movedObject struct {
 func (p *pruner) compact(ctx context.Context) error {
 	p.report.Compacted, p.report.Moved, p.report.Freed = 0, 0, 0 // from here on what was done
 	for _, c := range p.plans {
-		if err := p.compactProject(ctx, c); err != nil {
-			return fmt.Errorf("compact packs: %w", err)
+		err := p.compactProject(ctx, c)
+		if cerr := ctx.Err(); cerr != nil {
+			return fmt.Errorf("canceled: %w", context.Cause(ctx))
+		}
+		if err != nil { // nothing goes for it, and everything else can
+			addProblem(&p.report.Problems, fmt.Sprintf("packs are not compacted: %v", err))
 		}
 	}
 	for id := range p.moves.remains {
+		if p.moves.rescued[id] {
+			continue
+		}
 		f, err := p.r.readForwarding(ctx, p.ms, p.moves.newest[id].name)
 		if err != nil {
 			return err
@@ -100,7 +108,7 @@ func (p *pruner) compactProject(ctx context.Context, c *compaction) error {
 		err = m.store(ctx)
 	}
 	if err != nil || len(m.moved) == 0 {
-		m.s.abandon(ctx) // no vote was cast, so that an abort is certain to win
+		m.discard(ctx)
 		return err
 	}
 	won, err := m.vote(ctx)
@@ -109,6 +117,23 @@ func (p *pruner) compactProject(ctx context.Context, c *compaction) error {
 	}
 	m.finish()
 	return nil
+}
+
+// discard aborts a compaction that cast no vote, and removes its packs. What that
+// does not get done the next prune does.
+func (m *mover) discard(ctx context.Context) {
+	m.s.abandon(ctx)
+	r := m.p.r
+	if d, err := r.decide(ctx, m.s.id, m.s.voters, nil); err != nil || d != Aborted {
+		return
+	}
+	names, err := r.union(ctx, packPrefix+m.s.id.String()+"/")
+	if err == nil {
+		err = m.p.remove(ctx, "compact", slices.Collect(maps.Keys(names)))
+	}
+	if err != nil {
+		r.warn(ctx, "packs of a compaction that failed are left", slog.Any("error", err))
+	}
 }
 
 // findChunks says where all is that is alive of the sources.
@@ -153,8 +178,8 @@ func (m *mover) problem(id chunk.PackID, err error) {
 	addProblem(&m.p.report.Problems, fmt.Sprintf("pack %s is not compacted: %v", id, err))
 }
 
-// begin makes the session. Its ID is greater than that of all compactions that
-// the prune has seen.
+// begin makes the session. Its ID is greater than those of the compactions whose
+// forwardings it supersedes.
 func (m *mover) begin(ctx context.Context) error {
 	p := m.p
 	id, err := newIdent()
@@ -162,19 +187,21 @@ func (m *mover) begin(ctx context.Context) error {
 		return err
 	}
 	first := uint64(max(p.r.o.Now().UnixNano(), 0))
-	if seen := binary.BigEndian.Uint64(p.moves.latest[:]); seen >= first {
-		if seen == math.MaxUint64 {
-			return fmt.Errorf("a compaction has the ID %s, and none is greater: %w", p.moves.latest, ErrDamaged)
+	for old := range m.c.sources {
+		if newest, ok := p.moves.newest[old]; ok {
+			seen := binary.BigEndian.Uint64(newest.session[:])
+			if seen == math.MaxUint64 {
+				return fmt.Errorf("a compaction has the ID %s, and none is greater: %w", newest.session, ErrDamaged)
+			}
+			first = max(first, seen+1)
 		}
-		first = seen + 1
 	}
 	binary.BigEndian.PutUint64(id[:], first)
-	p.moves.latest = id
 	m.s = &Session{
 		r: p.r, o: SessionOptions{Project: m.c.project}, id: id, began: p.r.o.Now().UTC(), keys: p.keys,
 		voters: p.keys.Stores, opened: p.ms, domain: m.d, local: newRecent(1),
 	}
-	if p.chunks.until.After(p.r.o.Now()) {
+	if p.chunks.until[m.c.project].After(p.r.o.Now()) { // since P4
 		m.s.o.Retain = 1 // the session then notes its packs
 	}
 	epoch := m.s.choosePlacement()
@@ -225,12 +252,29 @@ func (m *mover) move(ctx context.Context) error {
 
 // movePack copies the chunks of one pack. One that cannot be read stays.
 func (m *mover) movePack(ctx context.Context, w *Worker, id chunk.PackID, chunks []*movedChunk) error {
+	if m.p.moves.rescued[id] {
+		return nil // somebody needs more of it now
+	}
 	for _, user := range append(slices.Clone(m.p.moves.users[id]), id) {
 		if m.c.sources[user] && m.sources[user] == nil {
 			return nil // a problem that is told
 		}
 	}
-	plain, err := m.read(ctx, id, chunks)
+	container, first, err := m.read(ctx, id, chunks)
+	at := make([]chunk.Location, len(chunks))
+	for i, c := range chunks {
+		if err != nil {
+			break
+		}
+		var plain []byte
+		sealed := container[int64(c.to.Offset)-first:][:c.to.Length]
+		if plain, err = openChunk(m.d, c.kind, chunk.Ref{ID: c.id, Location: c.to}, sealed, nil); err == nil {
+			var failed error
+			if at[i], failed = m.place(ctx, w, c, plain); failed != nil {
+				return failed
+			}
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("canceled: %w", context.Cause(ctx))
@@ -239,48 +283,43 @@ func (m *mover) movePack(ctx context.Context, w *Worker, id chunk.PackID, chunks
 		return nil
 	}
 	for i, c := range chunks {
-		key := chunkKey{c.kind, c.id}
-		at, ok := m.placed[key] // the same chunk may have been in several packs
-		if !ok {
-			ref, err := w.add(ctx, c.kind, c.id, plain[i])
-			if err != nil {
-				return err
-			}
-			at = ref.Location
-			m.placed[key] = at
-			m.p.report.Moved += int64(at.Length)
-		}
-		c.to = at
+		c.to = at[i]
 	}
 	m.moved[id] = true
 	return nil
 }
 
-// read returns the plaintexts of chunks of one pack.
-func (m *mover) read(ctx context.Context, id chunk.PackID, chunks []*movedChunk) ([][]byte, error) {
+// place puts a chunk into a new pack, unless it is in one: it may have been in
+// several.
+func (m *mover) place(ctx context.Context, w *Worker, c *movedChunk, plain []byte) (chunk.Location, error) {
+	key := chunkKey{c.kind, c.id}
+	at, ok := m.placed[key]
+	if !ok {
+		ref, err := w.add(ctx, c.kind, c.id, plain)
+		if err != nil {
+			return at, err
+		}
+		at = ref.Location
+		m.placed[key] = at
+		m.p.report.Moved += int64(at.Length)
+	}
+	return at, nil
+}
+
+// read returns the part of a pack's container that has the chunks, and its offset.
+func (m *mover) read(ctx context.Context, id chunk.PackID, chunks []*movedChunk) (container []byte, first int64, err error) {
+	if len(chunks) == 0 {
+		return nil, 0, nil
+	}
 	first, end := int64(math.MaxInt64), int64(0)
 	for _, c := range chunks {
-		if err := checkLocation(c.to); err != nil {
-			return nil, err
+		if err = checkLocation(c.to); err != nil {
+			return nil, 0, err
 		}
 		first, end = min(first, int64(c.to.Offset)), max(end, int64(c.to.Offset)+int64(c.to.Length))
 	}
-	if len(chunks) == 0 {
-		return nil, nil
-	}
-	container := make([]byte, end-first)
-	if err := m.p.r.readContainer(ctx, id, container, first); err != nil {
-		return nil, err
-	}
-	plain := make([][]byte, len(chunks))
-	for i, c := range chunks {
-		sealed := container[int64(c.to.Offset)-first:][:c.to.Length]
-		var err error
-		if plain[i], err = openChunk(m.d, c.kind, chunk.Ref{ID: c.id, Location: c.to}, sealed, nil); err != nil {
-			return nil, err
-		}
-	}
-	return plain, nil
+	container = make([]byte, end-first)
+	return container, first, m.p.r.readContainer(ctx, id, container, first)
 }
 
 // store makes sure that the new packs are on all their stores, and then puts the
@@ -333,14 +372,14 @@ func (m *mover) retain(ctx context.Context) error {
 	if m.s.o.Retain == 0 {
 		return nil
 	}
-	if _, err := m.p.r.retainShards(ctx, m.s.used, m.p.chunks.until); err != nil {
+	if _, err := m.p.r.retainShards(ctx, m.s.used, m.p.chunks.until[m.c.project]); err != nil {
 		return err
 	}
 	var names []string
 	for _, o := range m.objects {
 		names = append(names, o.name)
 	}
-	return m.p.r.retainControls(ctx, names, m.p.chunks.until)
+	return m.p.r.retainControls(ctx, names, m.p.chunks.until[m.c.project])
 }
 
 // vote commits the compaction, and reports whether all members hold the vote: if

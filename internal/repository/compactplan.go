@@ -1,10 +1,12 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/chunk"
 	"github.com/cairnbackup/cairn/internal/pack"
@@ -33,15 +35,22 @@ type compaction struct {
 
 // trackChunks says which chunks are told apart while backups are gone through.
 func (p *pruner) trackChunks() {
-	p.chunks = liveChunks{packs: make(map[chunk.PackID]*liveSet), always: make(map[chunk.PackID]bool), off: p.o.Compact >= 1}
-	for old := range p.moves.all {
-		p.chunks.always[old] = true
+	p.chunks = liveChunks{
+		packs: make(map[chunk.PackID]*liveSet), moved: make(map[chunk.PackID]ident), forced: p.unfinished,
+		until: make(map[string]time.Time), off: p.o.Compact >= 1,
 	}
-	var bytes int64
+	for old, fs := range p.moves.all {
+		for _, f := range fs {
+			if latest := p.chunks.moved[old]; bytes.Compare(f.session[:], latest[:]) > 0 {
+				p.chunks.moved[old] = f.session
+			}
+		}
+	}
+	var total int64
 	for _, size := range p.packs {
-		bytes += p.container(size)
+		total += p.container(size)
 	}
-	p.chunks.expect(bytes/typicalChunk, uint64(p.id[0])<<56|uint64(p.id[1])<<48)
+	p.chunks.expect(total/typicalChunk, uint64(p.id[0])<<56|uint64(p.id[1])<<48)
 }
 
 // container is about how many bytes a pack has that takes size on all stores.
@@ -53,10 +62,8 @@ func (p *pruner) container(size int64) int64 {
 func (p *pruner) plan(ctx context.Context) error {
 	p.chunks.frozen = true
 	p.gone = make(map[chunk.PackID]int64)
-	if p.o.Compact < 1 {
-		if err := p.choosePacks(ctx); err != nil {
-			return err
-		}
+	if err := p.choosePacks(ctx); err != nil {
+		return err
 	}
 	needed := make(map[chunk.PackID]bool)
 	for _, c := range p.plans {
@@ -82,12 +89,13 @@ func (p *pruner) choosePacks(ctx context.Context) error {
 		}
 		live := p.moves.alive[id] + p.chunks.packs[id].bytes()
 		total := p.container(p.packs[id])
-		if !p.worth(live, total) {
+		forced := p.unfinished[id]
+		if !forced && !p.worth(live, total) {
 			continue
 		}
 		project, known := p.projectOf(sources)
-		if !known {
-			continue
+		if !known || p.chunks.until[project].After(p.r.o.Now()) {
+			continue // what is retained could not go
 		}
 		size, err := p.chunkBytes(ctx, project, id)
 		if cerr := ctx.Err(); cerr != nil {
@@ -97,15 +105,17 @@ func (p *pruner) choosePacks(ctx context.Context) error {
 			addProblem(&p.report.Problems, fmt.Sprintf("pack %s is not compacted: %v", id, err))
 			continue
 		}
-		if !p.worth(live, size) {
+		if !forced && !p.worth(live, size) {
 			continue
 		}
+		cost := 0
 		for _, s := range sources {
-			left -= len(p.chunks.packs[s].keys) + sourceCost
+			cost += len(p.chunks.packs[s].keys) + sourceCost
 		}
-		if left < 0 {
-			break
+		if cost > left {
+			continue
 		}
+		left -= cost
 		c := plans[project]
 		if c == nil {
 			c = &compaction{project: project, packs: make(map[chunk.PackID]bool), sources: make(map[chunk.PackID]bool)}
@@ -126,7 +136,7 @@ func (p *pruner) choosePacks(ctx context.Context) error {
 // worth says whether enough of total bytes is dead.
 func (p *pruner) worth(live, total int64) bool {
 	dead := total - live
-	return dead >= minDead && float64(dead) >= p.o.Compact*float64(total)
+	return p.o.Compact < 1 && dead >= minDead && float64(dead) >= p.o.Compact*float64(total)
 }
 
 // projectOf returns the project of packs whose chunks are all told apart.

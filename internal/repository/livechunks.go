@@ -22,9 +22,10 @@ type liveChunks struct {
 	salt   uint64 // which part
 	share  uint64 // how large, of all 64-bit numbers
 	packs  map[chunk.PackID]*liveSet
-	always map[chunk.PackID]bool // tracked whatever the part is
-	frozen bool                  // what is not tracked by now never is
-	until  time.Time             // what any backup reaches is retained to here
+	moved  map[chunk.PackID]ident // packs that moved: by what their part goes, so that those that moved together are in one
+	forced map[chunk.PackID]bool  // tracked whatever the part is
+	frozen bool                   // what is not tracked by now never is
+	until  map[string]time.Time   // by project: what any of its backups reaches is retained to here
 }
 
 // liveSet is what is alive of one pack.
@@ -44,7 +45,14 @@ func (l *liveChunks) expect(n int64, salt uint64) {
 
 // tracks says whether the chunks of a pack are told apart.
 func (l *liveChunks) tracks(id chunk.PackID) bool {
-	return !l.off && (l.always[id] || binary.BigEndian.Uint64(id[len(id)-8:])^l.salt <= l.share)
+	if l.forced[id] || l.off {
+		return l.forced[id]
+	}
+	part := id[len(id)-8:]
+	if s, ok := l.moved[id]; ok {
+		part = s[len(s)-8:]
+	}
+	return binary.BigEndian.Uint64(part)^l.salt <= l.share
 }
 
 // add notes that a backup of the project needs a chunk.
@@ -63,10 +71,10 @@ func (l *liveChunks) add(project string, ref chunk.Ref) {
 	}
 }
 
-// retain notes to when what a backup reaches is retained.
-func (l *liveChunks) retain(to time.Time) {
-	if to.After(l.until) {
-		l.until = to
+// retain notes to when what a backup of a project reaches is retained.
+func (l *liveChunks) retain(project string, to time.Time) {
+	if to.After(l.until[project]) {
+		l.until[project] = to
 	}
 }
 

@@ -55,16 +55,19 @@ type pruner struct {
 	packs  map[chunk.PackID]int64 // P2: bytes of all shards
 	owners map[ident]Decision     // P3: sessions that packs and forwardings are of
 	lists  int                    // P1: lists of other prunes
-	roots  map[ident]string       // P4: names of condemned root records
-	abort  map[ident]bool         // P4: of these, the sessions that were aborted
-	live   map[ident]bool         // P4: sessions whose roots were reached from
-	marked map[chunk.PackID]bool  // P4, P7: what roots reach
-	nodes  map[chunk.ID]struct{}  // manifest nodes that were gone through
-	sweep  map[chunk.PackID]int64 // P5: condemned; P7: what of it goes
-	moves  movesSeen              // P4: forwardings
-	chunks liveChunks             // P4, P7: what of packs is alive
-	plans  []*compaction          // P4: what is compacted
-	gone   map[chunk.PackID]int64 // P7: packs without a live chunk
+	// P1: packs that such lists say are compacted. A prune that died has to be
+	// finished: writers copy all these forward until then.
+	unfinished map[chunk.PackID]bool
+	roots      map[ident]string       // P4: names of condemned root records
+	abort      map[ident]bool         // P4: of these, the sessions that were aborted
+	live       map[ident]bool         // P4: sessions whose roots were reached from
+	marked     map[chunk.PackID]bool  // P4, P7: what roots reach
+	nodes      map[chunk.ID]struct{}  // manifest nodes that were gone through
+	sweep      map[chunk.PackID]int64 // P5: condemned; P7: what of it goes
+	moves      movesSeen              // P4: forwardings
+	chunks     liveChunks             // P4, P7: what of packs is alive
+	plans      []*compaction          // P4: what is compacted
+	gone       map[chunk.PackID]int64 // P7: packs without a live chunk
 
 	damage  *damage              // the newest lists of damaged packs
 	damaged map[string][]*member // P4: all lists of damaged packs
@@ -304,6 +307,7 @@ func (p *pruner) marks(ctx context.Context, prefix string, kd kind) (map[ident]b
 // readDeleted is P1: what earlier prunes saw, then what is deleted now.
 func (p *pruner) readDeleted(ctx context.Context) error {
 	seen := make(map[ident]bool)
+	p.unfinished = make(map[chunk.PackID]bool)
 	traces := make(map[string][]*member)
 	err := p.list(ctx, prunePrefix, func(m *member, i objstore.Info) { traces[i.Name] = append(traces[i.Name], m) })
 	if err != nil {
@@ -313,6 +317,9 @@ func (p *pruner) readDeleted(ctx context.Context) error {
 		_, leaf, bad := pruneName(name)
 		if bad == nil && leaf == condemnedLeaf {
 			p.lists++
+			if err = p.readUnfinished(ctx, ms, name); err != nil {
+				return err
+			}
 		}
 		if bad != nil || leaf != doneLeaf {
 			continue
@@ -345,6 +352,25 @@ func (p *pruner) readDeleted(ctx context.Context) error {
 	p.report.Trash = len(p.tombs)
 	p.purged, err = p.marks(ctx, purgedPrefix, kindPurged)
 	return err
+}
+
+// readUnfinished notes what another prune was to compact.
+func (p *pruner) readUnfinished(ctx context.Context, ms []*member, name string) error {
+	payload, err := p.r.firstControl(ctx, ms, kindCondemned, name)
+	c := newCondemned()
+	if err == nil {
+		err = c.decode(payload)
+	}
+	switch {
+	case errors.Is(err, errEnvelope), errors.Is(err, objstore.ErrNotExist):
+		return nil // nobody's word, or it has ended just now
+	case err != nil:
+		return err
+	}
+	for id := range c.compact {
+		p.unfinished[id] = true
+	}
+	return nil
 }
 
 // listPacks is P2.

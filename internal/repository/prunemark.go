@@ -90,7 +90,7 @@ func (p *pruner) markRoot(ctx context.Context, name string, s ident, ms []*membe
 			return true, nil
 		}
 		p.unsettled = p.unsettled || d == Undecided
-		p.chunks.retain(rt.rec.Retained)
+		p.chunks.retain(rt.rec.Project, rt.rec.Retained)
 		err = p.reach(ctx, rt)
 	} else if d, derr := p.decision(ctx, s, votes, nil, nil); derr == nil && d == Aborted {
 		p.abort[s] = true
@@ -162,7 +162,7 @@ func (p *pruner) lookAgain(ctx context.Context) error {
 		if d == Aborted {
 			continue
 		}
-		p.chunks.retain(rt.rec.Retained)
+		p.chunks.retain(rt.rec.Project, rt.rec.Retained)
 		if err := p.reach(ctx, rt); err != nil {
 			return err
 		}

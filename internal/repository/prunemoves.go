@@ -3,6 +3,8 @@ package repository
 import (
 	"bytes"
 	"context"
+	"errors"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -34,9 +36,8 @@ type movesSeen struct {
 	alive   map[chunk.PackID]int64          // sealed bytes in this pack that those need
 	certain map[ident]bool                  // compactions that something goes for
 	remains map[chunk.PackID]bool           // packs that moved and are there all the same
-	rescued map[chunk.PackID]bool           // packs that somebody needs since P4
+	rescued map[chunk.PackID]bool           // P7: packs with chunks of others that somebody needs since P4
 	strays  []string                        // names of forwardings that go
-	latest  ident                           // the greatest ID that was seen
 }
 
 // listForwardings finds where compacted packs went.
@@ -66,57 +67,55 @@ func (p *pruner) seeMoves(ctx context.Context) error {
 		alive: make(map[chunk.PackID]int64), certain: make(map[ident]bool), remains: make(map[chunk.PackID]bool),
 		rescued: make(map[chunk.PackID]bool),
 	}
-	for _, fs := range all {
-		for _, f := range fs {
-			if bytes.Compare(f.session[:], p.moves.latest[:]) > 0 {
-				p.moves.latest = f.session
-			}
-		}
-	}
 	p.trackChunks()
 	return nil
 }
 
-// newestMove returns the forwarding of a pack that counts; the others that are
-// decided are strays.
-func (p *pruner) newestMove(old chunk.PackID) (newest forwardSeen, ok bool) {
+// candidates returns the forwardings of a pack whose compactions are committed, the
+// greatest ID first. What is aborted leads nowhere.
+func (p *pruner) candidates(old chunk.PackID) (fs []forwardSeen) {
 	for _, f := range p.moves.all[old] {
 		switch p.owners[f.session] {
 		case Committed:
-			if ok && bytes.Compare(f.session[:], newest.session[:]) < 0 {
-				p.moves.strays = append(p.moves.strays, f.name)
-				continue
-			}
-			if ok {
-				p.moves.strays = append(p.moves.strays, newest.name)
-			}
-			newest, ok = f, true
+			fs = append(fs, f)
 		case Aborted:
 			p.moves.strays = append(p.moves.strays, f.name)
 		default:
 		}
 	}
-	return newest, ok
+	slices.SortFunc(fs, func(a, b forwardSeen) int { return bytes.Compare(b.session[:], a.session[:]) })
+	return fs
 }
 
-// markTargets marks the packs to which packs that are marked were compacted.
+// markTargets marks the packs to which packs that are marked were compacted: of
+// each pack the first candidate counts that is genuine anywhere, and those behind
+// it are strays.
 func (p *pruner) markTargets(ctx context.Context) error {
-	var read []forwardSeen
-	for old, all := range p.moves.all {
-		if !p.marked[old] {
-			continue
+	left := make(map[chunk.PackID][]forwardSeen)
+	for old := range p.moves.all {
+		if fs := p.candidates(old); p.marked[old] && len(fs) > 0 {
+			left[old] = fs
 		}
-		newest, ok := p.newestMove(old)
-		if !ok {
-			continue
-		}
-		p.moves.newest[old] = newest
-		if _, there := p.packs[old]; there || len(all) > 1 {
-			p.moves.certain[newest.session] = true
-		}
-		read = append(read, newest)
 	}
-	return p.readMoves(ctx, read, p.markMove)
+	for len(left) > 0 {
+		var read []forwardSeen
+		for _, fs := range left {
+			read = append(read, fs[0])
+		}
+		err := p.readMoves(ctx, read, func(seen forwardSeen, f *forwarding) {
+			old, _, _ := parseForwardName(seen.name)
+			fs := left[old]
+			if delete(left, old); f != nil {
+				p.markMove(f, fs)
+			} else if len(fs) > 1 {
+				left[old] = fs[1:]
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rescueTargets is markTargets at P7, for packs that nobody seemed to need at P4:
@@ -126,39 +125,50 @@ func (p *pruner) rescueTargets(ctx context.Context) error {
 	for old, all := range p.moves.all {
 		if _, known := p.moves.newest[old]; p.marked[old] && !known {
 			read = append(read, all...)
-			p.moves.rescued[old] = true
 		}
 	}
-	return p.readMoves(ctx, read, func(f *forwarding) {
+	return p.readMoves(ctx, read, func(_ forwardSeen, f *forwarding) {
+		if f == nil {
+			return
+		}
 		for _, t := range f.targets() {
-			p.marked[t] = true
+			p.marked[t], p.moves.rescued[t] = true, true
 		}
 	})
 }
 
-// readMoves calls fn for each of the forwardings, never twice at once.
-func (p *pruner) readMoves(ctx context.Context, fs []forwardSeen, fn func(*forwarding)) error {
+// readMoves calls fn with each of the forwardings, never twice at once; with nil
+// if it is one that a store made up: no member has a genuine one, and some have
+// none. A committed forwarding was on all members.
+func (p *pruner) readMoves(ctx context.Context, fs []forwardSeen, fn func(forwardSeen, *forwarding)) error {
 	var mu sync.Mutex
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	for _, f := range fs {
+	for _, seen := range fs {
 		group.Go(func() error {
-			read, err := p.r.readForwarding(gctx, p.ms, f.name)
-			if err != nil {
+			f, err := p.r.readForwarding(gctx, p.ms, seen.name)
+			if err != nil && (gctx.Err() != nil || !errors.Is(err, objstore.ErrNotExist)) {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			fn(read)
+			fn(seen, f)
 			return nil
 		})
 	}
 	return group.Wait() //nolint:wrapcheck // each names its object
 }
 
-// markMove marks the packs that have the chunks of a pack now, and notes what is
-// alive in them.
-func (p *pruner) markMove(f *forwarding) {
+// markMove notes the forwarding that counts of a pack, the first of fs, marks the
+// packs that have the pack's chunks now, and notes what is alive in them.
+func (p *pruner) markMove(f *forwarding, fs []forwardSeen) {
+	p.moves.newest[f.old] = fs[0]
+	for _, stray := range fs[1:] {
+		p.moves.strays = append(p.moves.strays, stray.name)
+	}
+	if _, there := p.packs[f.old]; there || len(p.moves.all[f.old]) > 1 {
+		p.moves.certain[fs[0].session] = true
+	}
 	live := p.chunks.packs[f.old]
 	for _, c := range f.chunks {
 		if live.has(c.id) {
