@@ -175,6 +175,12 @@ func (c *copier) backup(ctx context.Context, b repository.Backup) (Result, error
 		res.State = Unconfirmed
 		return res, nil
 	}
+	// Another copy may have been faster since the listing.
+	if there, err := c.dst.Backup(ctx, b.ID); err == nil && there.State == repository.Available {
+		c.have[b.ID] = b
+		res.State = Present
+		return res, nil
+	}
 	run := &one{copier: c, b: b, res: &res}
 	err := run.copy(ctx)
 	if err == nil {

@@ -117,7 +117,7 @@ func (r *one) read(ctx context.Context, img *repository.Image, sess *repository.
 	if err != nil {
 		return backup.Result{}, err
 	}
-	p.Workers = r.o.Workers
+	p.Workers, p.Bad = r.o.Workers, sess.Bad() // what the destination has lost is read anew
 	var progress func(backup.Progress)
 	if r.o.Progress != nil {
 		progress = func(g backup.Progress) { r.o.Progress(Progress{Backup: r.b, Done: g.Done, Total: g.Total}) }

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -184,7 +185,10 @@ func (s standing) before(o standing) bool {
 		rank := map[State]int{Available: 0, Unconfirmed: 1, Deleted: 2}
 		return rank[s.state] < rank[o.state]
 	}
-	return s.root.rec.Created.After(o.root.rec.Created)
+	if a, b := s.root.rec.Created, o.root.rec.Created; !a.Equal(b) {
+		return a.After(b)
+	}
+	return bytes.Compare(s.root.rec.Session[:], o.root.rec.Session[:]) > 0 // always the same one
 }
 
 // stand reads one root record and decides it; the root is nil when there is
