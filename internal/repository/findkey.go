@@ -19,6 +19,8 @@ const (
 	maxKeys      = 16
 	maxTries     = 2 * maxKeys
 	maxKeyObject = 64 << 10
+	// maxRemoved bounds the marks of removed keys that are read of each store.
+	maxRemoved = 64 << 10
 )
 
 // candidate is a wrapped key that some stores have.
@@ -79,9 +81,24 @@ func (u *unlocker) findKey(ctx context.Context) (keys keyring, opened string, er
 // candidates reads what a store has under "keys/". With an error it returns what it
 // could read: a store that fails at one has others.
 func candidates(ctx context.Context, m *member) ([]candidate, error) {
-	var names []string
+	// Those that this store says are removed take no place of others: they may stay
+	// for long where nobody may delete. Whether one of the others is, notRemoved asks.
+	removed := make(map[string]bool)
 	enough := errors.New("enough")
-	err := m.store.List(ctx, keyPrefix, func(i objstore.Info) error {
+	err := m.store.List(ctx, removedKeyPrefix, func(i objstore.Info) error {
+		if removed[keyPrefix+strings.TrimPrefix(i.Name, removedKeyPrefix)] = true; len(removed) == maxRemoved {
+			return enough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, enough) {
+		return nil, err //nolint:wrapcheck // stores name themselves
+	}
+	var names []string
+	err = m.store.List(ctx, keyPrefix, func(i objstore.Info) error {
+		if removed[i.Name] {
+			return nil
+		}
 		if names = append(names, i.Name); len(names) == maxTries {
 			return enough
 		}

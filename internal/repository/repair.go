@@ -54,6 +54,12 @@ func (r RepairReport) OK() bool {
 // Backups, restores and prunes may run meanwhile: what a repair brings back
 // behind a prune's back is garbage for the next.
 func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport, error) {
+	// What is copied has to be of the newest membership: one that came late, or that
+	// somebody with an old key made up, must not get to other stores.
+	r.reunite(ctx)
+	if err := r.refreshMembership(ctx); err != nil {
+		return RepairReport{}, err
+	}
 	c := newChecker(r, CheckOptions{ReadData: o.ReadData, Progress: o.Progress, Publish: o.Apply})
 	c.trash = true
 	p := &repairer{checker: c, apply: o.Apply}

@@ -59,6 +59,9 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 	}
 	published := mark != nil
 	if !published {
+		if !slices.ContainsFunc(all, func(k keyRecord) bool { return k.Current && !k.Old }) {
+			return Rotation{}, fmt.Errorf("rotate the key: the password that is used was removed meanwhile: use one that \"cairn repo key list\" shows: %w", ErrPassword)
+		}
 		if mark, err = r.rotate(ctx, all); err != nil {
 			return Rotation{}, fmt.Errorf("rotate the key: %w", err)
 		}
@@ -160,7 +163,10 @@ func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c change
 			label, params = k.Label, kdfParams{Time: k.KDF.Time, Memory: k.KDF.MemoryKiB, Threads: k.KDF.Threads}
 		}
 	}
-	_, err = r.putKey(ctx, c.Key, fresh, epoch+1, c.Next.readerQuorum(), r.o.Password, label, params)
+	if _, err = r.putKey(ctx, c.Key, fresh, epoch+1, c.Next.readerQuorum(), r.o.Password, label, params); err != nil {
+		// There is no mark that names it: it would be in everybody's way for ever.
+		r.dropKey(ctx, c.Key.String())
+	}
 	return c, masters, err
 }
 
@@ -217,8 +223,8 @@ func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Ro
 		return done, fmt.Errorf("the new key is on %d of the stores that answer, and %d are needed: run \"cairn repo repair --apply\" when they are back: %w", done.Key.Stores, need, ErrTooFewStores)
 	}
 	for _, k := range all {
-		if !k.Old || k.Damaged {
-			continue
+		if !k.Old || k.Damaged || k.epoch > done.Epoch {
+			continue // one of a later epoch is of the next rotation
 		}
 		if err = r.markRemoved(ctx, k.ID); err != nil {
 			return done, err
