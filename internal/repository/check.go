@@ -89,6 +89,7 @@ type packCheck struct {
 	bad   []bool  // by slot: wrong bytes or wrong size
 	lost  string  // why it cannot be read; empty = it can
 	hit   bool    // something in it could not be read
+	doubt bool    // something in it could not be read because stores did not answer
 
 	verified bool // every shard was read
 	opened   bool // its chunks were read too: failed says which cannot be
@@ -113,7 +114,8 @@ type checker struct {
 	window map[chunk.PackID]bool // packs whose data is read; nil = all, if any
 	order  []chunk.PackID        // the same, as they are read
 	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
-	down   map[ident]bool        // members that did not answer when they were listed
+	down   map[ident]bool        // members that did not answer when they were listed or read
+	unsure bool                  // where a pack moved could not be read
 	known  *damage               // of earlier checks (Publish)
 	there  map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
 }
@@ -176,7 +178,7 @@ func (c *checker) walk(ctx context.Context, n int, img *Image) error {
 			c.packs[ref.Pack] = &packCheck{}
 		}
 	}, func(_, _ int64, ref chunk.Ref, err error) error {
-		c.packs[ref.Pack].hit = true
+		c.hit(ref.Pack, err)
 		b.Restorable = false
 		addProblem(&b.Problems, unreadableManifest(err))
 		return nil
@@ -212,7 +214,7 @@ func (c *checker) stores(ctx context.Context) error {
 		p.sizes, p.bad = slices.Repeat([]int64{-1}, slots), make([]bool, slots)
 	}
 	c.down = make(map[ident]bool)
-	for n, m := range c.r.current() {
+	for n, m := range c.members() {
 		rep := &c.report.Stores[n]
 		if rep.Status.State != StoreUp {
 			c.down[m.id] = true
@@ -235,6 +237,7 @@ func (c *checker) stores(ctx context.Context) error {
 			return nil
 		})
 		if err != nil {
+			c.down[m.id] = true // what it has, nobody knows
 			addProblem(&rep.Problems, "its packs cannot be listed: "+err.Error())
 		}
 		if ctx.Err() != nil {
@@ -248,11 +251,7 @@ func (c *checker) stores(ctx context.Context) error {
 // measure compares the sizes of shards with what the pack's length demands, and
 // counts what is missing.
 func (c *checker) measure(ctx context.Context) error {
-	m := c.r.membership()
-	index := make(map[ident]int)
-	for i, id := range m.Stores {
-		index[id] = i
-	}
+	index := c.index()
 	for _, id := range c.sorted() {
 		p := c.packs[id]
 		if p.going = c.isGoing(p, index, id); p.going {
@@ -264,10 +263,11 @@ func (c *checker) measure(ctx context.Context) error {
 		}
 		g := c.r.coder.Geometry()
 		for slot, holder := range c.r.holders(id) {
-			rep := &c.report.Stores[index[holder.id]]
-			if rep.Status.State != StoreUp {
+			i, known := index[holder.id]
+			if !known || c.report.Stores[i].Status.State != StoreUp {
 				continue
 			}
+			rep := &c.report.Stores[i]
 			switch {
 			case p.sizes[slot] < 0:
 				rep.Missing++
@@ -280,6 +280,21 @@ func (c *checker) measure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// index says where in the report a member is.
+func (c *checker) index() map[ident]int {
+	index := make(map[ident]int)
+	for i, m := range c.members() {
+		index[m.id] = i
+	}
+	return index
+}
+
+// members are the stores that the report is of: not those that joined meanwhile.
+func (c *checker) members() []*member {
+	ms := c.r.current()
+	return ms[:min(len(ms), len(c.report.Stores))]
 }
 
 func (c *checker) sorted() []chunk.PackID {

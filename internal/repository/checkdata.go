@@ -15,11 +15,7 @@ import (
 
 // shards verifies every cell of every shard of some packs; done of total were before.
 func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total int) error {
-	m := c.r.membership()
-	index := make(map[ident]int)
-	for i, id := range m.Stores {
-		index[id] = i
-	}
+	index := c.index()
 	for n, id := range ids {
 		holders := c.r.holders(id)
 		p := c.packs[id]
@@ -30,6 +26,7 @@ func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total in
 		if err := c.pace(ctx, size); err != nil {
 			return err
 		}
+		unread := make([]error, len(holders))
 		group, groupCtx := errgroup.WithContext(ctx)
 		for slot := range holders {
 			if p.sizes[slot] < 0 || p.bad[slot] {
@@ -42,7 +39,10 @@ func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total in
 				if err == nil || groupCtx.Err() != nil {
 					return groupCtx.Err() //nolint:wrapcheck // canceled
 				}
-				p.bad[slot] = true // this goroutine's alone
+				// Each is this goroutine's alone.
+				if p.bad[slot] = isWrong(err); !p.bad[slot] {
+					unread[slot] = err
+				}
 				return nil
 			})
 		}
@@ -50,7 +50,12 @@ func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total in
 			return fmt.Errorf("verify pack %s: %w", id, err)
 		}
 		for slot, holder := range holders {
-			if rep := &c.report.Stores[index[holder.id]]; p.bad[slot] && p.sizes[slot] >= 0 {
+			if unread[slot] != nil {
+				c.down[holder.id] = true // whether it is damaged, nobody knows
+				addProblem(&c.report.Problems, fmt.Sprintf("shard %d of pack %s cannot be read: %v", slot, id, unread[slot]))
+			}
+			if i, known := index[holder.id]; known && p.bad[slot] && p.sizes[slot] >= 0 {
+				rep := &c.report.Stores[i]
 				rep.Damaged++
 				addProblem(&rep.Problems, fmt.Sprintf("shard %d of pack %s is damaged", slot, id))
 			}
@@ -81,7 +86,7 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 		if ctx.Err() != nil {
 			return ctx.Err() //nolint:wrapcheck // canceled
 		}
-		c.hit(ref.Pack)
+		c.hit(ref.Pack, err)
 		b.Restorable = false
 		addProblem(&b.Problems, unreadableManifest(err))
 		from := first * manifest.LeafBlocks
@@ -126,10 +131,16 @@ func appendBlocks(to []DamagedRange, r DamagedRange) []DamagedRange {
 	return append(to, r)
 }
 
-// hit notes that something in a pack could not be read.
-func (c *checker) hit(id chunk.PackID) {
-	if p := c.packs[id]; p != nil {
+// hit notes that something in a pack could not be read. Where stores only failed to
+// answer, that says nothing of the pack.
+func (c *checker) hit(id chunk.PackID, err error) {
+	p := c.packs[id]
+	switch {
+	case p == nil:
+	case errors.Is(err, ErrDamaged) && !errors.Is(err, ErrTooFewStores):
 		p.hit = true
+	default:
+		p.doubt = true
 	}
 }
 
@@ -145,14 +156,14 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 		return nil, err //nolint:wrapcheck // blocks says what it means
 	}
 	var bad []bool
-	note := func(i int, why string) {
+	note := func(i int, why string, err error) {
 		if bad == nil {
 			bad = make([]bool, manifest.LeafBlocks)
 		}
 		bad[i] = true
 		addProblem(&b.Problems, why)
 		if at, ok := l.At(i); ok {
-			c.hit(at.Pack)
+			c.hit(at.Pack, err)
 		}
 	}
 	var pieces []piece
@@ -163,12 +174,12 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 			continue
 		}
 		if err := checkLocation(at.Location); err != nil {
-			note(i, err.Error())
+			note(i, err.Error(), err)
 		} else if why := c.lost(chunk.Data, at); why != "" {
-			note(i, why)
+			note(i, why, ErrDamaged)
 		} else if p := c.packs[at.Pack]; p != nil && p.opened {
 			if why := p.failed[at.Offset]; why != "" {
-				note(i, why)
+				note(i, why, ErrDamaged)
 			}
 		} else if c.reads(at.Pack) {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
@@ -190,7 +201,7 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 
 // readLeaf opens all chunks of a leaf, in large reads, and one by one where one
 // of these fails.
-func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, where []int, note func(int, string)) error {
+func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, where []int, note func(int, string, error)) error {
 	next := 0
 	for _, r := range runs(pieces) {
 		mine := where[next : next+len(r.pieces)]
@@ -204,7 +215,7 @@ func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, wher
 				return ctx.Err() //nolint:wrapcheck // canceled
 			}
 			if err != nil {
-				note(mine[i], sentence(err))
+				note(mine[i], sentence(err), err)
 			}
 		}
 	}

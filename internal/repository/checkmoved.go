@@ -14,7 +14,7 @@ import (
 // and adds the packs that have the chunks now to those that are checked.
 func (c *checker) moves(ctx context.Context) error {
 	holders := make(map[string][]*member)
-	for n, m := range c.r.current() {
+	for n, m := range c.members() {
 		rep := &c.report.Stores[n]
 		if rep.Status.State != StoreUp {
 			continue
@@ -43,6 +43,7 @@ func (c *checker) moves(ctx context.Context) error {
 			return ctx.Err() //nolint:wrapcheck // canceled
 		}
 		if err != nil {
+			c.unsure = true // where its chunks are
 			addProblem(&c.report.Problems, err.Error())
 			continue
 		}
@@ -64,7 +65,7 @@ func (c *checker) moves(ctx context.Context) error {
 // missForwarding reports the stores that lack a forwarding, which every store
 // should have, or have a wrong one.
 func (c *checker) missForwarding(ctx context.Context, name string, f *forwarding, holders []*member) {
-	for n, m := range c.r.current() {
+	for n, m := range c.members() {
 		rep := &c.report.Stores[n]
 		switch {
 		case rep.Status.State != StoreUp:
@@ -92,7 +93,7 @@ func (c *checker) isGoing(p *packCheck, index map[ident]int, id chunk.PackID) bo
 // lacks reports whether a store that answers has no shard of a pack.
 func (c *checker) lacks(p *packCheck, index map[ident]int, id chunk.PackID) bool {
 	for slot, holder := range c.r.holders(id) {
-		if p.sizes[slot] < 0 && c.report.Stores[index[holder.id]].Status.State == StoreUp {
+		if i, known := index[holder.id]; known && p.sizes[slot] < 0 && c.report.Stores[i].Status.State == StoreUp {
 			return true
 		}
 	}

@@ -60,7 +60,9 @@ func (c *checker) tell(id chunk.PackID, p *packCheck) error {
 	if before, known := c.o.Before[id.String()]; known && !before && c.sound(p) {
 		addProblem(&c.report.Problems, fmt.Sprintf("pack %s was damaged when this check began and is right now: it was repaired meanwhile, or a store does not always give back the same; check again", id))
 	}
-	return c.o.Read(id.String(), c.sound(p))
+	// What was found once is told until a check has ended, however often it is interrupted.
+	before, known := c.o.Before[id.String()]
+	return c.o.Read(id.String(), c.sound(p) && (before || !known))
 }
 
 // sound reports whether a pack has all its shards and nothing was found in them.
@@ -82,7 +84,7 @@ func (c *checker) damaged(id chunk.PackID, p *packCheck) bool {
 // shard by now, or has one of a wrong size, is read again.
 func (c *checker) recall() {
 	for id, p := range c.packs {
-		if c.reads(id) && c.o.Before[id.String()] && c.sound(p) {
+		if c.reads(id) && c.o.Before[id.String()] && c.sound(p) && !c.known.has(id) {
 			p.recalled, p.verified, p.opened = true, true, true
 		}
 	}
@@ -137,12 +139,13 @@ func (c *checker) openLeaf(ctx context.Context, img *Image, leaf int64, wanted m
 	if err := c.pace(ctx, size); err != nil {
 		return err
 	}
-	return c.readLeaf(ctx, img, pieces, where, func(i int, why string) {
+	return c.readLeaf(ctx, img, pieces, where, func(i int, why string, err error) {
 		at, _ := l.At(i)
 		p := c.packs[at.Pack]
 		if p.failed == nil {
 			p.failed = make(map[uint32]string)
 		}
-		p.failed[at.Offset], p.hit = why, true
+		p.failed[at.Offset] = why
+		c.hit(at.Pack, err)
 	})
 }

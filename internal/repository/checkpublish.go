@@ -29,8 +29,8 @@ func (c *checker) readKnown(ctx context.Context) error {
 // publish puts on the stores which packs are damaged beyond repair, when that is not
 // what they say already.
 func (c *checker) publish(ctx context.Context) error {
-	if c.known == nil {
-		return nil // it could not be read: nobody could say what the new list replaces
+	if c.known == nil || c.unsure {
+		return nil // nobody could say what the new list replaces, or whether a pack is damaged
 	}
 	now := c.beyond(ctx)
 	if err := ctx.Err(); err != nil {
@@ -85,7 +85,7 @@ func (c *checker) beyond(ctx context.Context) *damage {
 		switch damaged, certain := c.verdict(id, p, down); {
 		case damaged && certain:
 			now.packs[id] = struct{}{}
-		case certain && (p.verified || p.whole):
+		case certain && (p.verified && !p.recalled || p.whole):
 			delete(now.packs, id)
 		}
 	}
@@ -110,6 +110,8 @@ func (c *checker) verdict(id chunk.PackID, p *packCheck, down map[ident]bool) (d
 	switch parity := c.r.membership().Parity; {
 	case broken > parity:
 		return true, true
+	case p.doubt:
+		return p.hit, false
 	case unknown == 0:
 		return p.hit, true
 	default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -186,16 +187,21 @@ func (r *Repository) containerLength(ctx context.Context, id chunk.PackID) (int6
 	return length, err //nolint:wrapcheck // it names the pack
 }
 
+// isWrong reports whether a shard is gone, or has wrong bytes: that its store did not
+// answer is no such thing.
+func isWrong(err error) bool {
+	return slices.ContainsFunc([]error{objstore.ErrNotExist, objstore.ErrRange, pack.ErrCorrupt, pack.ErrVersion}, func(certain error) bool {
+		return errors.Is(err, certain)
+	})
+}
+
 // whyLost tells shards that are gone from those that cannot be asked for now:
 // ErrTooFewStores if enough would be left with the stores that do not answer.
 func whyLost(lost *pack.LostError, total int) error {
 	gone := 0
 	for _, b := range lost.Bad {
-		for _, certain := range []error{objstore.ErrNotExist, objstore.ErrRange, pack.ErrCorrupt, pack.ErrVersion} {
-			if errors.Is(b.Err, certain) {
-				gone++
-				break
-			}
+		if isWrong(b.Err) {
+			gone++
 		}
 	}
 	if total-gone >= lost.Need {

@@ -205,6 +205,9 @@ func (p *pruner) unchanged(ctx context.Context) error {
 		if err != nil {
 			return 0, err
 		}
+		if latest == nil {
+			return 0, fmt.Errorf("%s has no list of the members: \"cairn repo repair --apply\" brings it there: %w", m.url(), ErrDamaged)
+		}
 		return latest.Version, nil
 	})
 	if err != nil {
