@@ -42,6 +42,7 @@ const (
 	actCompactLost
 	actCompactFence
 	actPrunePurge
+	actPruneVoid
 	actPruneSweep
 	actPruneDone
 	actPruneTidy
@@ -49,6 +50,12 @@ const (
 	actDelete
 	actUndelete
 	actLose
+	actMark
+	actJoinLists
+	actJoinRest
+	actRetire
+	actJoin
+	actJoinShards
 	actResync
 	actLateRoot
 	actLatePack
@@ -90,6 +97,7 @@ var sentences = [...]string{
 	actCompactLost:    "P#: P7 aborted on @: pack 0 stays",
 	actCompactFence:   "P#: P6 abort vote for a compaction on @",
 	actPrunePurge:     "P#: P8 purged backups @",
+	actPruneVoid:      "P#: P8 the members change: void",
 	actPruneSweep:     "P#: P9 deleted pack @",
 	actPruneDone:      "P#: P10 done",
 	actPruneTidy:      "P#: P11 own list removed",
@@ -97,6 +105,12 @@ var sentences = [...]string{
 	actDelete:         "the user deletes backup 0, tombstone on @",
 	actUndelete:       "the user takes the tombstone away",
 	actLose:           "store @ is lost, an empty one takes its place",
+	actMark:           "a change of the members is marked: store @ is to join",
+	actJoinLists:      "lists and traces of prunes are copied to store @",
+	actJoinRest:       "all other records are copied to store @",
+	actRetire:         "store @ loses its identity",
+	actJoin:           "store @ is a member",
+	actJoinShards:     "store @ gets its shards",
 	actResync:         "store @ is filled",
 	actLateRoot:       "a late PUT of root ~ lands on @",
 	actLatePack:       "a late PUT of pack ~ lands on @",

@@ -55,6 +55,9 @@ const (
 	ForwardingsIgnored   // P4: what forwardings name is not marked
 	ForwardedUnlisted    // P5: packs that only forwardings name go without the pack that they replace
 	OldestForwardingWins // of two forwardings the older one stays
+
+	ChangeUnmarked   // P0, P8: a change of the members is not looked for
+	ChangeCopiesOnce // a store joins behind the first copying
 )
 
 // Config is a repository and who uses it.
@@ -65,6 +68,9 @@ type Config struct {
 	WriteQuorum int // the same for control objects: 1+d
 	PruneQuorum int // stores that a prune needs: n
 
+	Steps  bool // a store that is added or replaced joins step by step
+	Adds   bool // with Steps: the last store is no member yet, and joins
+	Retire bool // with Adds: store 0, which answers, is the one whose place it takes
 	Losses int  // how many times a store is lost and replaced by an empty one
 	Resync bool // a replaced store is filled before the next one is lost, and prunes start only then
 
@@ -105,13 +111,18 @@ func Explore(c Config, limit int) explore.Result {
 
 func (m *model) start() State {
 	var s State
-	s.pack[0], s.commit[0], s.refs[0], s.root[0] = m.all, m.all, set(1), m.all
+	if m.Adds {
+		s.joining = one(m.Stores - 1)
+		s.outside = s.joining
+	}
+	all := m.all &^ s.outside
+	s.pack[0], s.commit[0], s.refs[0], s.root[0] = all, all, set(1), all
 	switch m.Start {
 	case Live:
 	case Aged:
-		s.tomb[0], s.deleted = m.all, true
+		s.tomb[0], s.deleted = all, true
 	case Purged:
-		s.root[0], s.purge[0] = 0, m.all
+		s.root[0], s.purge[0] = 0, all
 		s.purged, s.deleted = s.purged.with(0), true
 	}
 	return s
@@ -128,5 +139,6 @@ func (m *model) Next(s *State, emit func(explore.Label, *State)) {
 	}
 	m.user(s, emit)
 	m.lose(s, emit)
+	m.join(s, emit)
 	m.latePut(s, emit)
 }

@@ -36,6 +36,9 @@ func (c Config) prunedBy(q int) Config     { c.PruneQuorum = q; return c }
 func (c Config) allUp() Config             { c.AllUp = true; return c }
 func (c Config) compacting() Config        { c.Compact = true; return c }
 func (c Config) live() Config              { c.Start = Live; return c }
+func (c Config) steps() Config             { c.Steps = true; return c }
+func (c Config) adds() Config              { c.Steps, c.Adds = true, true; return c }
+func (c Config) retires() Config           { c.Steps, c.Adds, c.Retire = true, true, true; return c }
 
 // Every order of the steps of these writers and prunes keeps the invariants.
 // Those that are long are cut off unless CAIRN_ROUNDS is set.
@@ -80,6 +83,16 @@ func TestProtocol(t *testing.T) {
 		{"1+1, d=1, one loss, compaction, spare chunk", several(2, 1, 1, 1, 1, Spare).compacting().live(), false},
 		{"2+1, d=1, one loss, compaction, spare chunk, all up", several(3, 2, 1, 1, 1, Spare).compacting().live().allUp(), true},
 		{"1+1, d=1, one loss, two prunes, compaction", several(2, 1, 1, 1, 2).compacting().live().resynced(), false},
+		{"1+0 becomes 1+1, incremental", several(2, 1, 0, 0, 1, Incremental).adds(), false},
+		{"1+0 becomes 1+1, incremental, two prunes", several(2, 1, 0, 0, 2, Incremental).adds(), true},
+		{"1+0 becomes 1+1, compaction, spare chunk", several(2, 1, 0, 0, 1, Spare).compacting().live().adds(), true},
+		{"a third store, d=1, incremental", several(3, 1, 1, 0, 1, Incremental).adds(), false},
+		{"a third store, d=1, a loss, incremental", several(3, 1, 1, 1, 1, Incremental).adds(), true},
+		{"a store that answers is replaced, d=1, incremental", several(3, 1, 1, 0, 1, Incremental).retires(), false},
+		{"a store that answers is replaced, d=1, a loss, incremental", several(3, 1, 1, 1, 1, Incremental).retires(), false},
+		{"1+1, d=1, a loss, replaced in steps", several(2, 1, 1, 1, 1, Incremental).steps(), false},
+		{"2+1, d=1, two losses, replaced in steps, all up", several(3, 2, 1, 2, 1, Incremental).steps().allUp(), true},
+		{"1+1, d=1, a loss, replaced in steps, compaction", several(2, 1, 1, 1, 2).compacting().live().steps(), true},
 		{"2+2, d=1, one loss", several(4, 2, 1, 1, 1, Incremental), true},
 		{"2+2, d=2, two losses", several(4, 2, 2, 2, 1, Incremental), true},
 	} {
@@ -133,8 +146,14 @@ func TestMutations(t *testing.T) {
 		{"forwardings do not mark", 0, single(Live, 2).compacting().mutated(ForwardingsIgnored), "I1"},
 		{"only the moved pack is on the list", 0, single(Live, 2, Incremental).compacting().mutated(ForwardedUnlisted), "I1"},
 		{"the oldest forwarding stays", 0, single(Live, 3).compacting().mutated(OldestForwardingWins), "I1"},
+		{"a change of the members is not looked for, one added", 0, several(2, 1, 0, 0, 1, Incremental).adds().mutated(ChangeUnmarked), "I1"},
+		{"a change of the members is not looked for, one replaced", 0, several(3, 1, 1, 1, 1, Incremental).retires().mutated(ChangeUnmarked), "I6"},
+		{"a store joins behind the first copying", 0, several(3, 1, 1, 1, 0, Incremental).retires().mutated(ChangeCopiesOnce), "I2"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.c.Prunes > 2 && testing.Short() {
+				t.Skip("long: see make test")
+			}
 			r := Explore(tt.c, 20_000_000)
 			t.Logf("%v\n%s", r, strings.Join(r.Trace, "\n"))
 			if !strings.HasPrefix(r.Violation, tt.want) {

@@ -90,6 +90,11 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 	case pruneCompact:
 		m.compact(s, p, emit)
 	case prunePurge: // "P8 PUT purged on all members, then DELETE the roots."
+		if m.Mutation != ChangeUnmarked && (s.change != changeNone || me.version != s.version) {
+			me.at = pruneVoid
+			emit(label(actPruneVoid, p, 0), &t)
+			return
+		}
 		for _, i := range s.listRoots[p].members() {
 			t.root[i] &^= q
 			if m.Mutation != NoPurgeMark {
@@ -122,7 +127,7 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 			emit(label(actPruneDone, p, 0), &t)
 		}
 	case pruneTidy: // "P11 DELETE own list"
-		t.list[p] = 0
+		t.list[p] &^= q
 		me.at = pruneEnd
 		emit(label(actPruneTidy, p, 0), &t)
 	case pruneEnd, pruneVoid:
@@ -140,13 +145,17 @@ func (p *prune) reach(x int, then pruneStep) {
 // pruneStart is P0, "all members are there, none is joining", and P1, "read all
 // done records, then list deleted/. Aged = tombstones that some done names".
 func (m *model) pruneStart(s *State, p int, emit func(explore.Label, *State)) {
-	if s.unsynced != 0 {
+	if s.unsynced != 0 || s.lost || s.change != changeNone && m.Mutation != ChangeUnmarked {
 		return
 	}
-	for _, q := range m.pruneQuorum {
+	quorums := m.pruneQuorum
+	if m.Steps {
+		quorums = []set{m.all &^ s.outside}
+	}
+	for _, q := range quorums {
 		t := *s
 		me := &t.prunes[p]
-		me.members = q
+		me.members, me.version = q, s.version
 		for j := range m.Prunes {
 			if s.done[j].meets(q) {
 				me.aged |= s.doneTombs[j]
@@ -271,7 +280,7 @@ func (m *model) tidy(s *State, p int, emit func(explore.Label, *State)) {
 		return
 	}
 	t := *s
-	t.list[p] = 0
-	t.done[p] |= m.all
+	t.list[p] &= s.outside
+	t.done[p] |= m.all &^ s.outside
 	emit(label(actTidy, p, 0), &t)
 }

@@ -66,11 +66,19 @@ type State struct {
 	deleted      bool // the user deleted backup 0
 	losses, late uint8
 	unsynced     set // the store that was replaced and is not filled yet
+
+	outside set // with Steps: stores that are no members, or lost
+	lost    bool
+	joining set // the store that is to join
+	joined  set // the store that did, and has no shards yet
+	change  changeStep
+	version uint8 // of the membership
 }
 
 // writer is what a writer knows.
 type writer struct {
 	at        writerStep
+	voters    set // with Steps: the members at W1
 	opened    set // stores that acknowledged W1
 	listed    set // stores whose lists it read at W2
 	condemned set // C: packs
@@ -86,6 +94,7 @@ type writer struct {
 type prune struct {
 	at      pruneStep
 	members set // the stores of P0
+	version uint8
 	reached set // stores done in the present step
 	aged    set // tombstones that a done named
 	tombs   set // tombstones seen

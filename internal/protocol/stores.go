@@ -5,7 +5,7 @@ import "github.com/cairnbackup/cairn/internal/protocol/explore"
 // user deletes backup 0: a PUT of its tombstone.
 func (m *model) user(s *State, emit func(explore.Label, *State)) {
 	if !s.deleted {
-		for _, stores := range m.writeSets {
+		for _, stores := range m.quorums(m.all&^s.outside, m.writeSets, m.WriteQuorum) {
 			t := *s
 			t.tomb[0] |= stores
 			t.deleted = true
@@ -29,14 +29,17 @@ func (m *model) lose(s *State, emit func(explore.Label, *State)) {
 		emit(label(actResync, 0, s.unsynced), &t)
 		return
 	}
-	if int(s.losses) == m.Losses {
+	if int(s.losses) == m.Losses || s.joining != 0 || s.change != changeNone {
 		return
 	}
-	for x := range m.Stores {
+	for _, x := range (m.all &^ s.outside).members() {
 		t := *s
 		t.wipe(x, m.Mutation)
 		t.losses++
-		if m.Resync {
+		switch {
+		case m.Steps:
+			t.outside, t.joining, t.lost = t.outside.with(x), one(x), true
+		case m.Resync:
 			t.unsynced = one(x)
 		}
 		emit(label(actLose, 0, one(x)), &t)
@@ -68,29 +71,18 @@ func (s *State) wipe(x int, mutation Mutation) {
 // fill copies to the store all that any other has: votes as certificates, so
 // no aborts, and packs where enough shards are left to compute one.
 func (m *model) fill(s *State, store set) {
-	copied := func(stores *set) {
-		if *stores != 0 {
-			*stores |= store
-		}
-	}
+	s.copyRecords(store)
 	for i := range maxSessions {
-		for _, stores := range []*set{&s.open[i], &s.root[i], &s.commit[i], &s.tomb[i], &s.purge[i]} {
-			copied(stores)
-		}
 		if s.pack[i].len() >= m.DataShards {
 			s.pack[i] |= store
 		}
 	}
 	for p := range maxPrunes {
-		c := &s.compactions[p]
-		copied(&c.open)
-		copied(&c.commit)
-		copied(&c.forward)
-		if c.pack.len() >= m.DataShards {
+		if c := &s.compactions[p]; c.pack.len() >= m.DataShards {
 			c.pack |= store
 		}
-		copied(&s.list[p])
-		copied(&s.done[p])
+		copied(&s.list[p], store)
+		copied(&s.done[p], store)
 	}
 }
 

@@ -22,7 +22,7 @@ func (m *model) writer(s *State, w int, kind Kind, emit func(explore.Label, *Sta
 		case kind == Repair:
 			m.repairRead(s, w, emit)
 		case m.Mutation == ListBeforeOpen && s.writers[w].listed.len() < m.WriteQuorum:
-			m.writerList(s, w, m.all, writerOpen, emit)
+			m.writerList(s, w, m.reach(s, w), writerOpen, emit)
 		default:
 			m.writerOpen(s, w, emit)
 		}
@@ -33,7 +33,7 @@ func (m *model) writer(s *State, w int, kind Kind, emit func(explore.Label, *Sta
 	case writerPack:
 		m.writerPack(s, w, kind, emit)
 	case writerRoot:
-		for _, stores := range m.writeSets {
+		for _, stores := range m.quorums(m.reach(s, w), m.writeSets, m.WriteQuorum) {
 			t := *s
 			t.root[1+w] |= stores
 			t.refs[1+w] = s.writers[w].refs
@@ -50,15 +50,17 @@ func (m *model) writer(s *State, w int, kind Kind, emit func(explore.Label, *Sta
 
 // writerOpen is W1: "PUT open to all members in parallel; |A| ≥ 1+d or fail".
 func (m *model) writerOpen(s *State, w int, emit func(explore.Label, *State)) {
-	for _, x := range (m.all &^ s.writers[w].opened).members() {
+	reach := m.reach(s, w)
+	for _, x := range (reach &^ s.writers[w].opened).members() {
 		t := *s
+		t.writers[w].voters = m.voters(s, w)
 		t.open[1+w] = t.open[1+w].with(x)
 		t.writers[w].opened = t.writers[w].opened.with(x)
 		l, n := label(actOpen, w, one(x)), t.writers[w].opened.len()
-		if n < m.Stores {
+		if n < reach.len() {
 			emit(l, &t)
 		}
-		if n == m.Stores || n >= m.WriteQuorum && !m.AllUp {
+		if n == reach.len() || n >= m.WriteQuorum && !m.AllUp {
 			t.writers[w].at = writerList
 			if m.Mutation == ListBeforeOpen {
 				t.writers[w].at = writerSource
@@ -70,7 +72,7 @@ func (m *model) writerOpen(s *State, w int, emit func(explore.Label, *State)) {
 
 // writerList is W2: "On at least 1+d stores of A: LIST prune/. C = union".
 func (m *model) writerList(s *State, w int, among set, then writerStep, emit func(explore.Label, *State)) {
-	for _, x := range (among &^ s.writers[w].listed).members() {
+	for _, x := range (among &^ s.writers[w].listed &^ s.outside).members() {
 		if m.Mutation != NotPinned && s.younger[1+w].has(x) {
 			continue // "a store whose ID changed since W1 counts in none of W1, W2, W6, W7"
 		}
@@ -133,7 +135,7 @@ func (m *model) writerSource(s *State, w int, kind Kind, emit func(explore.Label
 // writerPack is W5, "packs (k+d each)". An undeletion writes one only in place
 // of a condemned one.
 func (m *model) writerPack(s *State, w int, kind Kind, emit func(explore.Label, *State)) {
-	for _, stores := range m.packSets {
+	for _, stores := range m.quorums(m.reach(s, w), m.packSets, m.PackQuorum) {
 		t := *s
 		me := &t.writers[w]
 		me.at = writerRoot
@@ -151,7 +153,8 @@ func (m *model) writerPack(s *State, w int, kind Kind, emit func(explore.Label, 
 // holds the vote; else the outcome is unknown.
 func (m *model) writerVote(s *State, w int, emit func(explore.Label, *State)) {
 	i := 1 + w
-	for _, x := range (m.all &^ s.writers[w].voted).members() {
+	all := m.voters(s, w)
+	for _, x := range (m.reach(s, w) &^ s.writers[w].voted).members() {
 		t := *s
 		me := &t.writers[w]
 		me.voted = me.voted.with(x)
@@ -160,7 +163,7 @@ func (m *model) writerVote(s *State, w int, emit func(explore.Label, *State)) {
 			emit(label(actVoteYounger, w, one(x)), &t)
 			continue
 		case s.abort[i].has(x):
-			if me.voted == m.all && t.commit[i] == 0 {
+			if me.voted == all && t.commit[i] == 0 {
 				t.failed = t.failed.with(i)
 			}
 			emit(label(actVoteLost, w, one(x)), &t)
@@ -169,7 +172,7 @@ func (m *model) writerVote(s *State, w int, emit func(explore.Label, *State)) {
 		t.commit[i] = t.commit[i].with(x)
 		if m.Mutation == RefusedIsFailed {
 			u := t
-			if me.voted == m.all && me.votes == 0 {
+			if me.voted == all && me.votes == 0 {
 				u.failed = u.failed.with(i)
 			}
 			emit(label(actVoteRefused, w, one(x)), &u)
@@ -198,7 +201,7 @@ func (m *model) repairRead(s *State, w int, emit func(explore.Label, *State)) {
 }
 
 func (m *model) repairCopy(s *State, w int, emit func(explore.Label, *State)) {
-	for _, x := range (m.all &^ s.root[0]).members() {
+	for _, x := range (m.all &^ s.outside &^ s.root[0]).members() {
 		t := *s
 		t.root[0] = t.root[0].with(x)
 		if !s.abort[0].has(x) {
