@@ -44,7 +44,6 @@ func TestReviewFailedRotationsFillKeys(t *testing.T) {
 
 // A mirror, a rotation that was killed behind its mark, and then a store lost for
 // good: nothing ends it.
-// A3
 func TestReviewPruneWithoutMembers(t *testing.T) {
 	c, r := fresh(t)
 	_ = c.mem[2].Delete(t.Context(), membersName(1))
