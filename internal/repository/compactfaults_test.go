@@ -55,7 +55,7 @@ func (c *content) renewed(seed uint64, from, to int64) []int64 {
 	return ch
 }
 
-// twoInOne: packs of two volumes compacted into one pack T.
+// twoInOne is a repository in which packs of two volumes were compacted into one.
 func twoInOne(t *testing.T) (*cluster, *content, *content) {
 	t.Helper()
 	c, r := fresh(t)
@@ -80,8 +80,8 @@ func twoInOne(t *testing.T) (*cluster, *content, *content) {
 	return c, v, w
 }
 
-// The undeletion between P4 and P5 of a backup whose moved packs share their
-// target with those of a live backup, while that target is compacted.
+// A backup that is undeleted between P4 and P5, and whose packs had moved to the one
+// to which those of a live backup had, keeps it: it is not compacted this time.
 func TestCompactRescuedTargetIsCompacted(t *testing.T) {
 	c, v, w := twoInOne(t)
 	r := c.open(t)
@@ -105,8 +105,8 @@ func TestCompactRescuedTargetIsCompacted(t *testing.T) {
 	}
 }
 
-// A prune that died behind P5 and before its compaction; the next does not
-// compact. What becomes of the list?
+// The list of a prune that died before its compaction goes when a later one has
+// finished that.
 func TestCompactListStays(t *testing.T) {
 	c, h := halfDead(t)
 	dieBefore(t, c, "compact", hasty)
@@ -140,8 +140,7 @@ func countLists(c *cluster) int {
 	return n
 }
 
-// Damaged pack, in the plan, cannot be read: the list goes; but the source list
-// and the compaction's leftover?
+// Who reads a backup for long goes on while its packs move twice.
 func TestCompactReaderTwoCompactions(t *testing.T) {
 	c, v, _ := twoInOne(t)
 	img, err := c.open(t).Image(t.Context(), "v1")
@@ -188,8 +187,8 @@ func dieBefore(t *testing.T, c *cluster, step string, o PruneOptions) {
 	}
 }
 
-// A prune died in P9 of a second compaction, behind the packs and before the
-// superseded forwardings. Check and repair then.
+// A prune that died behind the packs of a second compaction and before the
+// forwardings that are superseded left no damage, and check and repair say so.
 func TestCompactCheckSuperseded(t *testing.T) {
 	c, v, w := twoInOne(t)
 	if err := c.open(t).Delete(t.Context(), "w1"); err != nil {
@@ -218,7 +217,7 @@ func TestCompactCheckSuperseded(t *testing.T) {
 	mustVerify(t, v, c.open(t), "v1")
 }
 
-// A prune died while it removed the old pack: n stores have their shard still.
+// Some stores still have their shard of a pack that moved: nobody misses the others.
 func TestCompactHalfRemoved(t *testing.T) {
 	for _, left := range [][]int{{5}, {3, 4, 5}, {1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}} {
 		c, h := halfDead(t)
@@ -245,7 +244,7 @@ func TestCompactHalfRemoved(t *testing.T) {
 	}
 }
 
-// Packs of chunks that compress well: what a compaction holds of one.
+// A pack of chunks that compress well is not held in memory as plaintext.
 func TestCompactMemory(t *testing.T) {
 	c, r := fresh(t)
 	const n = 8000
@@ -298,7 +297,7 @@ func TestCompactMemory(t *testing.T) {
 	}
 }
 
-// Under object lock: a compaction of what cannot go makes the repository larger.
+// What is retained is not copied: it could not go.
 func TestCompactLockedGrows(t *testing.T) {
 	c, _, r := locking(t, 6)
 	v := noise(1, 60, 40)
@@ -324,8 +323,7 @@ func TestCompactLockedGrows(t *testing.T) {
 	}
 }
 
-// One store has no room for a shard: garbage that would free some has to go all
-// the same.
+// One store has no room for a shard: garbage goes all the same.
 func TestCompactFullStore(t *testing.T) {
 	c, h := halfDead(t)
 	r := c.open(t)
@@ -343,7 +341,7 @@ func TestCompactFullStore(t *testing.T) {
 	h.verify(t, c.open(t))
 }
 
-// A store invents the name of a forwarding with the greatest ID.
+// A forwarding with the greatest ID that a store makes up is in nobody's way.
 func TestCompactInventedID(t *testing.T) {
 	for _, last := range []string{"ffffffffffffffff", "fffffffffffffffe"} {
 		c, h := halfDead(t)
@@ -386,7 +384,7 @@ func TestCompactInventedID(t *testing.T) {
 	}
 }
 
-// A store invents a forwarding of a pack, by the session of a committed backup.
+// Nor is one under the session of a backup that is committed.
 func TestCompactInventedCommitted(t *testing.T) {
 	c, h := halfDead(t)
 	var old chunk.PackID
@@ -409,7 +407,7 @@ func TestCompactInventedCommitted(t *testing.T) {
 	h.verify(t, c.open(t))
 }
 
-// What is tracked because it moved has no bound.
+// Packs that moved are told apart in parts, like all others.
 func TestCompactAlwaysTracked(t *testing.T) {
 	l := liveChunks{packs: make(map[chunk.PackID]*liveSet), moved: make(map[chunk.PackID]ident)}
 	const packs = 2000
@@ -426,8 +424,8 @@ func TestCompactAlwaysTracked(t *testing.T) {
 	}
 }
 
-// A prune died behind its list; the pack does not meet the threshold of later
-// prunes. Undelete is refused until somebody compacts.
+// What a prune that died was to compact the next one does, whatever its threshold, so
+// that a backup of it can be undeleted again.
 func TestCompactUndeleteRefused(t *testing.T) {
 	c, _ := halfDead(t)
 	o := hasty
@@ -448,7 +446,7 @@ func TestCompactUndeleteRefused(t *testing.T) {
 	}
 }
 
-// Mover with stores that fail in one project only after the other one committed.
+// A project whose packs cannot be compacted takes nothing from another one.
 func TestCompactSecondProjectFails(t *testing.T) {
 	c, r := fresh(t)
 	vs := map[string]*content{}

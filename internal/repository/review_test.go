@@ -15,8 +15,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 )
 
-// Rotations that are refused for want of stores leave a key each; when there are
-// more than maxTries, the right password opens nothing.
+// Rotations that are refused for want of stores leave no key behind.
 func TestReviewFailedRotationsFillKeys(t *testing.T) {
 	c := newCluster(2)
 	c.init(t, 1, 1)
@@ -42,8 +41,7 @@ func TestReviewFailedRotationsFillKeys(t *testing.T) {
 	}
 }
 
-// A mirror, a rotation that was killed behind its mark, and then a store lost for
-// good: nothing ends it.
+// A store without a record of the members stops a prune with a sentence.
 func TestReviewPruneWithoutMembers(t *testing.T) {
 	c, r := fresh(t)
 	_ = c.mem[2].Delete(t.Context(), membersName(1))
@@ -51,7 +49,7 @@ func TestReviewPruneWithoutMembers(t *testing.T) {
 	t.Log(err)
 }
 
-// One listing that fails makes all packs of a single store "beyond repair".
+// A listing that fails says nothing of the packs.
 func TestReviewListFails(t *testing.T) {
 	c := newCluster(1)
 	c.init(t, 1, 0)
@@ -74,7 +72,7 @@ func TestReviewListFails(t *testing.T) {
 	}
 }
 
-// The network of the checker is away for a while.
+// Nor do stores that do not answer while a check reads.
 func TestReviewBlip(t *testing.T) {
 	c := manyPacks(t)
 	down := func(yes bool) {
@@ -96,7 +94,7 @@ func TestReviewBlip(t *testing.T) {
 	}
 }
 
-// What one store says of a rotation that nobody can prove, a repair gives to all.
+// What one store says of a rotation that nobody can prove, a repair gives to no other.
 func TestReviewRepairSpreadsMembership(t *testing.T) {
 	c, r := fresh(t)
 	old, fr := r.keys.sealing.all()[0], masterKey{7}
@@ -124,7 +122,7 @@ func TestReviewRepairSpreadsMembership(t *testing.T) {
 	}
 }
 
-// The same by a publication that lands late, behind an abandoning.
+// Nor a publication that lands late, behind the end of its rotation.
 func TestReviewLatePublication(t *testing.T) {
 	c, r := fresh(t)
 	if _, err := r.AddKey(t.Context(), []byte("second"), "", cheapKDF); err != nil {
@@ -168,8 +166,7 @@ func TestReviewLatePublication(t *testing.T) {
 	}
 }
 
-// Stores that refuse to delete keys (object lock, or no right to): rotations that
-// all succeed make the right password open nothing.
+// Keys that stay where nobody may delete take the place of none that opens.
 func TestReviewRotationsWithoutDelete(t *testing.T) {
 	c, r := fresh(t)
 	for _, f := range c.faulty {
@@ -188,11 +185,7 @@ func TestReviewRotationsWithoutDelete(t *testing.T) {
 	}
 }
 
-// What one store says its membership is, before anything authenticates it.
-// A check that goes on does not open what a backup made meanwhile has in packs
-// that were read before.
-// One store that lists 64 made-up names hides what is known of damage.
-// A process whose password was removed rotates the key: who removed it is out.
+// A process whose password was removed does not rotate the key.
 func TestReviewRemovedPasswordRotates(t *testing.T) {
 	c, r := fresh(t)
 	k, err := r.AddKey(t.Context(), []byte("second"), "", cheapKDF)
@@ -210,9 +203,7 @@ func TestReviewRemovedPasswordRotates(t *testing.T) {
 	}
 }
 
-// A store cannot list its memberships for a moment; a session begins under the key
-// before the rotation.
-// A check while stores are added and the key is rotated.
+// A check goes on while stores are added and the key is rotated.
 func TestReviewCheckMembershipGrows(t *testing.T) {
 	c, r := fresh(t)
 	v := randomContent(seeded(9), 300, 200)
@@ -243,7 +234,7 @@ func TestReviewCheckMembershipGrows(t *testing.T) {
 	t.Log(fmt.Sprint(rep.Problems), errors.Is(err, nil))
 }
 
-// What an interrupted check remembers outranks what another one found since.
+// What another check found since outranks what an interrupted one remembers.
 func TestReviewRecalledUnpublishes(t *testing.T) {
 	c, r := fresh(t)
 	v := randomContent(seeded(9), 200, 80)
@@ -270,7 +261,7 @@ func TestReviewRecalledUnpublishes(t *testing.T) {
 	}
 }
 
-// Object lock, some passwords, a rotation now and then.
+// Under object lock every password that was added opens the repository behind any number of rotations.
 func TestReviewRotationsUnderRetention(t *testing.T) {
 	c := newCluster(6)
 	now := time.Now()
@@ -315,7 +306,7 @@ func TestReviewRotationsUnderRetention(t *testing.T) {
 	}
 }
 
-// One transient failure of reads on one store, 1+0.
+// Reads that fail for a moment, on the only store, are no damage.
 func TestReviewOneReadFails(t *testing.T) {
 	c := newCluster(1)
 	c.init(t, 1, 0)
@@ -344,7 +335,7 @@ func TestReviewOneReadFails(t *testing.T) {
 	}
 }
 
-// A check whose nodes are in the cache, while a store is added, the key rotated
+// A check whose nodes are in the cache goes on while a store is added, the key rotated
 // and packs compacted.
 func TestReviewCheckGrowsByForwarding(t *testing.T) {
 	c, h := halfDead(t)
@@ -366,7 +357,7 @@ func TestReviewCheckGrowsByForwarding(t *testing.T) {
 	}
 }
 
-// Damage that the first part found, a second part that is interrupted as well.
+// What was damaged is told until a check has ended, however often it is interrupted.
 func TestReviewInterruptedTwice(t *testing.T) {
 	c := manyPacks(t)
 	names := c.packNames()
@@ -406,11 +397,9 @@ func TestReviewInterruptedTwice(t *testing.T) {
 	}
 }
 
-// A check by a password that a rotation stopped meets packs that were compacted
-// since.
-// A process whose rotation failed and was given up, and another one's.
-// One process ends a rotation (it removes the keys of older epochs) while another,
-// which has ended it too, is at the next one, between its key and its publication.
+// One process ends a rotation, and removes the keys of older epochs, while another,
+// which has ended it too, is at the next one, between its key and its publication: that
+// key stays.
 func TestReviewSettleRemovesTheNextKey(t *testing.T) {
 	c, r := fresh(t)
 	proc := c.process()
@@ -471,9 +460,7 @@ func TestReviewSettleRemovesTheNextKey(t *testing.T) {
 	}
 }
 
-// 4+2, rotation killed behind its mark, its password is lost, and a store is lost
-// for good: no command gives the repository its sixth store back, nor prunes.
-// Repair with data, two stores that fail for a moment: good shards are deleted.
+// A repair that reads data replaces no shard of stores that fail for a moment.
 func TestReviewRepairDeletesGood(t *testing.T) {
 	c := manyPacks(t)
 	deleted := 0
