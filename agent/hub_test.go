@@ -354,3 +354,31 @@ func TestPool(t *testing.T) {
 		t.Errorf("%d jobs ran at once", n)
 	}
 }
+
+// A catalog stays with the repository that it was first used with.
+func TestCatalogOfAnotherRepository(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "catalog.db")
+	cat, err := catalog.Open(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cerr := cat.Close(); cerr != nil {
+			t.Error(cerr)
+		}
+	})
+	s := &server{cat: cat, catalog: file}
+	mine, other := another(t, "mine").opened(t), another(t, "other").opened(t)
+	for range 2 {
+		if err = s.bind(t.Context(), mine); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = s.bind(t.Context(), other)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Code != CodeConflict || !strings.Contains(e.Text, file) || !strings.Contains(e.Text, other.Info().ID) {
+		t.Errorf("another repository: %v", err)
+	}
+	if err = s.bind(t.Context(), mine); err != nil {
+		t.Error(err)
+	}
+}

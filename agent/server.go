@@ -32,6 +32,7 @@ type server struct {
 	hub     *hub    // nil: there is no other
 	name    string
 	log     *slog.Logger
+	catalog string // its file
 	cat     *catalog.Catalog
 	repo    *repository.Repository // once it is open
 	serve   *serve.Client
@@ -57,7 +58,8 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 	if err := os.MkdirAll(overlays, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder: %w", err)
 	}
-	cat, err := catalog.Open(ctx, filepath.Join(dir, "catalog.db"))
+	file := filepath.Join(dir, "catalog.db")
+	cat, err := catalog.Open(ctx, file)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +68,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		log = log.With(slog.String("repository", name))
 	}
 	s := &server{
-		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
+		o: h.o, hub: h, name: name, log: log, cat: cat, catalog: file, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
 		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), open: make(chan struct{}), reason: "it is being opened",
 	}
 	// A job keeps the tidying off its volume: it is woken when the job is gone.
@@ -93,6 +95,9 @@ func (s *server) close() error {
 
 // settle takes the repository, and what the last agent left.
 func (s *server) settle(ctx context.Context, r *repository.Repository) error {
+	if err := s.bind(ctx, r); err != nil {
+		return err
+	}
 	s.repo, s.exports.repo = r, r
 	err := s.recover(ctx)
 	if err != nil {
@@ -106,6 +111,28 @@ func (s *server) settle(ctx context.Context, r *repository.Repository) error {
 	}
 	close(s.open)
 	return nil
+}
+
+// bind ties the catalog to the repository that it is first used with. With the stores
+// of another one its backups would be looked for in vain, and those that are not there
+// would count for retention.
+func (s *server) bind(ctx context.Context, r *repository.Repository) error {
+	const setting = "repository"
+	id := r.Info().ID
+	was, err := s.cat.Setting(ctx, setting)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the catalog: %w", err)
+	case was == "":
+		if err = s.cat.SetSetting(ctx, setting, id); err != nil {
+			return fmt.Errorf("record in the catalog whose it is: %w", err)
+		}
+		return nil
+	case was != id:
+		return refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or move the file away, so that a new one is made from what the repository has", s.catalog, was, id)
+	default:
+		return nil
+	}
 }
 
 // work starts what goes on beside requests, until ctx ends.
