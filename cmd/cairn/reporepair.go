@@ -15,6 +15,7 @@ type repairResult struct {
 	Stores  []repairStore `json:"stores"`
 	Lost    []string      `json:"lost"`
 	Backups []checkBackup `json:"backups"` // those that need what is lost
+	Unread  []string      `json:"unread,omitempty"`
 
 	Beyond      int    `json:"packs_beyond_repair"`
 	Unpublished string `json:"unpublished,omitempty"`
@@ -43,7 +44,7 @@ func repoRepair(c *cli.Context, r *repository.Repository) error {
 	if err != nil {
 		return err
 	}
-	result := repairResult{OK: rep.OK(), Applied: o.Apply, Stores: []repairStore{}, Lost: list(rep.Lost), Backups: []checkBackup{}, Beyond: rep.Beyond, Unpublished: rep.Unpublished}
+	result := repairResult{OK: rep.OK(), Applied: o.Apply, Stores: []repairStore{}, Lost: list(rep.Lost), Backups: []checkBackup{}, Unread: rep.Unread, Beyond: rep.Beyond, Unpublished: rep.Unpublished}
 	for _, b := range rep.Backups {
 		result.Backups = append(result.Backups, checkBackupOf(b))
 	}
@@ -71,6 +72,8 @@ func repoRepair(c *cli.Context, r *repository.Repository) error {
 			len(result.Lost), result.Lost[0], len(result.Backups), healing(result.Beyond, result.Unpublished), errDamage)
 	case len(result.Backups) > 0:
 		return fmt.Errorf("%d backups cannot be restored in full%s (%w)", len(result.Backups), healing(result.Beyond, result.Unpublished), errDamage)
+	case len(result.Unread) > 0:
+		return fmt.Errorf("%d shards were not read, as their stores did not answer, such as: %s: repair again when they do (%w)", len(result.Unread), result.Unread[0], errDamage)
 	case !o.Apply:
 		return fmt.Errorf("nothing was changed: --apply mends what is listed (%w)", errDamage)
 	default:

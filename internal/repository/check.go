@@ -89,7 +89,7 @@ type packCheck struct {
 	bad   []bool  // by slot: wrong bytes or wrong size
 	lost  string  // why it cannot be read; empty = it can
 	hit   bool    // something in it could not be read
-	doubt bool    // something in it could not be read because stores did not answer
+	doubt bool    // something of it could not be read because stores did not answer
 
 	verified bool // every shard was read
 	opened   bool // its chunks were read too: failed says which cannot be
@@ -116,6 +116,7 @@ type checker struct {
 	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
 	down   map[ident]bool        // members that did not answer when they were listed or read
 	unsure bool                  // where a pack moved could not be read
+	unread []string              // shards that could not, and why
 	known  *damage               // of earlier checks (Publish)
 	there  map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
 }

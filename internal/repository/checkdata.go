@@ -51,8 +51,10 @@ func (c *checker) shards(ctx context.Context, ids []chunk.PackID, done, total in
 		}
 		for slot, holder := range holders {
 			if unread[slot] != nil {
-				c.down[holder.id] = true // whether it is damaged, nobody knows
-				addProblem(&c.report.Problems, fmt.Sprintf("shard %d of pack %s cannot be read: %v", slot, id, unread[slot]))
+				c.down[holder.id], p.doubt = true, true // whether it is damaged, nobody knows
+				text := fmt.Sprintf("shard %d of pack %s cannot be read: %v", slot, id, unread[slot])
+				addProblem(&c.report.Problems, text)
+				addProblem(&c.unread, text)
 			}
 			if i, known := index[holder.id]; known && p.bad[slot] && p.sizes[slot] >= 0 {
 				rep := &c.report.Stores[i]

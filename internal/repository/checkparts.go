@@ -52,22 +52,23 @@ func (c *checker) data(ctx context.Context) error {
 }
 
 // tell says what came of reading a pack. Of one that is sound as far as can be seen,
-// and has shards on stores that are down, nothing is told: it has to be read again.
+// and has shards on stores that did not answer, nothing is told: it has to be read again.
 func (c *checker) tell(id chunk.PackID, p *packCheck) error {
-	if len(c.down) > 0 && !c.sound(p) && !c.damaged(id, p) {
+	if (len(c.down) > 0 || p.doubt) && !c.sound(p) && !c.damaged(id, p) {
 		return nil
 	}
-	if before, known := c.o.Before[id.String()]; known && !before && c.sound(p) {
+	before, known := c.o.Before[id.String()]
+	if known && !before && c.sound(p) {
 		addProblem(&c.report.Problems, fmt.Sprintf("pack %s was damaged when this check began and is right now: it was repaired meanwhile, or a store does not always give back the same; check again", id))
 	}
 	// What was found once is told until a check has ended, however often it is interrupted.
-	before, known := c.o.Before[id.String()]
 	return c.o.Read(id.String(), c.sound(p) && (before || !known))
 }
 
-// sound reports whether a pack has all its shards and nothing was found in them.
+// sound reports whether a pack has all its shards, all were read that were to be, and
+// nothing was found in them.
 func (c *checker) sound(p *packCheck) bool {
-	return len(p.failed) == 0 && !p.hit && !slices.Contains(p.bad, true) && !slices.Contains(p.sizes, -1)
+	return len(p.failed) == 0 && !p.hit && !p.doubt && !slices.Contains(p.bad, true) && !slices.Contains(p.sizes, -1)
 }
 
 // damaged reports whether a store that answers has not what it should have.

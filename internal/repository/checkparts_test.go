@@ -175,3 +175,36 @@ func findPack(names []string, pack string) string {
 	}
 	return ""
 }
+
+// A shard whose store does not answer while it is read is neither sound nor damaged:
+// the check is not clean, and the one that goes on reads the pack again.
+func TestShardThatIsNotRead(t *testing.T) {
+	c := manyPacks(t)
+	victim := ""
+	c.faulty[0].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+		id, ok := parsePackName(call.Name)
+		if !ok || call.Op != "get" {
+			return memstore.None
+		}
+		if victim == "" {
+			victim = id.String()
+		}
+		if id.String() == victim {
+			return memstore.Down
+		}
+		return memstore.None
+	}})
+	told := make(map[string]bool)
+	rep, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(told)})
+	if err != nil || rep.OK() || rep.Beyond != 0 || rep.Stores[0].Damaged != 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if _, ok := told[victim]; ok || len(told) != rep.Packs-1 {
+		t.Errorf("%d of %d packs count as read; the one that was not does: %v", len(told), rep.Packs, ok)
+	}
+	c.heal()
+	rep, err = c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(told), Before: maps.Clone(told)})
+	if err != nil || !rep.OK() || rep.Recalled != rep.Packs-1 || !told[victim] {
+		t.Errorf("going on: %+v, %v, %v", rep, err, told[victim])
+	}
+}

@@ -29,8 +29,12 @@ func (c *checker) readKnown(ctx context.Context) error {
 // publish puts on the stores which packs are damaged beyond repair, when that is not
 // what they say already.
 func (c *checker) publish(ctx context.Context) error {
-	if c.known == nil || c.unsure {
-		return nil // nobody could say what the new list replaces, or whether a pack is damaged
+	switch {
+	case c.known == nil:
+		return nil // it could not be read, which the report says: nobody could say what the new list replaces
+	case c.unsure:
+		c.report.Unpublished = "where a compacted pack went could not be read, so that what is damaged is not certain"
+		return nil
 	}
 	now := c.beyond(ctx)
 	if err := ctx.Err(); err != nil {

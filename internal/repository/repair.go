@@ -25,6 +25,8 @@ type RepairReport struct {
 	Lost    []string       // sentences: packs and control objects that cannot be rebuilt from what the stores have
 	Backups []BackupReport // those that need what cannot be rebuilt, with the blocks; also backups in the trash
 
+	Unread  []string       // sentences: shards of which nobody knows whether they are right, as their stores did not answer
+
 	Beyond      int    // packs that are known to be damaged beyond repair (Apply)
 	Unpublished string // as in a CheckReport (Apply)
 }
@@ -41,7 +43,7 @@ type RepairedStore struct {
 
 // OK reports whether nothing was found, or all that was is mended.
 func (r RepairReport) OK() bool {
-	return len(r.Lost)+len(r.Backups) == 0 && !slices.ContainsFunc(r.Stores, func(s RepairedStore) bool {
+	return len(r.Lost)+len(r.Backups)+len(r.Unread) == 0 && !slices.ContainsFunc(r.Stores, func(s RepairedStore) bool {
 		return s.Status.State != StoreUp || s.Missing+s.Damaged > s.Mended
 	})
 }
@@ -77,7 +79,7 @@ func (r *Repository) Repair(ctx context.Context, o RepairOptions) (RepairReport,
 	if err == nil && o.Apply {
 		err = c.publish(ctx)
 	}
-	p.done.Beyond, p.done.Unpublished = c.report.Beyond, c.report.Unpublished
+	p.done.Beyond, p.done.Unpublished, p.done.Unread = c.report.Beyond, c.report.Unpublished, c.unread
 	for _, img := range c.images {
 		if img != nil {
 			err = errors.Join(err, img.Close())

@@ -81,7 +81,8 @@ func TestReviewBlip(t *testing.T) {
 		}
 	}
 	r := c.open(t)
-	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(map[string]bool{}), Progress: func(p CheckProgress) {
+	told := make(map[string]bool)
+	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(told), Progress: func(p CheckProgress) {
 		if p.Phase == "data" {
 			down(p.Done == 1)
 		}
@@ -91,6 +92,9 @@ func TestReviewBlip(t *testing.T) {
 	}
 	if rep.Beyond != 0 {
 		t.Errorf("%d packs are beyond repair, and nothing is damaged: %q", rep.Beyond, rep.Unpublished)
+	}
+	if rep.OK() || len(told) >= rep.Packs {
+		t.Errorf("%d of %d packs count as read, ok %v", len(told), rep.Packs, rep.OK())
 	}
 }
 
@@ -484,5 +488,7 @@ func TestReviewRepairDeletesGood(t *testing.T) {
 	if deleted > 0 {
 		t.Errorf("%d good shards deleted and written again; %v; %v", deleted, rep.Lost, err)
 	}
-	_ = errors.Is
+	if err != nil || rep.OK() || len(rep.Unread) == 0 {
+		t.Errorf("shards that nobody could read: %q, ok %v, %v", rep.Unread, rep.OK(), err)
+	}
 }
