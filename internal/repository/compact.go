@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -204,21 +203,16 @@ func (m *mover) begin(ctx context.Context) error {
 	if p.chunks.until[m.c.project].After(p.r.o.Now()) { // since P4
 		m.s.o.Retain = 1 // the session then notes its packs
 	}
-	epoch := m.s.choosePlacement()
-	m.s.epoch = epoch.Epoch
-	slots := make([]*member, len(epoch.Slots))
-	for i, store := range epoch.Slots {
-		slots[i] = p.ms[slices.IndexFunc(p.ms, func(m *member) bool { return m.id == store })]
-	}
+	slots := m.s.place()
 	m.s.ship = newShipper(ctx, p.r, slots, len(slots)) // ended by release
 	return nil
 }
 
 // open is W1, on all members.
 func (m *mover) open(ctx context.Context) error {
-	payload, err := json.Marshal(openRecord{Session: m.s.id, Agent: m.p.r.o.Agent, Began: m.s.began, Voters: m.s.voters})
+	payload, err := m.s.openPayload()
 	if err != nil {
-		return fmt.Errorf("open a session: %w", err)
+		return err
 	}
 	return m.p.put(ctx, kindOpen, openName(m.s.id), payload)
 }
@@ -301,7 +295,6 @@ func (m *mover) place(ctx context.Context, w *Worker, c *movedChunk, plain []byt
 		}
 		at = ref.Location
 		m.placed[key] = at
-		m.p.report.Moved += int64(at.Length)
 	}
 	return at, nil
 }
@@ -422,6 +415,9 @@ func (m *mover) digest() string {
 func (m *mover) finish() {
 	p := m.p
 	p.report.Freed -= m.s.Stored().BytesShards
+	for _, at := range m.placed {
+		p.report.Moved += int64(at.Length)
+	}
 	for id := range m.moved {
 		p.gone[id] = p.packs[id]
 		p.report.Compacted++

@@ -45,7 +45,10 @@ func forwardFolder(old chunk.PackID) string {
 	return forwardPrefix + strings.TrimPrefix(packName(old), packPrefix) + "/"
 }
 
-func forwardName(old chunk.PackID, prune ident) string { return forwardFolder(old) + prune.String() }
+// forwardName names the forwarding that a compaction, by its session, made of a pack.
+func forwardName(old chunk.PackID, session ident) string {
+	return forwardFolder(old) + session.String()
+}
 
 // parseForwardName is the inverse of forwardName.
 func parseForwardName(name string) (chunk.PackID, ident, bool) {
@@ -55,8 +58,8 @@ func parseForwardName(name string) (chunk.PackID, ident, bool) {
 		return chunk.PackID{}, ident{}, false
 	}
 	old, ok := parsePackName(packPrefix + rest[:cut])
-	prune, err := parseIdent(rest[cut+1:])
-	return old, prune, ok && err == nil
+	session, err := parseIdent(rest[cut+1:])
+	return old, session, ok && err == nil
 }
 
 func compareMoved(a, b movedChunk) int {
@@ -172,7 +175,7 @@ func decodeForwarding(repo ident, old chunk.PackID, plain []byte) (*forwarding, 
 	return f, nil
 }
 
-// sealForwarding returns the object of a forwarding made by a prune, under the key
+// sealForwarding returns the object of a forwarding that a compaction made, under the key
 // of a sealing epoch.
 func (k *keyring) sealForwarding(epoch int, repo ident, name string, f *forwarding) ([]byte, error) {
 	nonce := make([]byte, chacha20poly1305.NonceSizeX)

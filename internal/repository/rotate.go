@@ -165,7 +165,9 @@ func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c change
 	}
 	if _, err = r.putKey(ctx, c.Key, fresh, epoch+1, c.Next.readerQuorum(), r.o.Password, label, params); err != nil {
 		// There is no mark that names it: it would be in everybody's way for ever.
-		r.dropKey(ctx, c.Key.String())
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		r.dropKey(cleanup, c.Key.String())
 	}
 	return c, masters, err
 }

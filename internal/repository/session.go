@@ -113,16 +113,21 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 		s.merge = r.index.begin(ctx, s)
 		s.rebuild(ctx)
 	}
-	epoch := s.choosePlacement()
-	s.epoch = epoch.Epoch
-	slots := make([]*member, len(epoch.Slots))
-	r.mu.Lock()
-	for i, id := range epoch.Slots {
-		slots[i] = r.memberLocked(id)
-	}
-	r.mu.Unlock()
-	s.ship = newShipper(ctx, r, slots, m.packQuorum())
+	s.ship = newShipper(ctx, r, s.place(), m.packQuorum())
 	return s, nil
+}
+
+// place chooses the placement of the session's packs and returns its stores.
+func (s *Session) place() []*member {
+	p := s.choosePlacement()
+	s.epoch = p.Epoch
+	slots := make([]*member, len(p.Slots))
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	for i, id := range p.Slots {
+		slots[i] = s.r.memberLocked(id)
+	}
+	return slots
 }
 
 // choosePlacement takes one of the placements for new packs whose stores are
@@ -165,9 +170,9 @@ func (r *Repository) identify(ctx context.Context, m *member) error {
 
 // open is W1. Each store's identity is read before its "open" is written.
 func (s *Session) open(ctx context.Context) error {
-	payload, err := json.Marshal(openRecord{Session: s.id, Agent: s.r.o.Agent, Began: s.began, Voters: s.voters})
+	payload, err := s.openPayload()
 	if err != nil {
-		return fmt.Errorf("open a session: %w", err)
+		return err
 	}
 	object, err := s.r.keys.sealEnvelope(kindOpen, openName(s.id), payload)
 	if err != nil {
@@ -180,6 +185,14 @@ func (s *Session) open(ctx context.Context) error {
 		return fmt.Errorf("a backup needs %d of the %d stores, %d can be written to: %w: %w", s.keys.packQuorum(), len(answers), len(s.opened), ErrTooFewStores, failures(answers))
 	}
 	return nil
+}
+
+func (s *Session) openPayload() ([]byte, error) {
+	payload, err := json.Marshal(openRecord{Session: s.id, Agent: s.r.o.Agent, Began: s.began, Voters: s.voters})
+	if err != nil {
+		return nil, fmt.Errorf("open a session: %w", err)
+	}
+	return payload, nil
 }
 
 // ID returns the session's ID, as root records, votes and pack names have it.
