@@ -67,70 +67,94 @@ func (m *model) prune(s *State, p int, emit func(explore.Label, *State)) {
 		m.pruneSessions(s, p, emit)
 	case pruneSettle:
 		m.pruneSettle(s, p, emit)
-	case pruneRelist: // "P7 then list roots again; sweep = condemned packs − reached"
-		me.sweep = s.listPacks[p]
-		if m.Mutation != NoSecondListing {
-			for i := range maxSessions {
-				if s.root[i].meets(q) && !s.listRoots[p].has(i) && s.purge[i].lacks(q) && !s.aborted(i, q) {
-					me.sweep &^= s.refs[i]
-					if !me.roots.has(i) {
-						me.again(s.refs[i]&chunks, m.Mutation)
-					}
-				}
-			}
-		}
-		if me.newest > 0 { // "its certificate is on all members before anything goes"
-			t.compactions[me.newest-1].commit |= q
-		}
-		me.at = prunePurge
-		if me.compact != compactNot {
-			me.at = pruneCompact
-		}
-		emit(label(actPruneRelist, p, me.sweep), &t)
+	case pruneRelist:
+		m.pruneRelist(s, p, emit)
 	case pruneCompact:
 		m.compact(s, p, emit)
-	case prunePurge: // "P8 PUT purged on all members, then DELETE the roots."
-		if m.Mutation != ChangeUnmarked && (s.change != changeNone || me.version != s.version) {
-			me.at = pruneVoid
-			emit(label(actPruneVoid, p, 0), &t)
-			return
-		}
-		for _, i := range s.listRoots[p].members() {
-			t.root[i] &^= q
-			if m.Mutation != NoPurgeMark {
-				t.purge[i] |= q
-			}
-			if s.commit[i] != 0 {
-				t.purged = t.purged.with(i)
-			}
-		}
-		me.at = pruneSweep
-		emit(label(actPrunePurge, p, s.listRoots[p]), &t)
-	case pruneSweep: // "P9 DELETE the packs. P10 PUT done on all, with the tombstones of P1."
-		for _, i := range me.sweep.members() {
-			u := t
-			if i < maxSessions {
-				u.pack[i] &^= q
-			} else {
-				u.compactions[i-moved].pack &^= q
-			}
-			u.prunes[p].sweep = me.sweep.without(i)
-			emit(label(actPruneSweep, p, one(i)), &u)
-		}
-		if me.sweep == 0 {
-			for _, j := range me.strays.members() {
-				t.compactions[j].forward &^= q
-			}
-			t.done[p] |= q
-			t.doneTombs[p] = me.tombs
-			me.at = pruneTidy
-			emit(label(actPruneDone, p, 0), &t)
-		}
+	case prunePurge:
+		m.prunePurge(s, p, emit)
+	case pruneSweep:
+		m.pruneSweep(s, p, emit)
 	case pruneTidy: // "P11 DELETE own list"
 		t.list[p] &^= q
 		me.at = pruneEnd
 		emit(label(actPruneTidy, p, 0), &t)
 	case pruneEnd, pruneVoid:
+	}
+}
+
+// pruneRelist is P7: "then list roots again; sweep = condemned packs − reached".
+func (m *model) pruneRelist(s *State, p int, emit func(explore.Label, *State)) {
+	t := *s
+	me := &t.prunes[p]
+	q := me.members
+	me.sweep = s.listPacks[p]
+	if m.Mutation != NoSecondListing {
+		for i := range maxSessions {
+			if s.root[i].meets(q) && !s.listRoots[p].has(i) && s.purge[i].lacks(q) && !s.aborted(i, q) {
+				me.sweep &^= s.refs[i]
+				if !me.roots.has(i) {
+					me.again(s.refs[i]&chunks, m.Mutation)
+				}
+			}
+		}
+	}
+	if me.newest > 0 { // "its certificate is on all members before anything goes"
+		t.compactions[me.newest-1].commit |= q
+	}
+	me.at = prunePurge
+	if me.compact != compactNot {
+		me.at = pruneCompact
+	}
+	emit(label(actPruneRelist, p, me.sweep), &t)
+}
+
+// prunePurge is P8: "PUT purged on all members, then DELETE the roots".
+func (m *model) prunePurge(s *State, p int, emit func(explore.Label, *State)) {
+	t := *s
+	me := &t.prunes[p]
+	q := me.members
+	if m.Mutation != ChangeUnmarked && (s.change != changeNone || me.version != s.version) {
+		me.at = pruneVoid
+		emit(label(actPruneVoid, p, 0), &t)
+		return
+	}
+	for _, i := range s.listRoots[p].members() {
+		t.root[i] &^= q
+		if m.Mutation != NoPurgeMark {
+			t.purge[i] |= q
+		}
+		if s.commit[i] != 0 {
+			t.purged = t.purged.with(i)
+		}
+	}
+	me.at = pruneSweep
+	emit(label(actPrunePurge, p, s.listRoots[p]), &t)
+}
+
+// pruneSweep is P9 and P10: "DELETE the packs. PUT done on all, with the tombstones of P1".
+func (m *model) pruneSweep(s *State, p int, emit func(explore.Label, *State)) {
+	t := *s
+	me := &t.prunes[p]
+	q := me.members
+	for _, i := range me.sweep.members() {
+		u := t
+		if i < maxSessions {
+			u.pack[i] &^= q
+		} else {
+			u.compactions[i-moved].pack &^= q
+		}
+		u.prunes[p].sweep = me.sweep.without(i)
+		emit(label(actPruneSweep, p, one(i)), &u)
+	}
+	if me.sweep == 0 {
+		for _, j := range me.strays.members() {
+			t.compactions[j].forward &^= q
+		}
+		t.done[p] |= q
+		t.doneTombs[p] = me.tombs
+		me.at = pruneTidy
+		emit(label(actPruneDone, p, 0), &t)
 	}
 }
 

@@ -25,7 +25,7 @@ type RepairReport struct {
 	Lost    []string       // sentences: packs and control objects that cannot be rebuilt from what the stores have
 	Backups []BackupReport // those that need what cannot be rebuilt, with the blocks; also backups in the trash
 
-	Unread  []string       // sentences: shards of which nobody knows whether they are right, as their stores did not answer
+	Unread []string // sentences: shards of which nobody knows whether they are right, as their stores did not answer
 
 	Beyond      int    // packs that are known to be damaged beyond repair (Apply)
 	Unpublished string // as in a CheckReport (Apply)
