@@ -102,7 +102,7 @@ func (e *engine) run(ctx context.Context) {
 		select {
 		case <-e.wake:
 		case <-ctx.Done():
-			e.stop()
+			e.stop(stopCause(ctx))
 			for t := e.next(); t != nil; t = e.next() {
 				wg.Go(func() { e.perform(base, t) })
 			}
@@ -112,13 +112,22 @@ func (e *engine) run(ctx context.Context) {
 	}
 }
 
+// stopCause is why jobs end with ctx: the repository was taken away, or else the
+// agent stops.
+func stopCause(ctx context.Context) error {
+	if e, ok := errors.AsType[*Error](context.Cause(ctx)); ok {
+		return e
+	}
+	return errStopping
+}
+
 // stop cancels all jobs and refuses new ones.
-func (e *engine) stop() {
+func (e *engine) stop(cause error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stopped = true
 	for _, t := range e.tasks {
-		t.end(errStopping)
+		t.end(cause)
 	}
 }
 

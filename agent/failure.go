@@ -98,7 +98,8 @@ func planeGone(ctx context.Context, err error) error {
 // failure is what a job that ended with err is recorded with: why it was made
 // to end, if it was, explains more than what it met then.
 func failure(ctx context.Context, err error) *Error {
-	if cause := context.Cause(ctx); errors.Is(cause, errCanceled) || errors.Is(cause, errStopping) {
+	cause := context.Cause(ctx)
+	if _, lost := errors.AsType[*Error](cause); lost || errors.Is(cause, errCanceled) || errors.Is(cause, errStopping) {
 		err = cause
 	}
 	return asError(err)

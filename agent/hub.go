@@ -39,8 +39,33 @@ type hub struct {
 
 	checkpoints sync.Mutex // held while checkpoints are dropped
 
-	mu  sync.Mutex
-	ids map[string]string // of open repositories: the name
+	mu sync.Mutex // of what the servers claim
+}
+
+func newHub(o Options) *hub {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs)}
+}
+
+// add makes one more server, whose state is in the folder dir.
+func (h *hub) add(ctx context.Context, name, dir string) (*server, error) {
+	s, err := newServer(ctx, h, name, dir)
+	if err != nil {
+		return nil, err
+	}
+	h.servers = append(h.servers, s)
+	return s, nil
+}
+
+// close closes what the servers opened, the last first.
+func (h *hub) close() error {
+	var closers []func() error
+	for _, s := range h.servers {
+		closers = append(closers, s.close)
+	}
+	return closeAll(closers)
 }
 
 // CheckRepository refuses what cannot be the name of a repository beside the
@@ -53,32 +78,19 @@ func CheckRepository(name string) error {
 }
 
 func run(ctx context.Context, o Options, ready func()) (err error) {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	h := newHub(o)
 	if !o.KeepPriority {
-		lowerPriority(ctx, o.Logger)
+		lowerPriority(ctx, h.o.Logger)
 	}
-	var closers []func() error
-	defer func() { err = errors.Join(err, closeAll(closers)) }()
 	lock, err := lockState(o.State)
 	if err != nil {
 		return err
 	}
-	closers = append(closers, lock.Close)
+	defer func() { err = errors.Join(err, h.close(), lock.Close()) }()
 	if ierr := os.MkdirAll(o.NBDDir, 0o750); ierr != nil {
 		return fmt.Errorf("make folder: %w", ierr)
 	}
-	h := &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs), ids: map[string]string{}}
-	add := func(name, dir string) (*server, error) {
-		s, nerr := newServer(ctx, h, name, dir)
-		if nerr == nil {
-			closers = append(closers, s.close)
-			h.servers = append(h.servers, s)
-		}
-		return s, nerr
-	}
-	if _, err = add(DefaultRepository, o.State); err != nil {
+	if _, err = h.add(ctx, DefaultRepository, o.State); err != nil {
 		return err
 	}
 	openers := []Opener{o.Open}
@@ -86,7 +98,7 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 		if err = CheckRepository(other.Name); err != nil {
 			return err
 		}
-		s, aerr := add(other.Name, filepath.Join(o.State, "repositories", other.Name))
+		s, aerr := h.add(ctx, other.Name, filepath.Join(o.State, "repositories", other.Name))
 		if aerr != nil {
 			return fmt.Errorf("repository %s: %w", other.Name, aerr)
 		}
@@ -118,10 +130,10 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	defer stopWork()
 	if r := h.o.Repository; r != nil {
 		s := h.servers[0]
-		h.ids[r.Info().ID] = s.name
-		if err := s.settle(ctx, r); err != nil {
+		if err := s.take(ctx, r); err != nil {
 			return errors.Join(err, l.Close())
 		}
+		close(s.tried)
 		s.work(working, &work)
 	}
 	h.openAll(working, &work, openers)
@@ -170,17 +182,11 @@ func (h *hub) routes() http.Handler {
 
 // all returns the servers of all repositories of the agent.
 func (s *server) all() []*server {
-	if s.hub == nil {
-		return []*server{s}
-	}
 	return s.hub.servers
 }
 
 // tidying keeps others from dropping checkpoints until what it returns is called.
 func (s *server) tidying() func() {
-	if s.hub == nil {
-		return func() {}
-	}
 	s.hub.checkpoints.Lock()
 	return s.hub.checkpoints.Unlock
 }

@@ -242,19 +242,8 @@ func TestDefaultDown(t *testing.T) {
 	if e, err := r.agent.Export(t.Context(), Export{Ref: "web"}); err != nil || e.Kind != "volume" {
 		t.Error(e, err)
 	}
-	// One of the two names of one repository is refused, whichever was slower.
-	st, err := r.agent.Status(t.Context())
-	if err != nil || len(st.Others) != 2 {
-		t.Fatal(st, err)
-	}
-	good, bad := st.Others[0], st.Others[1]
-	if good.Repository.Error != "" {
-		good, bad = bad, good
-	}
-	if good.Repository.Error != "" || !strings.Contains(bad.Repository.Error, "its stores are those of the repository "+good.Name) {
-		t.Fatalf("%+v", st.Others)
-	}
-	holds(t, far.opened(t), r.in(good.Name, CreateBackup{Volume: "web"}), shadow)
+	r.whose(map[string]string{"far": "", "twice": "far"})
+	holds(t, far.opened(t), r.in("far", CreateBackup{Volume: "web"}), shadow)
 }
 
 // TestCopiedBackup: a backup and its copy have one checkpoint, from which both
@@ -352,33 +341,5 @@ func TestPool(t *testing.T) {
 	}
 	if n := most.Load(); n != 2 {
 		t.Errorf("%d jobs ran at once", n)
-	}
-}
-
-// A catalog stays with the repository that it was first used with.
-func TestCatalogOfAnotherRepository(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "catalog.db")
-	cat, err := catalog.Open(t.Context(), file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if cerr := cat.Close(); cerr != nil {
-			t.Error(cerr)
-		}
-	})
-	s := &server{cat: cat, catalog: file}
-	mine, other := another(t, "mine").opened(t), another(t, "other").opened(t)
-	for range 2 {
-		if err = s.bind(t.Context(), mine); err != nil {
-			t.Fatal(err)
-		}
-	}
-	err = s.bind(t.Context(), other)
-	if e, ok := errors.AsType[*Error](err); !ok || e.Code != CodeConflict || !strings.Contains(e.Text, file) || !strings.Contains(e.Text, other.Info().ID) {
-		t.Errorf("another repository: %v", err)
-	}
-	if err = s.bind(t.Context(), mine); err != nil {
-		t.Error(err)
 	}
 }

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
-	"time"
+
+	"github.com/cairnbackup/cairn/internal/repository"
 )
 
 // errNotOpen is why an export is not served yet.
@@ -14,35 +15,46 @@ var errNotOpen = errors.New("its repository is not open: \"cairn status\" says w
 // openAll opens the repositories that are not open, each beside the others and
 // again until it succeeds. It waits for the first try of each, but not for ever.
 func (h *hub) openAll(ctx context.Context, work *sync.WaitGroup, openers []Opener) {
-	patience := time.NewTimer(firstOpen)
-	defer patience.Stop()
-	var tried []chan struct{}
+	patience, cancel := context.WithTimeout(ctx, firstOpen)
+	defer cancel()
+	var opening []func()
 	for i, s := range h.servers {
 		if s.closed() == nil {
 			continue
 		}
-		done := make(chan struct{})
-		tried = append(tried, done)
-		work.Go(func() {
-			if s.keepOpening(ctx, openers[i], sync.OnceFunc(func() { close(done) })) {
-				s.work(ctx, work)
-			}
+		var life context.Context
+		life, s.end = context.WithCancelCause(ctx)
+		opening = append(opening, func() {
+			defer s.end(nil)
+			s.openAndWork(life, patience, openers[i])
 		})
 	}
-	for _, done := range tried {
+	for _, f := range opening { // each may end another
+		work.Go(f)
+	}
+	for _, s := range h.servers {
 		select {
-		case <-done:
-		case <-patience.C:
-			return
-		case <-ctx.Done():
+		case <-s.tried:
+		case <-patience.Done():
 			return
 		}
 	}
 }
 
+// openAndWork opens the repository and does its work until ctx ends.
+func (s *server) openAndWork(ctx, patience context.Context, open Opener) {
+	defer close(s.ended)
+	var work sync.WaitGroup
+	defer work.Wait()
+	s.hub.turn(s, patience)
+	if s.keepOpening(ctx, open) {
+		s.work(ctx, &work)
+	}
+}
+
 // keepOpening opens the repository and returns true, or false when ctx has ended.
-// tried is called behind the first try.
-func (s *server) keepOpening(ctx context.Context, open Opener, tried func()) bool {
+func (s *server) keepOpening(ctx context.Context, open Opener) bool {
+	tried := sync.OnceFunc(func() { close(s.tried) })
 	defer tried()
 	for {
 		err := s.openOnce(ctx, open)
@@ -68,43 +80,38 @@ func (s *server) openOnce(ctx context.Context, open Opener) error {
 	if err != nil {
 		return err
 	}
-	id := r.Info().ID
-	if err = s.hub.claim(id, s.name); err != nil {
-		return errors.Join(err, r.Close())
-	}
-	if err = s.settle(ctx, r); err != nil {
-		s.hub.release(id)
+	if err = s.take(ctx, r); err != nil {
 		return errors.Join(err, r.Close())
 	}
 	s.ours = true
 	return nil
 }
 
-// claim refuses a repository that is open by another name: two catalogs of one
-// would each take the other's deletions for losses.
-func (h *hub) claim(id, name string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if other, ok := h.ids[id]; ok {
-		return refuse(CodeConflict, "its stores are those of the repository %s: name the stores of another, or take one of the two out of the settings", other)
+// take makes an open repository this server's.
+func (s *server) take(ctx context.Context, r *repository.Repository) error {
+	lost, err := s.hub.claim(ctx, s, r.Info().ID)
+	if err != nil {
+		return err
 	}
-	h.ids[id] = name
-	return nil
-}
-
-func (h *hub) release(id string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.ids, id)
+	for _, o := range lost {
+		s.setWhy("it waits for the jobs of repository " + o.name + " to end, whose stores are its own")
+		o.giveUp(ctx, s)
+	}
+	return s.settle(ctx, r)
 }
 
 // closed is the refusal while the repository is not open, nil when it is.
 func (s *server) closed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost {
+		return refuse(CodeConflict, "repository %s is not open any more: %s", s.name, s.reason)
+	}
 	select {
 	case <-s.open:
 		return nil
 	default:
-		return refuse(CodeUnavailable, "repository %s is not open, which is tried again every %s: %s", s.name, reopenEvery, s.why())
+		return refuse(CodeUnavailable, "repository %s is not open, which is tried again every %s: %s", s.name, reopenEvery, s.reason)
 	}
 }
 
@@ -118,9 +125,11 @@ func (s *server) why() string {
 func (s *server) setWhy(reason string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	news := s.reason != reason
+	if s.lost || s.reason == reason {
+		return false
+	}
 	s.reason = reason
-	return news
+	return true
 }
 
 // whenOpen refuses a call while the repository is not open.

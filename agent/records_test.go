@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,11 +16,23 @@ import (
 // bareServer is an agent with nothing but records and jobs.
 func bareServer(t *testing.T) *server {
 	t.Helper()
-	e, cat, _ := startEngine(t, 4)
-	log := slog.New(slog.DiscardHandler)
 	client := serve.NewClient(filepath.Join(t.TempDir(), "nobody"))
-	t.Cleanup(client.Close)
-	s := &server{log: log, cat: cat, jobs: e, serve: client, exports: newExports(cat, nil, log, t.TempDir(), t.TempDir()), tidy: make(chan struct{}, 1)}
+	h := newHub(Options{NBDDir: t.TempDir(), Serve: client, Limits: Limits{ConcurrentJobs: 4}})
+	s, err := h.add(t.Context(), DefaultRepository, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.jobs.run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		if err := h.close(); err != nil {
+			t.Error(err)
+		}
+		client.Close()
+	})
 	return s
 }
 

@@ -10,6 +10,7 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -315,9 +316,11 @@ func (r *rig) down(n int) {
 
 // hang makes all puts of packs wait until the function that it returns is
 // called; began is closed when the first does.
-func (r *rig) hang() (began <-chan struct{}, release func()) {
+func (r *rig) hang() (began <-chan struct{}, release func()) { return hangPacks(r.stores) }
+
+func hangPacks(stores []*memstore.Faulty) (began <-chan struct{}, release func()) {
 	first, gate := make(chan struct{}, 1000), make(chan struct{})
-	for _, s := range r.stores {
+	for _, s := range stores {
 		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
 			if c.Op != "put" || !bytes.HasPrefix([]byte(c.Name), []byte("packs/")) {
 				return nil
@@ -334,12 +337,12 @@ func (r *rig) hang() (began <-chan struct{}, release func()) {
 			}
 		}})
 	}
-	return first, func() {
+	return first, sync.OnceFunc(func() {
 		close(gate)
-		for _, s := range r.stores {
+		for _, s := range stores {
 			s.SetFaults(memstore.Faults{})
 		}
-	}
+	})
 }
 
 // noise is bytes that nothing compresses.

@@ -29,7 +29,7 @@ const (
 // server serves one repository of a running agent.
 type server struct {
 	o       Options // with the repository's own limits
-	hub     *hub    // nil: there is no other
+	hub     *hub
 	name    string
 	log     *slog.Logger
 	catalog string // its file
@@ -42,10 +42,19 @@ type server struct {
 	tidy    chan struct{} // something is to be cleaned up
 	late    lateRecords
 
-	open   chan struct{} // closed when repo is there and what the last agent left is settled
-	ours   bool          // repo is closed by this server
+	// Guarded by hub.mu.
+	bound   string // ID of the repository that the catalog is of; empty = of none yet
+	claimed bool   // by this agent
+
+	tried chan struct{} // closed behind the first try to open the repository
+	open  chan struct{} // closed when repo is there and what the last agent left is settled
+	ours  bool          // repo is closed by this server
+	end   context.CancelCauseFunc
+	ended chan struct{} // closed when neither opening nor work goes on
+
 	mu     sync.Mutex
 	reason string // why it is not open
+	lost   bool   // another name has the repository: it stays closed
 
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex
@@ -69,10 +78,14 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 	}
 	s := &server{
 		o: h.o, hub: h, name: name, log: log, cat: cat, catalog: file, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
-		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), open: make(chan struct{}), reason: "it is being opened",
+		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), reason: "it is being opened",
+		tried: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}
 	// A job keeps the tidying off its volume: it is woken when the job is gone.
 	s.jobs = newEngine(cat, log, h.pool, s.wakeTidy)
+	if s.bound, err = cat.Setting(ctx, bindingKey); err != nil {
+		return nil, errors.Join(fmt.Errorf("read whose the catalog is: %w", err), cat.Close())
+	}
 	// Their names are taken, also while the repository is not open.
 	exported, err := cat.Exports(ctx)
 	if err != nil {
@@ -93,11 +106,8 @@ func (s *server) close() error {
 	return errors.Join(err, s.cat.Close())
 }
 
-// settle takes the repository, and what the last agent left.
+// settle takes the repository, which is claimed, and what the last agent left.
 func (s *server) settle(ctx context.Context, r *repository.Repository) error {
-	if err := s.bind(ctx, r); err != nil {
-		return err
-	}
 	s.repo, s.exports.repo = r, r
 	err := s.recover(ctx)
 	if err != nil {
@@ -111,28 +121,6 @@ func (s *server) settle(ctx context.Context, r *repository.Repository) error {
 	}
 	close(s.open)
 	return nil
-}
-
-// bind ties the catalog to the repository that it is first used with. With the stores
-// of another one its backups would be looked for in vain, and those that are not there
-// would count for retention.
-func (s *server) bind(ctx context.Context, r *repository.Repository) error {
-	const setting = "repository"
-	id := r.Info().ID
-	was, err := s.cat.Setting(ctx, setting)
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the catalog: %w", err)
-	case was == "":
-		if err = s.cat.SetSetting(ctx, setting, id); err != nil {
-			return fmt.Errorf("record in the catalog whose it is: %w", err)
-		}
-		return nil
-	case was != id:
-		return refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or move the file away, so that a new one is made from what the repository has", s.catalog, was, id)
-	default:
-		return nil
-	}
 }
 
 // work starts what goes on beside requests, until ctx ends.

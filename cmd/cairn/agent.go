@@ -115,7 +115,7 @@ func (s *agentSettings) options(log *slog.Logger) agent.Options {
 	for _, name := range slices.Sorted(maps.Keys(s.Repositories)) {
 		x := s.Repositories[name]
 		o.Others = append(o.Others, agent.Repo{Name: name, Retain: x.retain, Open: func(ctx context.Context) (*repository.Repository, error) {
-			return x.open(ctx, filepath.Join(s.State, "cache"), log)
+			return x.open(ctx, filepath.Join(s.State, "repositories", name, "cache"), log)
 		}})
 	}
 	return o

@@ -69,7 +69,8 @@ func (x *repoSettings) check(name string, retain time.Duration) error {
 	return nil
 }
 
-// open opens it for an agent, which keeps all dedup indexes in one folder.
+// open opens it for an agent. The folder of its dedup index is its own: the stores may
+// turn out to be those of another, whose index it would hold while that is opened.
 func (x *repoSettings) open(ctx context.Context, cache string, log *slog.Logger) (*repository.Repository, error) {
 	pw, err := readPassword(x.PasswordFile)
 	if err != nil {
