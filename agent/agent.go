@@ -60,7 +60,7 @@ type Repo struct {
 // Limits bounds what the agent takes from the machine. Zero values are the
 // defaults.
 type Limits struct {
-	ConcurrentJobs     int           // jobs that run at once; 2
+	ConcurrentJobs     int           // jobs that run at once, of which each repository can have one as long as they suffice; 2
 	ReadBytesPerSecond int64         // from each volume that is backed up; unlimited
 	Retain             time.Duration // for so long a backup cannot be deleted, unless its request says otherwise; 0 = it can be
 	RestoreWorkers     int           // pieces of one restore in flight; 8

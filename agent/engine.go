@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,9 +23,9 @@ var (
 )
 
 // engine runs the jobs of one repository: one at a time for each volume, some at
-// a time in all, both together with the engines of the pool, in the order in
-// which they came. Every change of a job's state is in the
-// catalog before anybody is told.
+// a time in all, both together with the engines of the pool, which says whose turn
+// it is; its own in the order in which they came. Every change of a job's state is in
+// the catalog before anybody is told.
 type engine struct {
 	cat   *catalog.Catalog
 	log   *slog.Logger
@@ -38,6 +37,7 @@ type engine struct {
 	mu      *sync.Mutex // the pool's
 	tasks   []*task     // queued and running, oldest first
 	stopped bool
+	last    int            // number of the job that began last, of all of the pool's
 	late    map[string]Job // ended, but their end is not in the catalog yet
 }
 
@@ -49,6 +49,7 @@ type task struct {
 
 	// Guarded by e.mu.
 	job    Job
+	slot   bool                    // it counts as one of the pool's jobs at once
 	cause  error                   // why it shall end early, if it shall
 	cancel context.CancelCauseFunc // while it runs
 }
@@ -129,6 +130,7 @@ func (e *engine) stop(cause error) {
 	for _, t := range e.tasks {
 		t.end(cause)
 	}
+	e.pool.poke() // no slot is kept for it any more
 }
 
 // end makes a task end early. e.mu is held.
@@ -151,28 +153,6 @@ func (t *task) commit() error {
 		return t.cause
 	}
 	t.cancel = nil
-	return nil
-}
-
-// next takes the first job that may run from the queue: nil if none may. A
-// job that was canceled while queued always may, to clean up behind itself.
-func (e *engine) next() *task {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	busy := e.pool.busyLocked()
-	for _, t := range e.tasks {
-		if t.job.State != catalog.Queued {
-			continue
-		}
-		if t.cause != nil || e.pool.running < e.pool.limit && !busy[t.job.VolumeID] {
-			t.job.State, t.job.Started = catalog.Running, time.Now().UTC()
-			e.pool.running++
-			return t
-		}
-		if t.job.VolumeID != "" {
-			busy[t.job.VolumeID] = true // later jobs of this volume wait behind it
-		}
-	}
 	return nil
 }
 
@@ -225,7 +205,6 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 		e.late[j.ID] = *j
 		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
 	}
-	e.pool.running--
 	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
 	close(t.done)
 	e.pool.poke()
@@ -272,99 +251,4 @@ func (e *engine) cancelJob(ctx context.Context, ref string) (Job, error) {
 		}
 	}
 	return j, refuse(CodeConflict, "job %s has ended already (%s): there is nothing to cancel", j.ID, j.State)
-}
-
-// live returns the task of a job that has not ended.
-func (e *engine) live(id string) (*task, Job, bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, t := range e.tasks {
-		if t.job.ID == id {
-			return t, t.job, true
-		}
-	}
-	return nil, Job{}, false
-}
-
-// known returns a job of which more is known than the catalog has.
-func (e *engine) known(id string) (Job, bool) {
-	if _, j, ok := e.live(id); ok {
-		return j, true
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	j, ok := e.late[id]
-	return j, ok
-}
-
-// current returns a job as it is now.
-func (e *engine) current(ctx context.Context, id string) (Job, error) {
-	if j, ok := e.known(id); ok {
-		return j, nil
-	}
-	return e.cat.Job(ctx, id)
-}
-
-// jobs returns the newest jobs with what is known of them now.
-func (e *engine) jobs(ctx context.Context, limit int) ([]Job, error) {
-	l, err := e.cat.Jobs(ctx, limit)
-	for i := range l {
-		if j, ok := e.known(l[i].ID); ok {
-			l[i] = j
-		}
-	}
-	return l, err
-}
-
-// find returns the job with this ID, or the only one whose ID begins so.
-func (e *engine) find(ctx context.Context, ref string) (Job, error) {
-	l, err := e.jobs(ctx, keepJobs)
-	if err != nil {
-		return Job{}, err
-	}
-	var found []Job
-	for _, j := range l {
-		if j.ID == ref {
-			return j, nil
-		}
-		if len(ref) >= 4 && strings.HasPrefix(j.ID, ref) {
-			found = append(found, j)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return Job{}, refuse(CodeNotFound, "there is no job %q: \"cairn job list\" shows the newest", ref)
-	case 1:
-		return found[0], nil
-	default:
-		return Job{}, refuse(CodeConflict, "%d jobs have an ID that begins with %q: give more of it", len(found), ref)
-	}
-}
-
-// using returns a job that has not ended and that match accepts.
-func (e *engine) using(match func(Job) bool) (Job, bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.usingLocked(match)
-}
-
-func (e *engine) usingLocked(match func(Job) bool) (Job, bool) {
-	for _, t := range e.tasks {
-		if match(t.job) {
-			return t.job, true
-		}
-	}
-	return Job{}, false
-}
-
-// counts returns how many jobs wait and run.
-func (e *engine) counts() (queued, running int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, t := range e.tasks {
-		if t.job.State == catalog.Running {
-			running++
-		}
-	}
-	return len(e.tasks) - running, running
 }

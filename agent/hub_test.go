@@ -25,12 +25,13 @@ import (
 type place struct {
 	stores []*memstore.Faulty
 	mem    []objstore.Store
+	call   time.Duration // that a store may take for an answer
 }
 
 // another makes a repository on three stores.
 func another(t *testing.T, name string) *place {
 	t.Helper()
-	p := &place{}
+	p := &place{call: 2 * time.Second}
 	for i := range 3 {
 		f := memstore.WithFaults(memstore.New(fmt.Sprintf("%s%d", name, i)), memstore.Faults{})
 		p.stores, p.mem = append(p.stores, f), append(p.mem, f)
@@ -42,7 +43,7 @@ func another(t *testing.T, name string) *place {
 }
 
 func (p *place) open(ctx context.Context) (*repository.Repository, error) {
-	return repository.Open(ctx, repository.Options{Stores: p.mem, Password: []byte("other"), Agent: "test", Timing: repository.Timing{Call: 2 * time.Second}})
+	return repository.Open(ctx, repository.Options{Stores: p.mem, Password: []byte("other"), Agent: "test", Timing: repository.Timing{Call: p.call}})
 }
 
 func (p *place) opened(t *testing.T) *repository.Repository {

@@ -9,12 +9,20 @@ import (
 // pool is what the engines of an agent's repositories share: how many jobs run at
 // once, and on which volumes. A volume has one job at a time, whichever repository
 // it is for: a backup must not read what a restore is writing.
+//
+// No repository keeps the others waiting, also when its stores hang and its jobs hold
+// their slots for minutes. A job takes a slot when its repository has none; a further
+// one only while a slot stays free for each other repository that has none. So as
+// long as there are as many slots as repositories, there is always one free for a
+// repository that has no job. If there are fewer, each repository has one at most,
+// and those that hang keep the others waiting only when they are as many as the slots.
+// What is free goes to the repository whose last job began longest ago.
 type pool struct {
 	limit int
 
 	mu      sync.Mutex // of the engines, too
 	engines []*engine  // all of them before one runs
-	running int
+	begun   int        // jobs
 }
 
 // newPool returns a pool for so many jobs at once; 0 = two.
@@ -23,6 +31,33 @@ func newPool(limit int) *pool {
 		limit = 2
 	}
 	return &pool{limit: limit}
+}
+
+// nextLocked returns the job that may begin next, of any engine, and nil if none may.
+func (p *pool) nextLocked() *task {
+	free, without := p.limit, 0
+	for _, e := range p.engines {
+		n := e.slotsLocked()
+		free -= n
+		if n == 0 && !e.stopped {
+			without++
+		}
+	}
+	busy := p.busyLocked()
+	var next *task
+	for _, e := range p.engines {
+		keep := 0 // for others
+		if e.slotsLocked() > 0 {
+			keep = without
+		}
+		if free <= keep || next != nil && next.e.last <= e.last {
+			continue
+		}
+		if t := e.readyLocked(busy); t != nil {
+			next = t
+		}
+	}
+	return next
 }
 
 // busyLocked returns the volumes that running jobs work on.

@@ -37,7 +37,7 @@ func agentCommand() *cli.Command {
 		&cli.StringSliceFlag{Name: "repo", Usage: "`NAME=FILE`: one more repository, which commands mean with --repo NAME; FILE has its stores, password-file and retain, as the settings file; once for each"},
 		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets of volumes, when this command starts the data plane"},
 		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
-		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given)"},
+		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given); one is kept free for each repository that has none"},
 		&cli.StringFlag{Name: "retain", Usage: "for this `time`, such as 30d, nobody can delete a backup, unless \"backup create --retain\" says otherwise"},
 		&cli.StringFlag{Name: "scrub", Value: "30d", Usage: "read everything in the stores once in this `time`, 4 % at a time, to find damage early; 0 = never"},
 		&cli.StringFlag{Name: "scrub-rate", Value: "10MiB", Usage: "most that the scrub reads in a second, a `size`"},
