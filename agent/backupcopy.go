@@ -154,21 +154,35 @@ func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, 
 const missedChanges = "changes of the volume may be missing"
 
 // flagEarlier warns of the incremental backups of this volume, in all repositories:
-// the change map is one. They may be
-// restored or deleted meanwhile: only their warnings are written.
+// the change map is one. Where another's catalog does not take the warning, this
+// backup has it, and does not fail for it.
 func (r *backupRun) flagEarlier(ctx context.Context) error {
 	for _, o := range r.all() {
-		l, err := o.cat.BackupsOf(ctx, r.vol.ID)
-		if err != nil {
+		err := r.flagIn(ctx, o)
+		if err != nil && o == r.server {
 			return err
 		}
-		for _, b := range l {
-			if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || strings.Contains(b.Warning, missedChanges) {
-				continue
-			}
-			if err := o.cat.WarnBackup(ctx, b.ID, fmt.Sprintf("%s: backup %s found unmarked ones", missedChanges, r.rec.ID)); err != nil {
-				return err
-			}
+		if err != nil {
+			r.log.LogAttrs(ctx, slog.LevelError, "backups of another repository not flagged", slog.String("other", o.name), slog.Any("error", err))
+			r.rec.Warning = joinSentences(r.rec.Warning, fmt.Sprintf("changes may be missing in the incremental backups of the volume that repository %s has, which could not be recorded there: %v", o.name, err))
+		}
+	}
+	return nil
+}
+
+// flagIn warns of the incremental backups that a repository has of this volume. They
+// may be restored or deleted meanwhile: only their warnings are written.
+func (r *backupRun) flagIn(ctx context.Context, o *server) error {
+	l, err := o.cat.BackupsOf(ctx, r.vol.ID)
+	if err != nil {
+		return err
+	}
+	for _, b := range l {
+		if b.ID == r.rec.ID || !b.Incremental || b.FullCompareReason != "" || strings.Contains(b.Warning, missedChanges) {
+			continue
+		}
+		if err := o.cat.WarnBackup(ctx, b.ID, fmt.Sprintf("%s: backup %s found unmarked ones", missedChanges, r.rec.ID)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -13,14 +14,20 @@ import (
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
-// bareServer is an agent with nothing but records and jobs.
-func bareServer(t *testing.T) *server {
+// bareServer is an agent with nothing but records and jobs, of the default repository
+// and others.
+func bareServer(t *testing.T, others ...string) *server {
 	t.Helper()
 	client := serve.NewClient(filepath.Join(t.TempDir(), "nobody"))
 	h := newHub(Options{NBDDir: t.TempDir(), Serve: client, Limits: Limits{ConcurrentJobs: 4}})
 	s, err := h.add(t.Context(), DefaultRepository, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range others {
+		if _, err = h.add(t.Context(), name, t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -75,6 +82,28 @@ func TestFlagEarlier(t *testing.T) {
 	}
 	if w := l[1].Warning; !strings.HasPrefix(w, "shards are owed; ") {
 		t.Errorf("warning %q", w)
+	}
+}
+
+// The catalog of another repository that takes no warning fails no backup, which
+// says so instead.
+func TestFlagEarlierElsewhere(t *testing.T) {
+	s := bareServer(t, "far")
+	other := s.hub.servers[1]
+	err := s.cat.PutBackup(t.Context(), Backup{ID: "old", VolumeID: "v", Incremental: true, Status: catalog.Available})
+	if err = errors.Join(err, other.cat.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r := &backupRun{server: s, rec: Backup{ID: "new"}, vol: Volume{ID: "v"}, log: s.log}
+	if err = r.flagEarlier(t.Context()); err != nil || !strings.Contains(r.rec.Warning, "that repository far has, which could not be recorded there") {
+		t.Errorf("%q, %v", r.rec.Warning, err)
+	}
+	if b, berr := s.cat.Backup(t.Context(), "old"); berr != nil || !strings.Contains(b.Warning, missedChanges) {
+		t.Errorf("%+v, %v", b, berr)
+	}
+	r = &backupRun{server: other, rec: Backup{ID: "new"}, vol: Volume{ID: "v"}, log: s.log}
+	if err = r.flagEarlier(t.Context()); err == nil {
+		t.Error("its own catalog takes no warning, and nothing is said")
 	}
 }
 

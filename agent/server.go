@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -128,77 +126,4 @@ func (s *server) work(ctx context.Context, group *sync.WaitGroup) {
 	group.Go(func() { s.jobs.run(ctx) })
 	group.Go(func() { s.reconcile(ctx) })
 	group.Go(func() { s.scrub(ctx) })
-}
-
-func (s *server) status(ctx context.Context, _ request) (any, error) {
-	st := Status{Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State}
-	if s.o.Scrub.Every > 0 {
-		scrub, err := s.scrubStatus(ctx)
-		if err != nil {
-			scrub.OK, scrub.Problem = false, err.Error()
-		}
-		st.Scrub = &scrub
-	}
-	if d, err := s.serve.Status(ctx); err != nil {
-		st.ServeError = err.Error()
-	} else {
-		st.Serve = &d
-	}
-	own, others, err := s.repositories(ctx)
-	if err != nil {
-		return nil, err
-	}
-	st.Repository, st.Others = own.Repository, others
-	st.Backups, st.Exports, st.Undecided = own.Backups, own.Exports, own.Undecided
-	st.Queued, st.Running = s.jobs.counts()
-	return st, nil
-}
-
-// repositories describes this server's repository and those of the others.
-func (s *server) repositories(ctx context.Context) (own NamedRepository, others []NamedRepository, err error) {
-	group, gctx := errgroup.WithContext(ctx)
-	servers := s.all()
-	all := make([]NamedRepository, len(servers))
-	for i, o := range servers {
-		group.Go(func() error {
-			var err error
-			all[i], err = o.describe(gctx)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return own, nil, err //nolint:wrapcheck // the catalog names itself
-	}
-	for i, o := range servers {
-		if o == s {
-			own = all[i]
-		} else {
-			others = append(others, all[i])
-		}
-	}
-	return own, others, nil
-}
-
-// describe says how the repository does.
-func (s *server) describe(ctx context.Context) (NamedRepository, error) {
-	n := NamedRepository{Name: s.name, Exports: len(s.exports.list())}
-	if err := s.closed(); err != nil {
-		n.Repository.Error = s.why()
-	} else {
-		info := s.repo.Info()
-		n.Repository = RepositoryStatus{ID: info.ID, Data: info.Data, Parity: info.Parity, Losses: info.Losses, BlockSize: info.BlockSize, Format: info.Format}
-		for _, x := range s.repo.Status(ctx) {
-			n.Repository.Stores = append(n.Repository.Stores, StoreStatus{URL: x.URL, ID: x.ID, State: string(x.State), Error: x.Error, Owed: x.Owed})
-		}
-	}
-	backups, err := s.cat.Backups(ctx)
-	for _, b := range backups {
-		if b.Status == catalog.Available || b.Status == catalog.Restoring {
-			n.Backups++
-		}
-		if b.Undecided {
-			n.Undecided++
-		}
-	}
-	return n, err
 }
