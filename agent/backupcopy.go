@@ -117,7 +117,9 @@ func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan
 
 // run reads what the plan says.
 func (r *backupRun) run(ctx context.Context, c *nbd.Client, p backup.Plan) (backup.Result, error) {
-	res, err := backup.Run(ctx, source{c, newThrottle(r.o.Limits.ReadBytesPerSecond)}, session{r.sess}, p, func(g backup.Progress) {
+	limit, done := r.hub.reads.of(r.vol.ID)
+	defer done()
+	res, err := backup.Run(ctx, source{c, limit}, session{r.sess}, p, func(g backup.Progress) {
 		r.task.update(func(j *Job) { j.Progress = backupProgress(g) })
 	})
 	if err != nil {

@@ -35,7 +35,8 @@ var (
 type hub struct {
 	o       Options
 	pool    *pool
-	servers []*server // the default first; never changes
+	reads   *throttles // of volumes
+	servers []*server  // the default first; never changes
 
 	checkpoints sync.Mutex // held while checkpoints are dropped
 
@@ -46,7 +47,7 @@ func newHub(o Options) *hub {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs)}
+	return &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond)}
 }
 
 // add makes one more server, whose state is in the folder dir.

@@ -7,8 +7,9 @@ import (
 )
 
 // pool is what the engines of an agent's repositories share: how many jobs run at
-// once, and on which volumes. A volume has one job at a time, whichever repository
-// it is for: a backup must not read what a restore is writing.
+// once, and on which volumes. A volume has one job at a time, except that backups of it
+// to several repositories may run at once: each reads a snapshot of its own. A restore
+// has the volume to itself, whichever repository it is from.
 //
 // No repository keeps the others waiting, also when its stores hang and its jobs hold
 // their slots for minutes. A job takes a slot when its repository has none; a further
@@ -43,7 +44,6 @@ func (p *pool) nextLocked() *task {
 			without++
 		}
 	}
-	busy := p.busyLocked()
 	var next *task
 	for _, e := range p.engines {
 		keep := 0 // for others
@@ -53,24 +53,31 @@ func (p *pool) nextLocked() *task {
 		if free <= keep || next != nil && next.e.last <= e.last {
 			continue
 		}
-		if t := e.readyLocked(busy); t != nil {
+		if t := e.readyLocked(); t != nil {
 			next = t
 		}
 	}
 	return next
 }
 
-// busyLocked returns the volumes that running jobs work on.
-func (p *pool) busyLocked() map[string]bool {
-	busy := map[string]bool{}
+// mayWorkLocked says whether the volume of a job is free for it.
+func (p *pool) mayWorkLocked(t *task) bool {
 	for _, e := range p.engines {
-		for _, t := range e.tasks {
-			if t.job.State == catalog.Running && t.job.VolumeID != "" {
-				busy[t.job.VolumeID] = true
+		for _, o := range e.tasks {
+			if o.job.State == catalog.Running && o.excludes(t) {
+				return false
 			}
 		}
 	}
-	return busy
+	return true
+}
+
+// excludes says whether two jobs must not run at once, as they work on one volume.
+func (t *task) excludes(o *task) bool {
+	if t.job.VolumeID == "" || t.job.VolumeID != o.job.VolumeID {
+		return false
+	}
+	return t.e == o.e || t.job.Kind != catalog.BackupJob || o.job.Kind != catalog.BackupJob
 }
 
 // poke wakes all engines: what one waited for may be free.

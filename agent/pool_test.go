@@ -90,7 +90,7 @@ func TestPoolNobodyWaits(t *testing.T) {
 				if rng.IntN(2) == 0 {
 					volume = fmt.Sprint("v", rng.IntN(4))
 				}
-				q.submit(rng.IntN(n), "job", volume)
+				q.submit(rng.IntN(n), []string{catalog.BackupJob, catalog.RestoreJob}[rng.IntN(2)], volume)
 			case x < 9 && len(q.running) > 0:
 				q.end(rng.IntN(len(q.running)))
 			default:
@@ -110,7 +110,7 @@ func TestPoolNobodyWaits(t *testing.T) {
 func (q *queues) check(limit int, where string) {
 	q.Helper()
 	used, without := 0, 0
-	busy := map[string]int{}
+	var slotted []*task
 	for _, e := range q.pool.engines {
 		slots := e.slotsLocked()
 		used += slots
@@ -121,14 +121,16 @@ func (q *queues) check(limit int, where string) {
 			q.Fatalf("%s: one has %d slots", where, slots)
 		}
 		for _, t := range e.tasks {
-			if t.slot && t.job.VolumeID != "" {
-				busy[t.job.VolumeID]++
+			if t.slot {
+				slotted = append(slotted, t)
 			}
 		}
 	}
-	for v, n := range busy {
-		if n > 1 {
-			q.Fatalf("%s: %d jobs of volume %s", where, n, v)
+	for i, t := range slotted {
+		for _, o := range slotted[:i] {
+			if v := t.job.VolumeID; v != "" && v == o.job.VolumeID && (t.e == o.e || t.job.Kind == catalog.RestoreJob || o.job.Kind == catalog.RestoreJob) {
+				q.Fatalf("%s: two jobs of volume %s: %s and %s", where, v, t.job.Kind, o.job.Kind)
+			}
 		}
 	}
 	if used > limit {
@@ -137,9 +139,8 @@ func (q *queues) check(limit int, where string) {
 	if limit >= len(q.pool.engines) && limit-used < without {
 		q.Fatalf("%s: %d slots are free for %d repositories that have none", where, limit-used, without)
 	}
-	taken := q.pool.busyLocked()
 	for i, e := range q.pool.engines {
-		ready := e.readyLocked(taken)
+		ready := e.readyLocked()
 		switch slots := e.slotsLocked(); {
 		case ready == nil:
 		case slots == 0 && used < limit:
@@ -237,4 +238,74 @@ func TestHangingRepository(t *testing.T) {
 			t.Errorf("%+v, %v", j, err)
 		}
 	}
+}
+
+// TestVolumeOfSeveral: a backup of a volume to stores that hang does not keep the
+// backup to others waiting, and both are what the volume had at their beginning. A
+// restore has the volume to itself.
+func TestVolumeOfSeveral(t *testing.T) {
+	r := testRig(t)
+	far := another(t, "far")
+	far.call = time.Hour
+	r.with(Repo{Name: "far", Open: far.open})
+	v, shadow := r.volume("web", 8<<20), make([]byte, 8<<20)
+	r.put(v, shadow, noise(3<<16), 0)
+	firstFar := r.in("far", CreateBackup{Volume: "web"})
+	r.put(v, shadow, noise(1<<16), 1<<20)
+	began, release := hangPacks(far.stores)
+	defer release()
+	other := r.agent.Repository("far")
+	hanging, err := other.CreateBackup(t.Context(), CreateBackup{Volume: "web", Incremental: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-began
+	atFar := slices.Clone(shadow)
+	patience, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := func(j Job, jerr error) Job {
+		t.Helper()
+		if jerr == nil {
+			j, jerr = r.agent.WaitJob(patience, j.ID, nil)
+		}
+		if jerr != nil || j.State != JobSucceeded {
+			t.Fatalf("%+v, %v", j, jerr)
+		}
+		return j
+	}
+	for i := range int64(2) {
+		r.put(v, shadow, noise(1<<16), 2<<20+i<<17)
+		j := done(r.agent.CreateBackup(patience, CreateBackup{Volume: "web", Auto: true}))
+		b, berr := r.agent.Backup(t.Context(), j.Backup)
+		if berr != nil || i > 0 && (b.BytesRead != 1<<16 || b.FullCompareReason != "") {
+			t.Errorf("%+v, %v", b, berr)
+		}
+		r.same(b, shadow)
+	}
+	restore, err := r.agent.Restore(t.Context(), Restore{Backup: firstBackup(t, r), Volume: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j, jerr := r.agent.Job(t.Context(), restore.ID); jerr != nil || j.State != JobQueued {
+		t.Errorf("a restore beside a backup: %+v, %v", j, jerr)
+	}
+	release()
+	if j, jerr := other.WaitJob(patience, hanging.ID, nil); jerr != nil || j.State != JobSucceeded {
+		t.Fatalf("%+v, %v", j, jerr)
+	}
+	b, err := other.Backup(t.Context(), hanging.Backup)
+	if err != nil || b.Parent != firstFar.ID || b.BytesRead != 1<<16 || b.FullCompareReason != "" {
+		t.Errorf("%+v, %v", b, err)
+	}
+	holds(t, far.opened(t), b, atFar)
+	done(restore, nil)
+}
+
+func firstBackup(t *testing.T, r *rig) string {
+	t.Helper()
+	l, err := r.agent.Backups(t.Context())
+	if err != nil || len(l) == 0 {
+		t.Fatal(l, err)
+	}
+	return l[0].ID
 }

@@ -34,15 +34,15 @@ func (t *task) beginLocked() *task {
 	return t
 }
 
-// readyLocked returns the first job of the queue whose volume is not busy, nor wanted
-// by a job before it.
-func (e *engine) readyLocked(busy map[string]bool) *task {
+// readyLocked returns the first job of the queue whose volume is free for it, and not
+// wanted by a job before it.
+func (e *engine) readyLocked() *task {
 	wanted := map[string]bool{}
 	for _, t := range e.tasks {
 		v := t.job.VolumeID
 		switch {
 		case t.job.State != catalog.Queued:
-		case t.cause == nil && !busy[v] && !wanted[v]:
+		case t.cause == nil && !wanted[v] && e.pool.mayWorkLocked(t):
 			return t
 		case v != "":
 			wanted[v] = true

@@ -48,3 +48,41 @@ func (t *throttle) wait(ctx context.Context, n int) error {
 		return context.Cause(ctx)
 	}
 }
+
+// throttles are those of several things that are read, each at the same rate however
+// many read it.
+type throttles struct {
+	bytesPerSecond int64
+
+	mu   sync.Mutex
+	used map[string]*usedThrottle
+}
+
+type usedThrottle struct {
+	*throttle
+
+	users int
+}
+
+func newThrottles(bytesPerSecond int64) *throttles {
+	return &throttles{bytesPerSecond: bytesPerSecond, used: map[string]*usedThrottle{}}
+}
+
+// of returns the throttle of one thing, for use until done is called.
+func (x *throttles) of(name string) (t *throttle, done func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	u := x.used[name]
+	if u == nil {
+		u = &usedThrottle{throttle: newThrottle(x.bytesPerSecond)}
+		x.used[name] = u
+	}
+	u.users++
+	return u.throttle, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if u.users--; u.users == 0 {
+			delete(x.used, name)
+		}
+	}
+}

@@ -34,3 +34,30 @@ func TestThrottle(t *testing.T) {
 		t.Errorf("256 MiB at 1 GiB/s were booked as %v", d)
 	}
 }
+
+// Who reads one thing shares its rate, and is forgotten behind the last.
+func TestThrottles(t *testing.T) {
+	x := newThrottles(1 << 20)
+	a, doneA := x.of("a")
+	again, doneAgain := x.of("a")
+	b, doneB := x.of("b")
+	if a != again || a == b {
+		t.Error("the rate is not that of the thing")
+	}
+	doneA()
+	if last, done := x.of("a"); last != a {
+		t.Error("the rate of a thing that is still read is another")
+	} else {
+		done()
+	}
+	doneAgain()
+	doneB()
+	if len(x.used) != 0 {
+		t.Errorf("%d are left", len(x.used))
+	}
+	none, done := newThrottles(0).of("a")
+	defer done()
+	if none != nil {
+		t.Error("a limit of 0 limits")
+	}
+}

@@ -102,12 +102,34 @@ func scanBackup(r *sql.Rows) (Backup, error) {
 	return b, err
 }
 
-// PutBackup writes a record, in place of the one with its ID if there is one.
+// PutBackup writes a record, in place of the one with its ID if there is one. Of that
+// the warning stays, in front of b's if b's does not have it: somebody may have warned
+// of the backup since b was read.
 func (c *Catalog) PutBackup(ctx context.Context, b Backup) error {
 	v := b.values()
-	return c.exec(ctx, "record backup "+b.ID,
-		`INSERT OR REPLACE INTO backups (`+backupColumns+`) VALUES (?`+strings.Repeat(", ?", len(v)-1)+`)`, v...)
+	return c.exec(ctx, "record backup "+b.ID, putBackup+`(?`+strings.Repeat(", ?", len(v)-1)+`) ON CONFLICT (id) DO UPDATE SET `+replaceBackup, v...)
 }
+
+const putBackup = `INSERT INTO backups (` + backupColumns + `) VALUES `
+
+// replaceBackup sets all columns but the ID to those of the new record.
+var replaceBackup = func() string {
+	var set []string
+	for column := range strings.SplitSeq(backupColumns, ",") {
+		column = strings.TrimSpace(column)
+		switch column {
+		case "id":
+		case "warning":
+			set = append(set, `warning = CASE
+				WHEN instr(excluded.warning, warning) > 0 THEN excluded.warning
+				WHEN instr(warning, excluded.warning) > 0 THEN warning
+				ELSE warning || '; ' || excluded.warning END`)
+		default:
+			set = append(set, column+` = excluded.`+column)
+		}
+	}
+	return strings.Join(set, ", ")
+}()
 
 // SetBackupStatus moves a backup from one state to another. It is
 // [ErrNotFound] when the backup is not in the state from (any more).

@@ -76,6 +76,13 @@ func TestBackups(t *testing.T) {
 		if err := c.PutBackup(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
+		switch old := model[b.ID].Warning; {
+		case strings.Contains(b.Warning, old):
+		case strings.Contains(old, b.Warning):
+			b.Warning = old
+		default:
+			b.Warning = old + "; " + b.Warning
+		}
 		model[b.ID] = b
 		if rapid.IntRange(0, 3).Draw(t, "remove") == 0 {
 			if err := c.RemoveBackup(t.Context(), b.ID); err != nil {
@@ -117,6 +124,35 @@ func TestBackups(t *testing.T) {
 	}
 	if l, err := c.BackupsOf(t.Context(), "v1"); err != nil || len(l) != ofV1 {
 		t.Errorf("%d of v1, %v; want %d", len(l), err, ofV1)
+	}
+}
+
+// A warning that came while somebody had the record in hand stays.
+func TestPutBackupWarned(t *testing.T) {
+	for _, x := range []struct{ was, added, put, want string }{
+		{"", "", "", ""},
+		{"", "", "owed", "owed"},
+		{"", "missed", "", "missed"},
+		{"", "missed", "owed", "missed; owed"},
+		{"owed", "missed", "owed", "owed; missed"},
+		{"owed", "missed", "owed; missed", "owed; missed"},
+		{"owed", "", "owed; more", "owed; more"},
+	} {
+		c, _ := openTest(t)
+		if err := c.PutBackup(t.Context(), Backup{ID: "b", Status: Creating, Warning: x.was}); err != nil {
+			t.Fatal(err)
+		}
+		if x.added != "" {
+			if err := c.WarnBackup(t.Context(), "b", x.added); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.PutBackup(t.Context(), Backup{ID: "b", Status: Available, Warning: x.put}); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := c.Backup(t.Context(), "b"); err != nil || b.Warning != x.want || b.Status != Available {
+			t.Errorf("%+v: %q, %v", x, b.Warning, err)
+		}
 	}
 }
 
