@@ -46,7 +46,7 @@ crash: build ## a long kill -9 and power-loss campaign: make crash ROUNDS=5000
 model: ## up to 40 million states of each configuration of the protocol's model; takes gigabytes of memory
 	CAIRN_ROUNDS=1 $(GO) test -count=1 -timeout 0 -v ./internal/protocol/
 
-soak: ## three agents that back up, delete, prune and die at once: make soak MINUTES=10
+soak: ## three agents that back up, delete, prune and die at once, on folders and on S3 servers that die too: make soak MINUTES=10
 	CAIRN_MINUTES=$(or $(MINUTES),10) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./internal/e2e/
 
 bench: bench-go bench-s3 bench-peers ## Go benchmarks, S3 servers beside folders, then the comparison with restic and borg

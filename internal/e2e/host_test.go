@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/objstore"
+	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
+	"github.com/cairnbackup/cairn/internal/objstore/s3store"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -220,4 +223,24 @@ func poll(ctx context.Context, every time.Duration, f func() (bool, error)) erro
 		case <-tick.C:
 		}
 	}
+}
+
+// openStores opens the host's stores, which are closed when the test ends.
+func (h *host) openStores() (stores []objstore.Store) {
+	h.t.Helper()
+	for _, name := range h.stores {
+		c, _, err := s3store.Parse(name)
+		var s objstore.Store
+		if err == nil {
+			s, err = s3store.Open(c)
+		} else {
+			s, err = dirstore.Open(name, dirstore.Options{})
+		}
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.t.Cleanup(func() { _ = s.Close() })
+		stores = append(stores, s)
+	}
+	return stores
 }

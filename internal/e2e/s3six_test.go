@@ -32,29 +32,38 @@ const sixSize = 24 * mib
 
 func newSix(t *testing.T) *six {
 	t.Helper()
-	s3test.Keys(t)
-	s := &six{rng: rand.NewChaCha8([32]byte{6})}
-	for i := range 6 {
-		kind := s3test.Versitygw
-		if i%2 == 1 {
-			kind = s3test.MinIO
-		}
-		s.servers = append(s.servers, s3test.New(t, kind))
-		s.servers[i].Bucket(t, "backups")
-	}
+	s := &six{rng: rand.NewChaCha8([32]byte{6}), servers: sixServers(t)}
 	// Slow enough for a server to die while a backup runs.
-	s.host = newHostOn(t, 4, 2, func(string) (urls []string) {
-		for _, srv := range s.servers {
-			urls = append(urls, srv.URL("backups/host", "bandwidth=4MiB"))
-		}
-		return urls
-	})
+	s.host = newHostOn(t, 4, 2, func(string) []string { return urlsOf(s.servers, "backups/host", "bandwidth=4MiB") })
 	var err error
 	if s.disk, err = s.control.CreateVolume(t.Context(), agent.CreateVolume{Name: "disk", Size: sixSize}); err != nil {
 		t.Fatal(err)
 	}
 	s.content = make([]byte, sixSize)
 	return s
+}
+
+// sixServers starts three S3 servers of each kind, with a bucket on each.
+func sixServers(t *testing.T) (servers []*s3test.Server) {
+	t.Helper()
+	s3test.Keys(t)
+	for i := range 6 {
+		kind := s3test.Versitygw
+		if i%2 == 1 {
+			kind = s3test.MinIO
+		}
+		servers = append(servers, s3test.New(t, kind))
+		servers[i].Bucket(t, "backups")
+	}
+	return servers
+}
+
+// urlsOf are the stores at one place of each server.
+func urlsOf(servers []*s3test.Server, place string, parameters ...string) (urls []string) {
+	for _, s := range servers {
+		urls = append(urls, s.URL(place, parameters...))
+	}
+	return urls
 }
 
 // change writes 8 MiB at random places that do not compress.
