@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,17 +23,19 @@ import (
 
 // checkProgress is what a check of the data has read so far, in a file that the next
 // check goes on from when this one is interrupted: a line for each pack, appended as it
-// is read. Other than a position it says that something need not be read again, so that
+// is read, and one with the backups whose chunks in these packs were opened, of which
+// the last counts. Other than a position it says that something need not be read again, so that
 // each line has a checksum over itself and all before it; what comes behind a line that
 // is wrong counts for nothing.
 type checkProgress struct {
-	f     vfs.File
-	size  int64
-	sum   uint32
-	name  string
-	began time.Time
-	done  map[string]bool // pack -> sound
-	err   error           // why nothing more is remembered
+	f      vfs.File
+	size   int64
+	sum    uint32
+	name   string
+	began  time.Time
+	done   map[string]bool // pack -> sound
+	opened map[string]bool // sessions of the backups whose chunks were opened
+	err    error           // why nothing more is remembered
 }
 
 // checkStale is how old a check may be that is gone on with: what was read long ago may
@@ -40,7 +43,7 @@ type checkProgress struct {
 const checkStale = 14 * 24 * time.Hour
 
 const (
-	progressHeader = "cairn check progress 1"
+	progressHeader = "cairn check progress 2"
 	maxProgress    = 1 << 30 // ten million packs
 )
 
@@ -119,6 +122,11 @@ func (p *checkProgress) take(line string) bool {
 		p.began = time.Unix(seconds, 0)
 	case repository.IsPosition(head) && (value == "sound" || value == "damaged"):
 		p.done[head] = value == "sound"
+	case value == "opened":
+		p.opened = make(map[string]bool)
+		for session := range strings.SplitSeq(head, ",") {
+			p.opened[session] = true
+		}
 	default:
 		return false
 	}
@@ -142,7 +150,7 @@ func chain(before uint32, text string) uint32 {
 }
 
 func (p *checkProgress) begin(now time.Time) error {
-	p.size, p.sum, p.began, p.done = 0, 0, now, make(map[string]bool)
+	p.size, p.sum, p.began, p.done, p.opened = 0, 0, now, make(map[string]bool), nil
 	if err := p.f.Truncate(0); err != nil {
 		return err
 	}
@@ -170,6 +178,15 @@ func (p *checkProgress) read(pack string, sound bool) error {
 		word = "sound"
 	}
 	p.err = p.write(pack + " " + word)
+	return nil
+}
+
+// opens notes of which backups all is said that follows, and was before.
+func (p *checkProgress) opens(sessions []string) error {
+	if p.err != nil {
+		return nil //nolint:nilerr // interrupted says it
+	}
+	p.err = p.write(cmp.Or(strings.Join(sessions, ","), "none") + " opened")
 	return nil
 }
 

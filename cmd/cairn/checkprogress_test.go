@@ -29,6 +29,11 @@ func TestCheckProgress(t *testing.T) {
 	if _, err := openProgress(name, false, now); err == nil {
 		t.Error("two checks use one file")
 	}
+	for _, sessions := range [][]string{{"01", "02", "03"}, {"01", "03"}} {
+		if err := p.opens(sessions); err != nil || p.err != nil {
+			t.Fatal(err, p.err)
+		}
+	}
 	var order []string
 	noted := make(map[string]bool)
 	for i := range 5 {
@@ -43,8 +48,8 @@ func TestCheckProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	p = open(false, now.Add(time.Hour))
-	if !maps.Equal(p.done, noted) || !strings.Contains(p.goesOn(), "5 packs were read before, of which 1 were damaged") {
-		t.Errorf("%v, %s", p.done, p.goesOn())
+	if !maps.Equal(p.done, noted) || !strings.Contains(p.goesOn(), "5 packs were read before, of which 1 were damaged") || !maps.Equal(p.opened, map[string]bool{"01": true, "03": true}) {
+		t.Errorf("%v, %v, %s", p.done, p.opened, p.goesOn())
 	}
 	if err := p.leave(); err != nil {
 		t.Fatal(err)
@@ -69,7 +74,7 @@ func TestCheckProgress(t *testing.T) {
 			}
 			p = open(false, now)
 			before := len(p.done)
-			if !prefix(p.done) || before == 5 {
+			if !prefix(p.done) || before == 5 || before > 0 && !maps.Equal(p.opened, map[string]bool{"01": true, "03": true}) {
 				t.Fatalf("byte %d: %v", at, p.done)
 			}
 			// It can be written on, and read again.
@@ -95,7 +100,7 @@ func TestCheckProgress(t *testing.T) {
 		if err := os.WriteFile(name, good, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if p = open(begin.anew, begin.at); len(p.done) != 0 || p.goesOn() != "" {
+		if p = open(begin.anew, begin.at); len(p.done)+len(p.opened) != 0 || p.goesOn() != "" {
 			t.Errorf("%s: %v", begin.what, p.done)
 		}
 		if err := p.leave(); err != nil {

@@ -121,6 +121,7 @@ func remembered(c *cli.Context, r *repository.Repository, percent int, o *reposi
 		text = "how far this check comes is not remembered: " + err.Error()
 	} else {
 		o.Before, o.Read = p.done, p.read
+		o.Opened, o.Opens = p.opened, p.opens
 		text = p.goesOn()
 	}
 	if text == "" {

@@ -59,7 +59,7 @@ func newChecker(r *Repository, o CheckOptions) *checker {
 	if o.Progress == nil {
 		o.Progress = func(CheckProgress) {}
 	}
-	return &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool)}
+	return &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool), missed: make(map[int][]leafRange)}
 }
 
 // find learns which packs are needed and what the stores have of them.
@@ -94,7 +94,7 @@ type packCheck struct {
 	verified bool // every shard was read
 	opened   bool // its chunks were read too: failed says which cannot be
 	recalled bool // all of that by an earlier check, which found nothing
-	failed   map[uint32]string
+	failed   map[chunk.Ref]string
 	whole    bool // shards of it were rebuilt
 
 	forwards []*forwarding // where its chunks went, if it was compacted
@@ -104,21 +104,24 @@ type packCheck struct {
 }
 
 type checker struct {
-	r      *Repository
-	o      CheckOptions
-	trash  bool // deleted backups as well
-	report CheckReport
-	images []*Image // parallel to report.Backups; nil = cannot be opened
-	packs  map[chunk.PackID]*packCheck
-	moved  map[chunk.PackID]bool // packs that have a forwarding, needed or not
-	window map[chunk.PackID]bool // packs whose data is read; nil = all, if any
-	order  []chunk.PackID        // the same, as they are read
-	leaves map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
-	down   map[ident]bool        // members that did not answer when they were listed or read
-	unsure bool                  // where a pack moved could not be read
-	unread []string              // shards that could not, and why
-	known  *damage               // of earlier checks (Publish)
-	there  map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
+	r          *Repository
+	o          CheckOptions
+	trash      bool // deleted backups as well
+	report     CheckReport
+	images     []*Image // parallel to report.Backups; nil = cannot be opened
+	packs      map[chunk.PackID]*packCheck
+	moved      map[chunk.PackID]bool // packs that have a forwarding, needed or not
+	window     map[chunk.PackID]bool // packs whose data is read; nil = all, if any
+	order      []chunk.PackID        // the same, as they are read
+	leaves     map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
+	down       map[ident]bool        // members that did not answer when they were listed or read
+	unsure     bool                  // where a pack moved could not be read
+	unread     []string              // shards that could not, and why
+	known      *damage               // of earlier checks (Publish)
+	missed     map[int][]leafRange   // by backup: leaves that could not be read when chunks were opened
+	opened     map[string]bool       // sessions of backups whose chunks were opened in all packs that were told to be sound
+	toldOpened bool                  // Opens was told
+	there      map[chunk.PackID]bool // of the packs in known that no backup needs, those that a store has
 }
 
 // roots opens every backup, and reports root records that nobody can read.

@@ -104,7 +104,7 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 		if level > 0 {
 			return nil
 		}
-		bad, err := c.leaf(ctx, img, ref, first, b)
+		bad, err := c.leaf(ctx, n, ref, first)
 		if err != nil {
 			return lost(first, 1, ref, err)
 		}
@@ -148,7 +148,8 @@ func (c *checker) hit(id chunk.PackID, err error) {
 
 // leaf returns which blocks of a leaf are damaged. Backups share most leaves,
 // so that each is looked at once.
-func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int64, b *BackupReport) ([]bool, error) {
+func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([]bool, error) {
+	img, b := c.images[n], &c.report.Backups[n]
 	key := nodeKey{ref.ID, ref.Location}
 	if bad, ok := c.leaves[key]; ok {
 		return bad, nil
@@ -168,6 +169,7 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 			c.hit(at.Pack, err)
 		}
 	}
+	missed := c.hasMissed(n, leaf)
 	var pieces []piece
 	var where []int
 	for i := range manifest.LeafBlocks {
@@ -179,8 +181,8 @@ func (c *checker) leaf(ctx context.Context, img *Image, ref chunk.Ref, leaf int6
 			note(i, err.Error(), err)
 		} else if why := c.lost(chunk.Data, at); why != "" {
 			note(i, why, ErrDamaged)
-		} else if p := c.packs[at.Pack]; p != nil && p.opened {
-			if why := p.failed[at.Offset]; why != "" {
+		} else if p := c.packs[at.Pack]; p != nil && p.opened && !missed {
+			if why := p.failed[at]; why != "" {
 				note(i, why, ErrDamaged)
 			}
 		} else if c.reads(at.Pack) {

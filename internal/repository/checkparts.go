@@ -17,7 +17,9 @@ const checkParts = 50
 // data reads the packs that were chosen. Without anybody to tell, their chunks are
 // opened later, backup by backup, while the report is made.
 func (c *checker) data(ctx context.Context) error {
-	c.recall()
+	if err := c.recall(ctx); err != nil {
+		return err
+	}
 	var ids []chunk.PackID
 	done := 0
 	for _, id := range c.order {
@@ -37,6 +39,9 @@ func (c *checker) data(ctx context.Context) error {
 			return err
 		}
 		if err := c.open(ctx, part); err != nil {
+			return err
+		}
+		if err := c.tellOpened(); err != nil {
 			return err
 		}
 		for _, id := range part {
@@ -81,48 +86,58 @@ func (c *checker) damaged(id chunk.PackID, p *packCheck) bool {
 	return false
 }
 
-// recall takes over what an interrupted check found to be sound. A pack that lacks a
-// shard by now, or has one of a wrong size, is read again.
-func (c *checker) recall() {
-	for id, p := range c.packs {
-		if c.reads(id) && c.o.Before[id.String()] && c.sound(p) && !c.known.has(id) {
-			p.recalled, p.verified, p.opened = true, true, true
-		}
-	}
-}
-
-// open opens all chunks that backups have in some packs.
+// open opens all chunks that backups have in some packs. What could not be looked
+// through is noted in missed.
 func (c *checker) open(ctx context.Context, part []chunk.PackID) error {
-	wanted := make(map[chunk.PackID]bool, len(part))
-	for _, id := range part {
-		wanted[id] = true
-	}
+	wanted := packSet(part)
 	seen := make(map[nodeKey]bool) // backups share most leaves
-	for _, img := range c.images {
+	for n, img := range c.images {
 		if img == nil {
 			continue
 		}
-		err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
-			if key := (nodeKey{ref.ID, ref.Location}); level == 0 && !seen[key] {
-				seen[key] = true
-				return c.openLeaf(ctx, img, first, wanted)
-			}
-			return nil
-		}, func(int64, int64, chunk.Ref, error) error {
-			return ctx.Err() //nolint:wrapcheck // what is lost, the report says
-		})
-		if err != nil {
-			return fmt.Errorf("read the chunks of backup %s: %w", img.Backup().ID, err)
+		if err := c.openAll(ctx, n, nil, wanted, seen); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (c *checker) openLeaf(ctx context.Context, img *Image, leaf int64, wanted map[chunk.PackID]bool) error {
-	l, err := img.tree.Leaf(ctx, leaf)
-	if err != nil {
-		return ctx.Err() //nolint:wrapcheck // as above
+func packSet(ids []chunk.PackID) map[chunk.PackID]bool {
+	out := make(map[chunk.PackID]bool, len(ids))
+	for _, id := range ids {
+		out[id] = true
 	}
+	return out
+}
+
+// openAll opens all chunks that a backup has in the wanted packs and in leaves that
+// were not seen yet, but for those that base has in the same place.
+func (c *checker) openAll(ctx context.Context, n int, base *Image, wanted map[chunk.PackID]bool, seen map[nodeKey]bool) error {
+	img := c.images[n]
+	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
+		key := nodeKey{ref.ID, ref.Location}
+		if level > 0 || seen[key] {
+			return nil
+		}
+		l, err := img.tree.Leaf(ctx, first)
+		if err != nil {
+			c.miss(n, first, 1)
+			return ctx.Err() //nolint:wrapcheck // what is lost, the report says
+		}
+		seen[key] = true
+		return c.openLeaf(ctx, img, l, sameLeaf(ctx, base, first), wanted)
+	}, func(first, leaves int64, _ chunk.Ref, _ error) error {
+		c.miss(n, first, leaves)
+		return ctx.Err() //nolint:wrapcheck // as above
+	})
+	if err != nil {
+		return fmt.Errorf("read the chunks of backup %s: %w", img.Backup().ID, err)
+	}
+	return nil
+}
+
+// openLeaf opens what a leaf has in the wanted packs, but for what base has too.
+func (c *checker) openLeaf(ctx context.Context, img *Image, l, base *manifest.Leaf, wanted map[chunk.PackID]bool) error {
 	var pieces []piece
 	var where []int
 	var size int64
@@ -131,7 +146,10 @@ func (c *checker) openLeaf(ctx context.Context, img *Image, leaf int64, wanted m
 		if !ok || !wanted[at.Pack] || checkLocation(at.Location) != nil {
 			continue
 		}
-		if p := c.packs[at.Pack]; p.failed[at.Offset] != "" || c.lost(chunk.Data, at) != "" {
+		if was, ok := base.At(i); ok && was == at {
+			continue
+		}
+		if p := c.packs[at.Pack]; p.failed[at] != "" || c.lost(chunk.Data, at) != "" {
 			continue
 		}
 		pieces, where = append(pieces, piece{ref: at}), append(where, i)
@@ -144,9 +162,9 @@ func (c *checker) openLeaf(ctx context.Context, img *Image, leaf int64, wanted m
 		at, _ := l.At(i)
 		p := c.packs[at.Pack]
 		if p.failed == nil {
-			p.failed = make(map[uint32]string)
+			p.failed = make(map[chunk.Ref]string)
 		}
-		p.failed[at.Offset] = why
+		p.failed[at] = why
 		c.hit(at.Pack, err)
 	})
 }

@@ -21,6 +21,13 @@ type CheckOptions struct {
 	// whether all was well with them. Those that were sound are not read again. Of one
 	// that was not and is now, the report says so: it is never clean.
 	Before map[string]bool
+	// Opened are the backups, by their sessions, whose chunks that check opened in
+	// every pack of Before that was sound. What others have there is opened now.
+	Opened map[string]bool
+	// Opens, if not nil, is told of these backups before Read is told of the first
+	// pack, and whenever there are fewer of them: what counts is what it was told
+	// last. Its error ends the check. Not concurrently.
+	Opens func(sessions []string) error
 	// Read, if not nil, is told of each pack whose data was read and whether all was
 	// well, for a check that is interrupted to go on from. It makes ReadData go pack
 	// by pack in some parts, each of which goes through all manifests. Its error ends
