@@ -123,7 +123,7 @@ const scrubStep = 1 << 20
 func found(rep repository.CheckReport) string {
 	lost, missing, damaged, down := 0, int64(0), int64(0), 0
 	for _, b := range rep.Backups {
-		if !b.Restorable {
+		if !b.Restorable && !b.Unjudged {
 			lost++
 		}
 	}
@@ -134,6 +134,13 @@ func found(rep repository.CheckReport) string {
 			down++
 		}
 	}
-	return fmt.Sprintf("%d backups cannot be restored in full, %d shards or records are missing and %d damaged, %d stores do not answer: \"cairn repo check\" says more, \"cairn repo repair --apply\" mends what can be mended",
+	text := ""
+	if rep.Unjudged != "" {
+		text = rep.Unjudged + ". Of the rest "
+		if lost+down == 0 && missing+damaged == 0 && len(rep.Problems) == 0 {
+			return text + "nothing was found"
+		}
+	}
+	return text + fmt.Sprintf("%d backups cannot be restored in full, %d shards or records are missing and %d damaged, %d stores do not answer: \"cairn repo check\" says more, \"cairn repo repair --apply\" mends what can be mended",
 		lost, missing, damaged, down)
 }

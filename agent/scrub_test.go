@@ -11,6 +11,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
+	"github.com/cairnbackup/cairn/internal/repository"
 )
 
 // The scrub comes round, finds a byte that changed on a store, and goes on behind a
@@ -61,6 +62,18 @@ func TestScrub(t *testing.T) {
 	r.stores[2].SetFaults(memstore.Faults{Before: func(context.Context, memstore.Call) error { return objstore.ErrDown }})
 	r.startAgent()
 	r.until("a store that is down", func() bool { return strings.Contains(status().Problem, "1 stores do not answer") })
+}
+
+// What the agent's password does not open any more is not called damage.
+func TestScrubUnjudged(t *testing.T) {
+	rep := repository.CheckReport{Unjudged: "this and that cannot be judged", Backups: []repository.BackupReport{{Unjudged: true}}}
+	if text := found(rep); rep.OK() || text != "this and that cannot be judged. Of the rest nothing was found" {
+		t.Errorf("%v, %s", rep.OK(), text)
+	}
+	rep.Backups = append(rep.Backups, repository.BackupReport{})
+	if text := found(rep); !strings.Contains(text, "this and that") || !strings.Contains(text, "1 backups cannot be restored") {
+		t.Error(text)
+	}
 }
 
 // A state of the scrub that makes no sense is no reason not to scrub.

@@ -1,9 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +24,7 @@ type checkResult struct {
 
 	Beyond      int    `json:"packs_beyond_repair"`
 	Unpublished string `json:"unpublished,omitempty"`
+	Unjudged    string `json:"unjudged,omitempty"` // what the password does not open
 }
 
 type checkBackup struct {
@@ -32,6 +33,7 @@ type checkBackup struct {
 	Volume     string    `json:"volume"`
 	Created    time.Time `json:"created_at"`
 	Restorable bool      `json:"restorable"`
+	Unjudged   bool      `json:"unjudged,omitempty"` // not restorable only in that the password does not open all of it
 	Problems   []string  `json:"problems"`
 	unreadable
 }
@@ -93,22 +95,38 @@ func repoCheck(c *cli.Context, r *repository.Repository) (err error) {
 	if err := progress.finish(); err != nil {
 		return err
 	}
-	if !result.OK {
-		lost := 0
-		for _, b := range result.Backups {
-			if !b.Restorable {
-				lost++
-			}
-		}
-		if lost > 0 {
-			return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives%s", lost, len(result.Backups), healing(result.Beyond, result.Unpublished)))
-		}
-		if len(result.Found) > 0 {
-			return trouble("every backup can be restored, but " + result.Found[0])
-		}
-		return trouble("every backup can be restored, but " + storeTrouble(result.Stores, r.Info().Data+r.Info().Parity))
+	return result.verdict(r.Info().Data + r.Info().Parity)
+}
+
+// verdict says in a sentence what was found; nil: nothing. It is errDamage, or ErrPassword
+// when all that can be judged is well.
+func (r checkResult) verdict(members int) error {
+	if r.OK {
+		return nil
 	}
-	return nil
+	lost := 0
+	for _, b := range r.Backups {
+		if !b.Restorable && !b.Unjudged {
+			lost++
+		}
+	}
+	if lost > 0 {
+		return trouble(fmt.Sprintf("%d of %d backups cannot be restored in full: bring back the stores that are down, or keep what \"cairn repo restore --skip-damaged\" still gives%s", lost, len(r.Backups), healing(r.Beyond, r.Unpublished)))
+	}
+	every := "every backup can be restored, but "
+	if r.Unjudged != "" {
+		every = r.Unjudged + "; every other backup can be restored, but "
+	}
+	stores := storeTrouble(r.Stores, members)
+	switch {
+	case len(r.Found) > 0:
+		return trouble(every + r.Found[0])
+	case stores != "":
+		return trouble(every + stores)
+	case r.Unjudged != "":
+		return fmt.Errorf("%s: nothing else was found (%w)", r.Unjudged, repository.ErrPassword)
+	}
+	return trouble(every + "not everything is as it should be")
 }
 
 // remembered lets a check of the data go on from one that was interrupted, and be gone
@@ -154,7 +172,7 @@ func (t trouble) Error() string { return string(t) }
 func (trouble) Is(target error) bool { return target == errDamage }
 
 // storeTrouble says what is wrong with the stores when every backup can be
-// restored. A store that is down is listed as a member and as what was given.
+// restored, if anything is. A store that is down is listed as a member and as what was given.
 func storeTrouble(stores []checkStore, members int) string {
 	up, lacking := 0, 0
 	for _, s := range stores {
@@ -173,11 +191,14 @@ func storeTrouble(stores []checkStore, members int) string {
 	if away := members - up; away > 0 {
 		l = append(l, fmt.Sprintf("%d of %d stores could not be asked: bring them back or name them all", away, members))
 	}
-	return cmp.Or(strings.Join(l, ", and "), "not every store is as it should be")
+	if len(l) == 0 && slices.ContainsFunc(stores, func(s checkStore) bool { return len(s.Problems) > 0 }) {
+		return "not every store is as it should be"
+	}
+	return strings.Join(l, ", and ")
 }
 
 func resultOf(report repository.CheckReport) checkResult {
-	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Before: report.Recalled, Found: list(report.Problems), Backups: []checkBackup{}, Stores: []checkStore{}, Beyond: report.Beyond, Unpublished: report.Unpublished}
+	result := checkResult{OK: report.OK(), Packs: report.Packs, Read: report.Read, Before: report.Recalled, Found: list(report.Problems), Backups: []checkBackup{}, Stores: []checkStore{}, Beyond: report.Beyond, Unpublished: report.Unpublished, Unjudged: report.Unjudged}
 	for _, b := range report.Backups {
 		result.Backups = append(result.Backups, checkBackupOf(b))
 	}
@@ -193,7 +214,7 @@ func resultOf(report repository.CheckReport) checkResult {
 func checkBackupOf(b repository.BackupReport) checkBackup {
 	return checkBackup{
 		ID: b.Backup.ID, Name: b.Backup.Name, Volume: b.Backup.Volume, Created: b.Backup.Created,
-		Restorable: b.Restorable, Problems: list(b.Problems), unreadable: unreadableOf(b),
+		Restorable: b.Restorable, Unjudged: b.Unjudged, Problems: list(b.Problems), unreadable: unreadableOf(b),
 	}
 }
 
@@ -201,7 +222,10 @@ func checkBackupRows(t *table, backups []checkBackup) {
 	t.row("BACKUP", "VOLUME", "CREATED", "RESTORABLE")
 	for _, b := range backups {
 		verdict := "yes"
-		if !b.Restorable {
+		switch {
+		case b.Unjudged:
+			verdict = "?"
+		case !b.Restorable:
 			verdict = "NO"
 		}
 		t.row(b.ID, b.Volume, when(b.Created), verdict)
@@ -230,6 +254,9 @@ func checkFields(t *table, r checkResult) {
 	t.row()
 	for _, p := range r.Found {
 		t.row(p)
+	}
+	if r.Unjudged != "" {
+		t.row(r.Unjudged)
 	}
 	before := ""
 	if r.Before > 0 {

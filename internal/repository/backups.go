@@ -98,6 +98,12 @@ func (r *Repository) standings(ctx context.Context) ([]standing, error) {
 // record: so many stores answered that none can be on the others only, and all
 // that were listed were read.
 func (r *Repository) survey(ctx context.Context) (all []standing, complete bool, err error) {
+	return r.surveyBut(ctx, func(_ string, _ bool, err error) error { return err })
+}
+
+// surveyBut is survey that asks what to make of a root record that was not read for
+// want of its key, and goes on without it if that is no error. Not concurrently.
+func (r *Repository) surveyBut(ctx context.Context, sealed func(name string, deleted bool, err error) error) (all []standing, complete bool, err error) {
 	r.reunite(ctx)
 	names, silent, err := r.unionOf(ctx, rootPrefix)
 	if err != nil {
@@ -138,6 +144,10 @@ func (r *Repository) survey(ctx context.Context) (all []standing, complete bool,
 				// Check reports those that are; a store that is away says nothing.
 				complete = complete && !errors.Is(err, objstore.ErrDown)
 				return nil
+			}
+			if unjudged(err) {
+				complete = false
+				return sealed(name, deleted[s], err)
 			}
 			if err != nil || st.root == nil {
 				return err

@@ -23,6 +23,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (CheckReport, er
 	if err == nil {
 		err = c.judge(ctx)
 	}
+	c.tellSealed()
 	if err == nil && o.Publish && o.ReadData {
 		err = c.publish(ctx)
 	}
@@ -59,7 +60,7 @@ func newChecker(r *Repository, o CheckOptions) *checker {
 	if o.Progress == nil {
 		o.Progress = func(CheckProgress) {}
 	}
-	return &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]bool), missed: make(map[int][]leafRange)}
+	return &checker{r: r, o: o, packs: make(map[chunk.PackID]*packCheck), moved: make(map[chunk.PackID]bool), leaves: make(map[nodeKey][]error), missed: make(map[int][]leafRange)}
 }
 
 // find learns which packs are needed and what the stores have of them.
@@ -94,13 +95,14 @@ type packCheck struct {
 	verified bool // every shard was read
 	opened   bool // its chunks were read too: failed says which cannot be
 	recalled bool // all of that by an earlier check, which found nothing
-	failed   map[chunk.Ref]string
+	failed   map[chunk.Ref]error
 	whole    bool // shards of it were rebuilt
 
 	forwards []*forwarding // where its chunks went, if it was compacted
 	target   bool          // no backup names it, only forwardings
 	users    []*packCheck  // of a target: the packs that those are of
 	going    bool          // it was compacted and shards of it are gone
+	sealed   bool          // it was compacted, and the password does not open where to
 }
 
 type checker struct {
@@ -113,8 +115,9 @@ type checker struct {
 	moved      map[chunk.PackID]bool // packs that have a forwarding, needed or not
 	window     map[chunk.PackID]bool // packs whose data is read; nil = all, if any
 	order      []chunk.PackID        // the same, as they are read
-	leaves     map[nodeKey][]bool    // leaves whose chunks were read: which are damaged; nil = none
+	leaves     map[nodeKey][]error   // leaves whose chunks were read: why some cannot be; nil = all can
 	down       map[ident]bool        // members that did not answer when they were listed or read
+	sealed     sealedFinds           // what the password does not open
 	unsure     bool                  // where a pack moved could not be read
 	unread     []string              // shards that could not, and why
 	known      *damage               // of earlier checks (Publish)
@@ -126,7 +129,7 @@ type checker struct {
 
 // roots opens every backup, and reports root records that nobody can read.
 func (c *checker) roots(ctx context.Context) error {
-	all, err := c.r.standings(ctx)
+	all, _, err := c.r.surveyBut(ctx, c.sealedRoot)
 	if err != nil {
 		return err
 	}
@@ -162,7 +165,7 @@ func (c *checker) roots(ctx context.Context) error {
 		c.r.mu.Lock()
 		seen := c.r.rootSeen[name] != nil
 		c.r.mu.Unlock()
-		if !seen {
+		if !seen && !c.sealed.roots[name] {
 			if _, err := c.r.readRoot(ctx, ms, name); err != nil {
 				addProblem(&c.report.Problems, err.Error())
 			}
@@ -183,16 +186,14 @@ func (c *checker) walk(ctx context.Context, n int, img *Image) error {
 		}
 	}, func(_, _ int64, ref chunk.Ref, err error) error {
 		c.hit(ref.Pack, err)
-		b.Restorable = false
-		addProblem(&b.Problems, unreadableManifest(err))
+		b.cannot(err, unreadableManifest(err))
 		return nil
 	})
 	if ctx.Err() != nil {
 		return ctx.Err() //nolint:wrapcheck // as above
 	}
 	if err != nil {
-		b.Restorable = false
-		addProblem(&b.Problems, unreadableManifest(err))
+		b.cannot(err, unreadableManifest(err))
 	}
 	return nil
 }

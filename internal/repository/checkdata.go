@@ -89,17 +89,18 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 			return ctx.Err() //nolint:wrapcheck // canceled
 		}
 		c.hit(ref.Pack, err)
-		b.Restorable = false
-		addProblem(&b.Problems, unreadableManifest(err))
+		b.cannot(err, unreadableManifest(err))
+		if unjudged(err) {
+			return nil
+		}
 		from := first * manifest.LeafBlocks
 		to := min(from+leaves*manifest.LeafBlocks, g.Blocks())
 		b.Damaged = appendBlocks(b.Damaged, DamagedRange{from, to - from})
 		return nil
 	}
 	err := img.tree.Nodes(ctx, func(level int, first int64, ref chunk.Ref) error {
-		if why := c.lost(chunk.Node, ref); why != "" {
-			b.Restorable = false
-			addProblem(&b.Problems, why)
+		if err := c.lost(chunk.Node, ref); err != nil {
+			b.cannot(err, sentence(err))
 		}
 		if level > 0 {
 			return nil
@@ -108,17 +109,20 @@ func (c *checker) blocks(ctx context.Context, n int, img *Image) error {
 		if err != nil {
 			return lost(first, 1, ref, err)
 		}
-		for i, is := range bad {
-			if block := first*manifest.LeafBlocks + int64(i); is && block < g.Blocks() {
-				b.Restorable = false
+		for i, err := range bad {
+			block := first*manifest.LeafBlocks + int64(i)
+			if err == nil || block >= g.Blocks() {
+				continue
+			}
+			b.cannot(err, "")
+			if !unjudged(err) {
 				b.Damaged = appendBlocks(b.Damaged, DamagedRange{block, 1})
 			}
 		}
 		return nil
 	}, lost)
 	if err != nil && ctx.Err() == nil {
-		b.Restorable = false
-		addProblem(&b.Problems, unreadableManifest(err))
+		b.cannot(err, unreadableManifest(err))
 		err = nil
 	}
 	return err
@@ -139,6 +143,8 @@ func (c *checker) hit(id chunk.PackID, err error) {
 	p := c.packs[id]
 	switch {
 	case p == nil:
+	case unjudged(err):
+		p.doubt = true
 	case errors.Is(err, ErrDamaged) && !errors.Is(err, ErrTooFewStores):
 		p.hit = true
 	default:
@@ -146,9 +152,9 @@ func (c *checker) hit(id chunk.PackID, err error) {
 	}
 }
 
-// leaf returns which blocks of a leaf are damaged. Backups share most leaves,
+// leaf returns why blocks of a leaf cannot be read. Backups share most leaves,
 // so that each is looked at once.
-func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([]bool, error) {
+func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([]error, error) {
 	img, b := c.images[n], &c.report.Backups[n]
 	key := nodeKey{ref.ID, ref.Location}
 	if bad, ok := c.leaves[key]; ok {
@@ -158,13 +164,13 @@ func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([
 	if err != nil {
 		return nil, err //nolint:wrapcheck // blocks says what it means
 	}
-	var bad []bool
-	note := func(i int, why string, err error) {
+	var bad []error
+	note := func(i int, err error) {
 		if bad == nil {
-			bad = make([]bool, manifest.LeafBlocks)
+			bad = make([]error, manifest.LeafBlocks)
 		}
-		bad[i] = true
-		addProblem(&b.Problems, why)
+		bad[i] = err
+		b.cannot(err, sentence(err))
 		if at, ok := l.At(i); ok {
 			c.hit(at.Pack, err)
 		}
@@ -178,12 +184,12 @@ func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([
 			continue
 		}
 		if err := checkLocation(at.Location); err != nil {
-			note(i, err.Error(), err)
-		} else if why := c.lost(chunk.Data, at); why != "" {
-			note(i, why, ErrDamaged)
+			note(i, err)
+		} else if err := c.lost(chunk.Data, at); err != nil {
+			note(i, err)
 		} else if p := c.packs[at.Pack]; p != nil && p.opened && !missed {
-			if why := p.failed[at]; why != "" {
-				note(i, why, ErrDamaged)
+			if err := p.failed[at]; err != nil {
+				note(i, err)
 			}
 		} else if c.reads(at.Pack) {
 			pieces, where = append(pieces, piece{ref: at}), append(where, i)
@@ -205,7 +211,7 @@ func (c *checker) leaf(ctx context.Context, n int, ref chunk.Ref, leaf int64) ([
 
 // readLeaf opens all chunks of a leaf, in large reads, and one by one where one
 // of these fails.
-func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, where []int, note func(int, string, error)) error {
+func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, where []int, note func(int, error)) error {
 	next := 0
 	for _, r := range runs(pieces) {
 		mine := where[next : next+len(r.pieces)]
@@ -219,7 +225,7 @@ func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, wher
 				return ctx.Err() //nolint:wrapcheck // canceled
 			}
 			if err != nil {
-				note(mine[i], sentence(err), err)
+				note(mine[i], err)
 			}
 		}
 	}

@@ -42,6 +42,10 @@ func (c *checker) moves(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err() //nolint:wrapcheck // canceled
 		}
+		if unjudged(err) {
+			c.sealedMove(name, err)
+			continue
+		}
 		if err != nil {
 			c.unsure = true // where its chunks are
 			addProblem(&c.report.Problems, err.Error())
@@ -86,7 +90,7 @@ func (c *checker) missForwarding(ctx context.Context, name string, f *forwarding
 // that was compacted in its turn, or that all of them are superseded that name it:
 // whether a chunk's last move is there, lost tells.
 func (c *checker) isGoing(p *packCheck, index map[ident]int, id chunk.PackID) bool {
-	moved := len(p.forwards) > 0 || p.target && (c.moved[id] || c.superseded(p, index, id))
+	moved := len(p.forwards) > 0 || p.sealed || p.target && (c.moved[id] || c.superseded(p, index, id))
 	return moved && c.lacks(p, index, id)
 }
 
@@ -104,6 +108,9 @@ func (c *checker) lacks(p *packCheck, index map[ident]int, id chunk.PackID) bool
 // forwarding, to packs that are whole.
 func (c *checker) superseded(p *packCheck, index map[ident]int, id chunk.PackID) bool {
 	for _, user := range p.users {
+		if user.sealed {
+			continue // where to, nobody knows here
+		}
 		if !slices.ContainsFunc(user.forwards, func(f *forwarding) bool {
 			return !slices.ContainsFunc(f.targets(), func(t chunk.PackID) bool {
 				return t == id || c.packs[t] == nil || c.lacks(c.packs[t], index, t)
@@ -115,29 +122,41 @@ func (c *checker) superseded(p *packCheck, index map[ident]int, id chunk.PackID)
 	return len(p.users) > 0
 }
 
+// lostError says that too few shards of a pack are left. It is ErrDamaged.
+type lostError string
+
+// Error returns the sentence.
+func (e lostError) Error() string { return string(e) }
+
+// Is makes it ErrDamaged.
+func (lostError) Is(target error) bool { return target == ErrDamaged }
+
 // lost says why a chunk cannot be read, as far as the shards that are there
-// tell; empty = it can.
-func (c *checker) lost(k chunk.Kind, ref chunk.Ref) string {
+// tell; nil = it can.
+func (c *checker) lost(k chunk.Kind, ref chunk.Ref) error {
 	p := c.packs[ref.Pack]
 	switch {
-	case p == nil:
-		return ""
+	case p == nil, !p.going && p.lost == "":
+		return nil
 	case !p.going:
-		return p.lost
+		return lostError(p.lost)
 	}
-	why := ""
+	var why error
 	for _, f := range p.forwards {
 		to, err := f.find(k, ref.ID)
 		switch q := c.packs[to.Pack]; {
 		case err != nil:
-			why = err.Error()
+			why = err
 		case q.going:
-			why = fmt.Sprintf("pack %s was compacted, and so was pack %s that has its chunks; a second move is not followed", f.old, to.Pack)
+			why = lostError(fmt.Sprintf("pack %s was compacted, and so was pack %s that has its chunks; a second move is not followed", f.old, to.Pack))
 		case q.lost == "":
-			return ""
+			return nil
 		default:
-			why = q.lost
+			why = lostError(q.lost)
 		}
+	}
+	if p.sealed {
+		return errSealed
 	}
 	return why
 }

@@ -149,7 +149,7 @@ func (c *checker) openLeaf(ctx context.Context, img *Image, l, base *manifest.Le
 		if was, ok := base.At(i); ok && was == at {
 			continue
 		}
-		if p := c.packs[at.Pack]; p.failed[at] != "" || c.lost(chunk.Data, at) != "" {
+		if p := c.packs[at.Pack]; p.failed[at] != nil || c.lost(chunk.Data, at) != nil {
 			continue
 		}
 		pieces, where = append(pieces, piece{ref: at}), append(where, i)
@@ -158,13 +158,13 @@ func (c *checker) openLeaf(ctx context.Context, img *Image, l, base *manifest.Le
 	if err := c.pace(ctx, size); err != nil {
 		return err
 	}
-	return c.readLeaf(ctx, img, pieces, where, func(i int, why string, err error) {
+	return c.readLeaf(ctx, img, pieces, where, func(i int, err error) {
 		at, _ := l.At(i)
 		p := c.packs[at.Pack]
 		if p.failed == nil {
-			p.failed = make(map[chunk.Ref]string)
+			p.failed = make(map[chunk.Ref]error)
 		}
-		p.failed[at] = why
+		p.failed[at] = err
 		c.hit(at.Pack, err)
 	})
 }

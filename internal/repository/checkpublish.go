@@ -32,6 +32,9 @@ func (c *checker) publish(ctx context.Context) error {
 	switch {
 	case c.known == nil:
 		return nil // it could not be read, which the report says: nobody could say what the new list replaces
+	case c.sealed.err != nil:
+		c.report.Unpublished = "the password opens nothing that was written since the key was rotated, so that what is damaged is not certain"
+		return nil
 	case c.unsure:
 		c.report.Unpublished = "where a compacted pack went could not be read, so that what is damaged is not certain"
 		return nil

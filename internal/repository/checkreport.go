@@ -58,6 +58,7 @@ type CheckReport struct {
 	Recalled int      // of these, the packs that were read by the check that this one goes on with
 	Position string   // where the next check with a Share goes on
 	Problems []string // of the repository as a whole
+	Unjudged string   // what could not be judged, as the key was rotated and the password does not open the new one; empty = nothing
 
 	Beyond      int    // packs that are known to be damaged beyond repair, by this check or earlier ones (Publish)
 	Unpublished string // why that is not on the stores for the next backups to heal; empty = it is (Publish)
@@ -66,7 +67,7 @@ type CheckReport struct {
 // OK reports whether there is nothing to mend: every backup can be restored and
 // every store has everything.
 func (c CheckReport) OK() bool {
-	return len(c.Problems) == 0 &&
+	return len(c.Problems) == 0 && c.Unjudged == "" &&
 		!slices.ContainsFunc(c.Backups, func(b BackupReport) bool { return !b.Restorable || len(b.Problems) > 0 }) &&
 		!slices.ContainsFunc(c.Stores, func(s StoreReport) bool {
 			return s.Status.State != StoreUp || s.Missing > 0 || s.Damaged > 0 || len(s.Problems) > 0
@@ -77,9 +78,12 @@ func (c CheckReport) OK() bool {
 type BackupReport struct {
 	Backup     Backup
 	Restorable bool // completely
+	Unjudged   bool // it is not Restorable only in that the password does not open where some of it is: it may well be
 	Problems   []string
 	Damaged    []DamagedRange // blocks that cannot be read, in order
 	BlockSize  int64          // bytes; zero if nothing of the backup can be read
+
+	broken bool // something of it cannot be read, whatever the password
 }
 
 // DamagedRange is a run of blocks of a volume.
