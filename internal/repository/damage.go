@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -30,12 +29,8 @@ import (
 // time, never data: nobody deletes because of it, and backups that are damaged stay
 // as they are.
 
-const (
-	// maxDamage is how many packs one list names.
-	maxDamage = 1 << 20
-	// maxDamageLists is how many lists are read at most.
-	maxDamageLists = 64
-)
+// maxDamage is how many packs one list names.
+const maxDamage = 1 << 20
 
 // damage is what the newest lists of damaged packs say.
 type damage struct {
@@ -110,64 +105,6 @@ func (d *damage) encode() []byte {
 		out = append(out, id[:]...)
 	}
 	return out
-}
-
-// readDamage returns what is known of damaged packs.
-func (r *Repository) readDamage(ctx context.Context) (*damage, error) {
-	names, err := r.union(ctx, damagedPrefix)
-	if err != nil {
-		return nil, err
-	}
-	return r.newestDamage(ctx, names)
-}
-
-// newestDamage reads the lists of the highest number that a genuine list has. What
-// nobody can read may have been made up by a store: its number says nothing.
-func (r *Repository) newestDamage(ctx context.Context, names map[string][]*member) (*damage, error) {
-	type list struct {
-		name    string
-		version uint64
-		id      ident
-	}
-	var lists []list
-	for name := range names {
-		if v, id, ok := parseDamageName(name); ok {
-			lists = append(lists, list{name, v, id})
-		}
-	}
-	slices.SortFunc(lists, func(a, b list) int {
-		return cmp.Or(cmp.Compare(b.version, a.version), slices.Compare(a.id[:], b.id[:]))
-	})
-	d := newDamage()
-	for _, l := range lists[:min(len(lists), maxDamageLists)] {
-		if d.version > l.version {
-			break
-		}
-		one, err := r.damageList(ctx, names[l.name], l.name)
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("canceled: %w", context.Cause(ctx))
-		}
-		if err != nil {
-			r.warn(ctx, "list of damaged packs not read", slog.String("list", l.name), slog.Any("error", err))
-			continue
-		}
-		maps.Copy(d.packs, one.packs)
-		d.lists[l.id], d.version = struct{}{}, l.version
-	}
-	return d, nil
-}
-
-// damageList reads one list from the first of the members that has a genuine one.
-func (r *Repository) damageList(ctx context.Context, ms []*member, name string) (*damage, error) {
-	payload, err := r.firstControl(ctx, ms, kindDamage, name)
-	if err != nil {
-		return nil, err
-	}
-	d := newDamage()
-	if err := d.decode(payload); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return d, nil
 }
 
 // heed reads the lists for a session. One that cannot read them goes on: it heals

@@ -16,6 +16,7 @@ import (
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/backup"
 	"github.com/cairnbackup/cairn/internal/chunk"
+	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 )
 
 // ReadAt makes a content the source of a backup run.
@@ -174,17 +175,7 @@ func TestDamageIsSuperseded(t *testing.T) {
 	if rep := mustCheck(t, c.open(t)); rep.Beyond == 0 || c.count(damagedPrefix) != 6 {
 		t.Fatalf("the same again: %+v, %d lists", rep, c.count(damagedPrefix))
 	}
-	for i, m := range before.mem { // the shards are back
-		for _, name := range m.Names() {
-			if _, ok := parsePackName(name); ok {
-				body, err := m.Get(t.Context(), name, 0, -1, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.mem[i].Replace(name, body)
-			}
-		}
-	}
+	c.putBack(t, before)
 	if rep := mustCheck(t, c.open(t)); !rep.OK() || rep.Beyond != 0 || c.count(damagedPrefix) != 12 {
 		t.Fatalf("all is well: %+v, %d lists", rep, c.count(damagedPrefix))
 	}
@@ -210,6 +201,22 @@ func (c *cluster) count(prefix string) int {
 		}
 	}
 	return n
+}
+
+// putBack gives the stores the shards again that they had.
+func (c *cluster) putBack(tb testing.TB, before *cluster) {
+	tb.Helper()
+	for i, m := range before.mem {
+		for _, name := range m.Names() {
+			if _, ok := parsePackName(name); ok {
+				body, err := m.Get(tb.Context(), name, 0, -1, nil)
+				if err != nil {
+					tb.Fatal(err)
+				}
+				c.mem[i].Replace(name, body)
+			}
+		}
+	}
 }
 
 // Stores that are down are no damage; what they hide stays as it was known to be.
@@ -308,17 +315,7 @@ func TestHealKilledAtAnyCall(t *testing.T) {
 		}, heals)
 	})
 	t.Run("prune", func(t *testing.T) {
-		for i, m := range sound.mem { // the shards are back, which a check says
-			for _, name := range m.Names() {
-				if _, ok := parsePackName(name); ok {
-					body, err := m.Get(t.Context(), name, 0, -1, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					c.mem[i].Replace(name, body)
-				}
-			}
-		}
+		c.putBack(t, sound) // which a check says
 		mustCheck(t, c.open(t))
 		c.killedAt(t, stride(3, 17), func(ctx context.Context, r *Repository) error {
 			_, err := r.Prune(ctx, hasty)
@@ -370,6 +367,71 @@ func TestDamageMadeUp(t *testing.T) {
 	d, err := c.open(t).readDamage(t.Context())
 	if err != nil || d.version != 1 || d.size() != known {
 		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// Names that stores make up, however many, take the place of no list that another
+// has, and cost few reads.
+func TestDamageIsNotCrowdedOut(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		liars []int
+		names int
+		holds []int // who has the list; nil: everybody
+	}{
+		{"one store", []int{2}, maxDamageLists, nil},
+		{"many names", []int{2}, 20 * maxDamageLists, nil},
+		{"two stores that agree", []int{2, 5}, maxDamageLists + 1, nil},
+		{"five stores that agree", []int{0, 1, 2, 3, 4}, maxDamageLists + 1, []int{5}},
+		{"one other store has it", []int{2}, maxDamageLists, []int{4}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, r := fresh(t)
+			v := randomContent(seeded(12), 160, 50)
+			v.mustRun(t, r, "v", "one", "")
+			for _, name := range c.packNames() {
+				c.lose(t, name, []int{0, 3, 4}, false)
+			}
+			known := mustCheck(t, c.open(t)).Beyond
+			for i, m := range c.mem {
+				for _, name := range m.Names() {
+					if strings.HasPrefix(name, damagedPrefix) && tt.holds != nil && !slices.Contains(tt.holds, i) {
+						if err := m.Delete(t.Context(), name); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			for range tt.names {
+				id, err := newIdent()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, i := range tt.liars {
+					c.mem[i].Replace(damageName(1<<60, id), []byte("x"))
+				}
+			}
+			reads := 0
+			for _, f := range c.faulty {
+				f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+					if call.Op == "get" && strings.HasPrefix(call.Name, damagedPrefix) {
+						reads++
+					}
+					return memstore.None
+				}})
+			}
+			r = c.open(t)
+			d, err := r.readDamage(t.Context())
+			if err != nil || d.size() != known || d.version != 1 {
+				t.Errorf("%d of %d, %v", d.size(), known, err)
+			}
+			if reads > 1+maxWrongLists*len(tt.liars) {
+				t.Errorf("%d lists were read", reads)
+			}
+			if res := v.mustRun(t, r, "v", "two", "one"); res.Healed+res.Reread == 0 {
+				t.Errorf("nothing was healed: %+v", res)
+			}
+		})
 	}
 }
 
