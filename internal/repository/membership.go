@@ -158,7 +158,10 @@ func (k *keyring) openMembership(name string, object []byte) (*membership, error
 		return nil, err
 	}
 	m := &membership{}
-	if err := decodeJSON(payload, m); err != nil {
+	if err = boundJSON(payload, membershipShape); err == nil {
+		err = decodeJSON(payload, m)
+	}
+	if err != nil {
 		// A newer version may have added fields; what it says about who may
 		// read comes first.
 		var gate struct {

@@ -56,17 +56,7 @@ func (u *unlocker) claimed(ctx context.Context, epoch int) []*membership {
 		return all
 	}
 	answers := ask(ctx, u.o.Timing, u.ms, len(u.ms), func(ctx context.Context, m *member) (*membership, error) {
-		return latestRecord(ctx, m.store, epoch, func(_ string, object []byte) (*membership, error) {
-			e, err := parseEnvelope(object)
-			if err != nil {
-				return nil, err
-			}
-			rec := &membership{}
-			if err = decodeJSON(e.payload, rec); err != nil {
-				return nil, err
-			}
-			return rec, rec.check()
-		})
+		return latestRecord(ctx, m.store, epoch, func(_ string, object []byte) (*membership, error) { return claim(object) })
 	})
 	var all []*membership
 	for _, a := range answers {
