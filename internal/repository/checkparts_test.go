@@ -208,3 +208,69 @@ func TestShardThatIsNotRead(t *testing.T) {
 		t.Errorf("going on: %+v, %v, %v", rep, err, told[victim])
 	}
 }
+
+// Stores that do not answer while a check reads say nothing of the packs.
+func TestCheckOfStoresThatAreAwayForAMoment(t *testing.T) {
+	c := manyPacks(t)
+	down := func(yes bool) {
+		for _, f := range c.faulty {
+			f.SetDown(yes)
+		}
+	}
+	r := c.open(t)
+	told := make(map[string]bool)
+	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(told), Progress: func(p CheckProgress) {
+		if p.Phase == "data" {
+			down(p.Done == 1)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.Beyond != 0 {
+		t.Errorf("%d packs are beyond repair, and nothing is damaged: %q", rep.Beyond, rep.Unpublished)
+	}
+	if rep.OK() || len(told) >= rep.Packs {
+		t.Errorf("%d of %d packs count as read, ok %v", len(told), rep.Packs, rep.OK())
+	}
+}
+
+// What was damaged is told until a check has ended, however often it is interrupted.
+func TestCheckInterruptedTwice(t *testing.T) {
+	c := manyPacks(t)
+	names := c.packNames()
+	c.lose(t, names[0], []int{1}, true)
+	stop := errors.New("stop")
+	read := make(map[string]bool)
+	part := func(most int) (CheckReport, error) {
+		n := 0
+		return c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Before: maps.Clone(read), Read: func(pack string, sound bool) error {
+			read[pack] = sound
+			if n++; n == most {
+				return stop
+			}
+			return nil
+		}})
+	}
+	if _, err := part(4); !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+	found := false
+	for _, s := range read {
+		found = found || !s
+	}
+	if !found {
+		t.Fatal("not found")
+	}
+	c.lose(t, names[0], []int{1}, true) // it is right again: a store that flaps
+	if _, err := part(2); !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+	rep, err := part(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.OK() {
+		t.Errorf("clean, %d recalled, and nobody was told of the damage", rep.Recalled)
+	}
+}

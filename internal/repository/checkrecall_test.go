@@ -158,3 +158,30 @@ func TestBackupsThatWereNotOpened(t *testing.T) {
 		t.Errorf("%+v", rep)
 	}
 }
+
+// What another check found since outranks what an interrupted one remembers.
+func TestRecalledPacksThatAreDamagedSince(t *testing.T) {
+	c, r := fresh(t)
+	v := randomContent(seeded(9), 200, 80)
+	v.mustRun(t, r, "v", "one", "")
+	read := make(map[string]bool)
+	if _, err := r.Check(t.Context(), CheckOptions{ReadData: true, Read: recorder(read)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range c.packNames() {
+		body, err := c.mem[0].Get(t.Context(), name, 0, -1, nil)
+		if err != nil || len(body) < 1<<16 {
+			continue
+		}
+		c.lose(t, name, []int{0, 1, 2}, true)
+	}
+	other := mustCheck(t, c.open(t))
+	on, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Before: read, Read: recorder(map[string]bool{}), Publish: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := c.open(t).readDamage(t.Context())
+	if err != nil || on.OK() || d.size() != other.Beyond {
+		t.Errorf("the other check found %d packs; the resumed one: clean %v, %d known now", other.Beyond, on.OK(), d.size())
+	}
+}

@@ -457,3 +457,55 @@ func TestDamageCodec(t *testing.T) {
 		}
 	})
 }
+
+// A listing that fails says nothing of the packs.
+func TestDamageAndAListingThatFails(t *testing.T) {
+	c := newCluster(1)
+	c.init(t, 1, 0)
+	r := c.open(t)
+	v := randomContent(seeded(9), 200, 80)
+	v.mustRun(t, r, "v", "one", "")
+	failed := false
+	c.faulty[0].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+		if !failed && call.Op == "list" && call.Name == packPrefix {
+			failed = true
+			return memstore.FailBefore
+		}
+		return memstore.None
+	}})
+	rep := mustCheck(t, c.open(t))
+	c.heal()
+	res := v.mustRun(t, c.open(t), "v", "two", "one")
+	if rep.Beyond != 0 || res.BytesNew != 0 {
+		t.Errorf("beyond %d of %d packs; the next incremental without a change stored %d bytes: %+v", rep.Beyond, rep.Packs, res.BytesNew, rep.Stores)
+	}
+}
+
+// Reads that fail for a moment, on the only store, are no damage.
+func TestDamageAndAReadThatFails(t *testing.T) {
+	c := newCluster(1)
+	c.init(t, 1, 0)
+	r := c.open(t)
+	v := randomContent(seeded(9), 200, 80)
+	v.mustRun(t, r, "v", "one", "")
+	failed := 0
+	rr := c.open(t)
+	rep, err := rr.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Progress: func(p CheckProgress) {
+		if p.Phase != "packs" {
+			return
+		}
+		c.faulty[0].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+			if _, ok := parsePackName(call.Name); ok && call.Op == "get" && failed == 0 {
+				failed++
+				return memstore.Down
+			}
+			return memstore.None
+		}})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.Beyond != 0 {
+		t.Errorf("%d of %d packs beyond repair by %d read that failed", rep.Beyond, rep.Packs, failed)
+	}
+}

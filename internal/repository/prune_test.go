@@ -701,3 +701,12 @@ func TestQuietPrune(t *testing.T) {
 	mustVerify(t, v, r, "one")
 	c.drained(t, r)
 }
+
+// A store without a record of the members stops a prune with a sentence.
+func TestPruneWithoutMembership(t *testing.T) {
+	c, r := fresh(t)
+	_ = c.mem[2].Delete(t.Context(), membersName(1))
+	if _, err := r.Prune(t.Context(), hasty); !errors.Is(err, ErrTooFewStores) || !strings.Contains(err.Error(), "has no list of the members: \"cairn repo repair --apply\"") {
+		t.Error(err)
+	}
+}

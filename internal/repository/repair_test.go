@@ -161,3 +161,32 @@ func TestRepairOwed(t *testing.T) {
 		t.Errorf("%+v, %v", rep, err)
 	}
 }
+
+// A repair that reads data replaces no shard of stores that fail for a moment.
+func TestRepairOfShardsThatAreNotRead(t *testing.T) {
+	c := manyPacks(t)
+	deleted := 0
+	fail := map[int]bool{0: true, 1: true}
+	for i, f := range c.faulty {
+		gets := 0
+		f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
+			_, ok := parsePackName(call.Name)
+			if ok && call.Op == "delete" {
+				deleted++
+			}
+			if ok && call.Op == "get" && fail[i] {
+				if gets++; gets < 60 {
+					return memstore.Down
+				}
+			}
+			return memstore.None
+		}})
+	}
+	rep, err := c.open(t).Repair(t.Context(), RepairOptions{Apply: true, ReadData: true})
+	if deleted > 0 {
+		t.Errorf("%d good shards deleted and written again; %v; %v", deleted, rep.Lost, err)
+	}
+	if err != nil || rep.OK() || len(rep.Unread) == 0 {
+		t.Errorf("shards that nobody could read: %q, ok %v, %v", rep.Unread, rep.OK(), err)
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -38,63 +37,6 @@ func TestReviewFailedRotationsFillKeys(t *testing.T) {
 	t.Logf("repair: %v %v", rep.Lost, err)
 	if err := openWith(t, c, string(password)); err != nil {
 		t.Errorf("the only password, after a repair: %v", err)
-	}
-}
-
-// A store without a record of the members stops a prune with a sentence.
-func TestReviewPruneWithoutMembers(t *testing.T) {
-	c, r := fresh(t)
-	_ = c.mem[2].Delete(t.Context(), membersName(1))
-	_, err := r.Prune(t.Context(), hasty)
-	t.Log(err)
-}
-
-// A listing that fails says nothing of the packs.
-func TestReviewListFails(t *testing.T) {
-	c := newCluster(1)
-	c.init(t, 1, 0)
-	r := c.open(t)
-	v := randomContent(seeded(9), 200, 80)
-	v.mustRun(t, r, "v", "one", "")
-	failed := false
-	c.faulty[0].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-		if !failed && call.Op == "list" && call.Name == packPrefix {
-			failed = true
-			return memstore.FailBefore
-		}
-		return memstore.None
-	}})
-	rep := mustCheck(t, c.open(t))
-	c.heal()
-	res := v.mustRun(t, c.open(t), "v", "two", "one")
-	if rep.Beyond != 0 || res.BytesNew != 0 {
-		t.Errorf("beyond %d of %d packs; the next incremental without a change stored %d bytes: %+v", rep.Beyond, rep.Packs, res.BytesNew, rep.Stores)
-	}
-}
-
-// Nor do stores that do not answer while a check reads.
-func TestReviewBlip(t *testing.T) {
-	c := manyPacks(t)
-	down := func(yes bool) {
-		for _, f := range c.faulty {
-			f.SetDown(yes)
-		}
-	}
-	r := c.open(t)
-	told := make(map[string]bool)
-	rep, err := r.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Read: recorder(told), Progress: func(p CheckProgress) {
-		if p.Phase == "data" {
-			down(p.Done == 1)
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rep.Beyond != 0 {
-		t.Errorf("%d packs are beyond repair, and nothing is damaged: %q", rep.Beyond, rep.Unpublished)
-	}
-	if rep.OK() || len(told) >= rep.Packs {
-		t.Errorf("%d of %d packs count as read, ok %v", len(told), rep.Packs, rep.OK())
 	}
 }
 
@@ -207,64 +149,6 @@ func TestReviewRemovedPasswordRotates(t *testing.T) {
 	}
 }
 
-// A check goes on while stores are added and the key is rotated.
-func TestReviewCheckMembershipGrows(t *testing.T) {
-	c, r := fresh(t)
-	v := randomContent(seeded(9), 300, 200)
-	v.mustBackup(t, r, "one", "", nil)
-	rr := c.process().open(t, func(*Options) {})
-	f := &forwarding{}
-	_ = f
-	more := memstore.New("more")
-	if _, err := r.AddStore(t.Context(), more, nil); err != nil {
-		t.Fatal(err)
-	}
-	mustRotate(t, r)
-	grown := false
-	rep, err := rr.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Progress: func(p CheckProgress) {
-		if p.Phase == "packs" && p.Done == 2 && !grown {
-			grown = true
-			if err := rr.catchUp(t.Context()); err != nil { // as by a forwarding or chunk of a later epoch
-				t.Error(err)
-			}
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rep.Beyond != 0 {
-		t.Errorf("%d beyond", rep.Beyond)
-	}
-	t.Log(fmt.Sprint(rep.Problems), errors.Is(err, nil))
-}
-
-// What another check found since outranks what an interrupted one remembers.
-func TestReviewRecalledUnpublishes(t *testing.T) {
-	c, r := fresh(t)
-	v := randomContent(seeded(9), 200, 80)
-	v.mustRun(t, r, "v", "one", "")
-	read := make(map[string]bool)
-	if _, err := r.Check(t.Context(), CheckOptions{ReadData: true, Read: recorder(read)}); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range c.packNames() {
-		body, err := c.mem[0].Get(t.Context(), name, 0, -1, nil)
-		if err != nil || len(body) < 1<<16 {
-			continue
-		}
-		c.lose(t, name, []int{0, 1, 2}, true)
-	}
-	other := mustCheck(t, c.open(t))
-	on, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Before: read, Read: recorder(map[string]bool{}), Publish: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := c.open(t).readDamage(t.Context())
-	if err != nil || on.OK() || d.size() != other.Beyond {
-		t.Errorf("the other check found %d packs; the resumed one: clean %v, %d known now", other.Beyond, on.OK(), d.size())
-	}
-}
-
 // Under object lock every password that was added opens the repository behind any number of rotations.
 func TestReviewRotationsUnderRetention(t *testing.T) {
 	c := newCluster(6)
@@ -307,97 +191,6 @@ func TestReviewRotationsUnderRetention(t *testing.T) {
 			t.Fatal(o, err)
 		}
 		mustRotate(t, r)
-	}
-}
-
-// Reads that fail for a moment, on the only store, are no damage.
-func TestReviewOneReadFails(t *testing.T) {
-	c := newCluster(1)
-	c.init(t, 1, 0)
-	r := c.open(t)
-	v := randomContent(seeded(9), 200, 80)
-	v.mustRun(t, r, "v", "one", "")
-	failed := 0
-	rr := c.open(t)
-	rep, err := rr.Check(t.Context(), CheckOptions{ReadData: true, Publish: true, Progress: func(p CheckProgress) {
-		if p.Phase != "packs" {
-			return
-		}
-		c.faulty[0].SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-			if _, ok := parsePackName(call.Name); ok && call.Op == "get" && failed == 0 {
-				failed++
-				return memstore.Down
-			}
-			return memstore.None
-		}})
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rep.Beyond != 0 {
-		t.Errorf("%d of %d packs beyond repair by %d read that failed", rep.Beyond, rep.Packs, failed)
-	}
-}
-
-// A check whose nodes are in the cache goes on while a store is added, the key rotated
-// and packs compacted.
-func TestReviewCheckGrowsByForwarding(t *testing.T) {
-	c, h := halfDead(t)
-	rr := c.process().open(t)
-	h.verify(t, rr)
-	r := c.open(t)
-	if _, err := r.AddStore(t.Context(), memstore.New("more"), nil); err != nil {
-		t.Fatal(err)
-	}
-	mustRotate(t, r)
-	rep := mustPrune(t, r)
-	t.Logf("%+v", rep)
-	got, err := rr.Check(t.Context(), CheckOptions{ReadData: true, Publish: true})
-	t.Log(got.Problems, got.Beyond, err, errors.Is(err, nil))
-	for _, b := range got.Backups {
-		if !b.Restorable {
-			t.Error(b.Problems)
-		}
-	}
-}
-
-// What was damaged is told until a check has ended, however often it is interrupted.
-func TestReviewInterruptedTwice(t *testing.T) {
-	c := manyPacks(t)
-	names := c.packNames()
-	c.lose(t, names[0], []int{1}, true)
-	stop := errors.New("stop")
-	read := make(map[string]bool)
-	part := func(most int) (CheckReport, error) {
-		n := 0
-		return c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Before: maps.Clone(read), Read: func(pack string, sound bool) error {
-			read[pack] = sound
-			if n++; n == most {
-				return stop
-			}
-			return nil
-		}})
-	}
-	if _, err := part(4); !errors.Is(err, stop) {
-		t.Fatal(err)
-	}
-	found := false
-	for _, s := range read {
-		found = found || !s
-	}
-	if !found {
-		t.Fatal("not found")
-	}
-	c.lose(t, names[0], []int{1}, true) // it is right again: a store that flaps
-	if _, err := part(2); !errors.Is(err, stop) {
-		t.Fatal(err)
-	}
-	rep, err := part(-1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rep.OK() {
-		t.Errorf("clean, %d recalled, and nobody was told of the damage", rep.Recalled)
 	}
 }
 
@@ -461,34 +254,5 @@ func TestReviewSettleRemovesTheNextKey(t *testing.T) {
 		if strings.HasPrefix(name, keyPrefix) || strings.HasPrefix(name, removedKeyPrefix) || strings.HasPrefix(name, membersPrefix) {
 			t.Log(name)
 		}
-	}
-}
-
-// A repair that reads data replaces no shard of stores that fail for a moment.
-func TestReviewRepairDeletesGood(t *testing.T) {
-	c := manyPacks(t)
-	deleted := 0
-	fail := map[int]bool{0: true, 1: true}
-	for i, f := range c.faulty {
-		gets := 0
-		f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-			_, ok := parsePackName(call.Name)
-			if ok && call.Op == "delete" {
-				deleted++
-			}
-			if ok && call.Op == "get" && fail[i] {
-				if gets++; gets < 60 {
-					return memstore.Down
-				}
-			}
-			return memstore.None
-		}})
-	}
-	rep, err := c.open(t).Repair(t.Context(), RepairOptions{Apply: true, ReadData: true})
-	if deleted > 0 {
-		t.Errorf("%d good shards deleted and written again; %v; %v", deleted, rep.Lost, err)
-	}
-	if err != nil || rep.OK() || len(rep.Unread) == 0 {
-		t.Errorf("shards that nobody could read: %q, ok %v, %v", rep.Unread, rep.OK(), err)
 	}
 }
