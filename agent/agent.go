@@ -29,8 +29,9 @@ type Options struct {
 	NBDDir  string // folder of the sockets of exported backups; made when it is not there
 	Control string // the data plane's control socket, for error texts
 
-	// Repository is the default one: open; it stays the caller's. When it is nil,
-	// Open is called until it succeeds.
+	// Repository is the default one: open; it stays the caller's. Nothing begins before
+	// what the last agent left in it is settled. When it is nil, Open is called until
+	// it succeeds, and is in nobody's way.
 	Repository *repository.Repository
 	Open       Opener
 	Others     []Repo // besides the default
@@ -50,7 +51,9 @@ type Options struct {
 type Opener func(ctx context.Context) (*repository.Repository, error)
 
 // Repo is one more repository. It has a catalog, checkpoints, exports and a scrub
-// of its own; one whose stores cannot be reached is in nobody's way.
+// of its own; one whose stores cannot be reached, or whose catalog cannot be opened, is
+// in nobody's way. Of several with the same stores one is open: the default one, or else
+// the one that had them, or else the first.
 type Repo struct {
 	Name   string // see [CheckRepository]
 	Open   Opener // called until it succeeds

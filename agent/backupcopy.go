@@ -159,17 +159,26 @@ const missedChanges = "changes of the volume may be missing"
 // the change map is one. Where another's catalog does not take the warning, this
 // backup has it, and does not fail for it.
 func (r *backupRun) flagEarlier(ctx context.Context) error {
+	if err := r.flagIn(ctx, r.server); err != nil {
+		return err
+	}
 	for _, o := range r.all() {
-		err := r.flagIn(ctx, o)
-		if err != nil && o == r.server {
-			return err
+		if o == r.server {
+			continue
 		}
-		if err != nil {
-			r.log.LogAttrs(ctx, slog.LevelError, "backups of another repository not flagged", slog.String("other", o.name), slog.Any("error", err))
-			r.rec.Warning = joinSentences(r.rec.Warning, fmt.Sprintf("changes may be missing in the incremental backups of the volume that repository %s has, which could not be recorded there: %v", o.name, err))
+		if err := r.flagIn(ctx, o); err != nil {
+			r.notFlagged(ctx, o.name, err)
 		}
 	}
+	for _, x := range r.hub.broken {
+		r.notFlagged(ctx, x.name, x.err)
+	}
 	return nil
+}
+
+func (r *backupRun) notFlagged(ctx context.Context, repo string, err error) {
+	r.log.LogAttrs(ctx, slog.LevelError, "backups of another repository not flagged", slog.String("other", repo), slog.Any("error", err))
+	r.rec.Warning = joinSentences(r.rec.Warning, fmt.Sprintf("changes may be missing in the incremental backups of the volume that repository %s has, which could not be recorded there: %v", repo, err))
 }
 
 // flagIn warns of the incremental backups that a repository has of this volume. They

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -19,6 +20,9 @@ const keepCheckpoints = 2
 // says nothing about a backup of another. Only a backup that was copied has one
 // name, and one checkpoint, in two; that goes with the last of them.
 func (s *server) tidyCheckpoints(ctx context.Context) error {
+	if l := s.hub.broken; len(l) > 0 { // nobody knows which it needs
+		return fmt.Errorf("checkpoints are kept: %w", l[0].err)
+	}
 	defer s.tidying()()
 	ours, err := s.cat.Checkpoints(ctx)
 	if err != nil || len(ours) == 0 {

@@ -37,10 +37,18 @@ type hub struct {
 	pool    *pool
 	reads   *throttles // of volumes
 	servers []*server  // the default first; never changes
+	broken  []broken   // the repositories that have none; never changes
 
 	checkpoints sync.Mutex // held while checkpoints are dropped
 
 	mu sync.Mutex // of what the servers claim
+}
+
+// broken is a repository whose state cannot be opened. The others work without it, and
+// give nothing up that it may need.
+type broken struct {
+	name string
+	err  *Error
 }
 
 func newHub(o Options) *hub {
@@ -99,9 +107,16 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 		if err = CheckRepository(other.Name); err != nil {
 			return err
 		}
-		s, aerr := h.add(ctx, other.Name, filepath.Join(o.State, "repositories", other.Name))
+		dir := filepath.Join(o.State, "repositories", other.Name)
+		s, aerr := h.add(ctx, other.Name, dir)
+		if aerr != nil && ctx.Err() == nil {
+			x := broken{other.Name, refuse(CodeUnavailable, "repository %s cannot be used, as its state in %s cannot be opened: %v: mend that, or move the folder away so that a new one is made from what the repository has, and start the agent again", other.Name, dir, aerr)}
+			h.o.Logger.LogAttrs(ctx, slog.LevelError, "repository not usable", slog.String("name", x.name), slog.Any("error", x.err))
+			h.broken = append(h.broken, x)
+			continue
+		}
 		if aerr != nil {
-			return fmt.Errorf("repository %s: %w", other.Name, aerr)
+			return aerr
 		}
 		s.o.Limits.Retain = other.Retain
 		openers = append(openers, other.Open)
@@ -169,6 +184,10 @@ func (h *hub) routes() http.Handler {
 	for _, s := range h.servers {
 		handlers[s.name] = s.routes()
 		names = append(names, s.name)
+	}
+	for _, x := range h.broken {
+		handlers[x.name] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, x.err) })
+		names = append(names, x.name)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := orElse(r.URL.Query().Get(repoParameter), DefaultRepository)

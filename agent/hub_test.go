@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -343,4 +344,53 @@ func TestPool(t *testing.T) {
 	if n := most.Load(); n != 2 {
 		t.Errorf("%d jobs ran at once", n)
 	}
+}
+
+// TestBrokenRepository: the state of one repository cannot be opened. The others work,
+// and drop no checkpoint, as nobody knows which it needs.
+func TestBrokenRepository(t *testing.T) {
+	r := testRig(t)
+	far := another(t, "far")
+	r.with(Repo{Name: "far", Open: far.open})
+	v, shadow := r.volume("web", 4<<20), make([]byte, 4<<20)
+	r.put(v, shadow, noise(1<<16), 0)
+	first := r.in("far", CreateBackup{Volume: "web"})
+	file := filepath.Join(r.dir, "agent", "repositories", "far", "catalog.db")
+	r.stopAgent()
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = os.WriteFile(file, bytes.Repeat([]byte("garbage "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startAgent()
+	made := []Backup{first}
+	for range keepCheckpoints + 1 {
+		r.put(v, shadow, noise(1<<16), 1<<20)
+		b := r.backup(CreateBackup{Volume: "web", Auto: true})
+		r.same(b, shadow)
+		made = append(made, b)
+	}
+	const want = "repository far cannot be used, as its state in "
+	other := r.agent.Repository("far")
+	if _, err = other.Backups(t.Context()); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
+		t.Error(err)
+	}
+	st, err := r.agent.Status(t.Context())
+	if err != nil || len(st.Others) != 1 || !strings.Contains(st.Others[0].Repository.Error, want) {
+		t.Errorf("%+v, %v", st, err)
+	}
+	r.settled("web", made...)
+	r.stopAgent()
+	if err = os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startAgent()
+	r.settled("web", append(made[:1:1], made[2:]...)...)
+	b := r.in("far", CreateBackup{Volume: "web", Incremental: true})
+	if b.Parent != first.ID || b.FullCompareReason != "" || b.BytesRead != 1<<16 {
+		t.Errorf("%+v", b)
+	}
+	holds(t, far.opened(t), b, shadow)
 }

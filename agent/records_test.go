@@ -85,6 +85,21 @@ func TestFlagEarlier(t *testing.T) {
 	}
 }
 
+// While the state of another repository cannot be opened no checkpoint is given up.
+func TestTidyBesideBroken(t *testing.T) {
+	s := bareServer(t)
+	if err := s.cat.PutCheckpoint(t.Context(), catalog.Checkpoint{Name: "b", VolumeID: "v", Backup: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	s.hub.broken = []broken{{"far", refuse(CodeUnavailable, "far is broken")}}
+	if err := s.tidyCheckpoints(t.Context()); err == nil || !strings.Contains(err.Error(), "checkpoints are kept: far is broken") {
+		t.Error(err)
+	}
+	if l, err := s.cat.Checkpoints(t.Context()); err != nil || len(l) != 1 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
 // The catalog of another repository that takes no warning fails no backup, which
 // says so instead.
 func TestFlagEarlierElsewhere(t *testing.T) {

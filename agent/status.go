@@ -68,6 +68,9 @@ func (s *server) repositories(ctx context.Context) (own NamedRepository, others 
 			others = append(others, all[i])
 		}
 	}
+	for _, x := range s.hub.broken {
+		others = append(others, NamedRepository{Name: x.name, Repository: RepositoryStatus{Error: x.err.Text}})
+	}
 	return own, others, err
 }
 
