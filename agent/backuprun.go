@@ -92,7 +92,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 		return nil, failed
 	}
 	t.phase("applying the policy")
-	s.applyPolicy(context.WithoutCancel(ctx), r.rec.VolumeID, r.log)
+	s.applyPolicy(context.WithoutCancel(ctx), r.rec.VolumeID, r.log, t.stopping)
 	return r.rec, nil
 }
 

@@ -27,7 +27,7 @@ import (
 const bindingKey = "repository"
 
 // turn waits until those that go before s have been tried, or patience has ended.
-func (h *hub) turn(s *server, patience context.Context) {
+func (h *hub) turn(patience context.Context, s *server) {
 	for _, o := range h.servers {
 		if o == s {
 			return

@@ -134,11 +134,11 @@ func TestTurn(t *testing.T) {
 			if !slices.Equal(waits, c.waits) {
 				t.Errorf("waits for %v, want %v", waits, c.waits)
 			}
-			h.turn(s, over) // returns
+			h.turn(over, s) // returns
 			for _, name := range c.waits {
 				close(h.named(name).tried)
 			}
-			h.turn(s, t.Context()) // returns
+			h.turn(t.Context(), s) // returns
 		})
 	}
 }
@@ -159,9 +159,9 @@ func (r *rig) runWith(state string, open Opener, others ...Repo) {
 // instead of it, empty if it is open.
 func (r *rig) whose(want map[string]string) {
 	r.Helper()
-	var got string
+	var got []string
 	for range 1000 {
-		got = ""
+		got = nil
 		for name, other := range want {
 			st, err := r.agent.Repository(name).Status(context.Background())
 			if err != nil {
@@ -169,15 +169,15 @@ func (r *rig) whose(want map[string]string) {
 			}
 			said := st.Repository.Error
 			if other == "" && said != "" || other != "" && !strings.Contains(said, fmt.Sprintf("its stores are those of the repository %s, ", other)) {
-				got += fmt.Sprintf("%s: %q\n", name, said)
+				got = append(got, fmt.Sprintf("%s: %q", name, said))
 			}
 		}
-		if got == "" {
+		if got == nil {
 			return
 		}
 		pause(context.Background(), 10*time.Millisecond)
 	}
-	r.Fatal(got)
+	r.Fatal(strings.Join(got, "\n"))
 }
 
 // often makes repositories be tried again soon.

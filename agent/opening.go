@@ -46,7 +46,7 @@ func (s *server) openAndWork(ctx, patience context.Context, open Opener) {
 	defer close(s.ended)
 	var work sync.WaitGroup
 	defer work.Wait()
-	s.hub.turn(s, patience)
+	s.hub.turn(patience, s)
 	if s.keepOpening(ctx, open) {
 		s.work(ctx, &work)
 	}

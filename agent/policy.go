@@ -61,8 +61,10 @@ func (s *server) setPolicy(ctx context.Context, r request) (any, error) {
 }
 
 // applyPolicy deletes what the policy of a volume does not keep, behind a backup of
-// it. What cannot be deleted now is tried again behind the next.
-func (s *server) applyPolicy(ctx context.Context, volumeID string, log *slog.Logger) {
+// it. What cannot be deleted now is tried again behind the next: stores that do not
+// answer are not waited for once more for each backup, and nobody for an agent that
+// stops.
+func (s *server) applyPolicy(ctx context.Context, volumeID string, log *slog.Logger, stopping func() bool) {
 	k, err := s.policyOf(ctx, volumeID)
 	if err == nil && k.Empty() {
 		return
@@ -79,6 +81,9 @@ func (s *server) applyPolicy(ctx context.Context, volumeID string, log *slog.Log
 		if d.Keep {
 			continue
 		}
+		if stopping() {
+			return
+		}
 		err := s.drop(ctx, d.Backup.ID)
 		switch {
 		case err == nil:
@@ -87,6 +92,9 @@ func (s *server) applyPolicy(ctx context.Context, volumeID string, log *slog.Log
 			log.LogAttrs(ctx, slog.LevelInfo, "backup kept though no policy does", slog.String("kept", d.Backup.ID), slog.Any("reason", err))
 		default:
 			log.LogAttrs(ctx, slog.LevelWarn, "backup not deleted by the policy of its volume", slog.String("kept", d.Backup.ID), slog.Any("error", err))
+			if asError(err).Code == CodeUnavailable {
+				return
+			}
 		}
 	}
 }

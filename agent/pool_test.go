@@ -234,8 +234,8 @@ func TestHangingRepository(t *testing.T) {
 	}
 	release()
 	for _, j := range jobs {
-		if j, err := other.WaitJob(context.Background(), j.ID, nil); err != nil || j.State != JobSucceeded {
-			t.Errorf("%+v, %v", j, err)
+		if end, err := other.WaitJob(context.Background(), j.ID, nil); err != nil || end.State != JobSucceeded {
+			t.Errorf("%+v, %v", end, err)
 		}
 	}
 }
