@@ -79,8 +79,6 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), reason: "it is being opened",
 		tried: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}
-	// A job keeps the tidying off its volume: it is woken when the job is gone.
-	s.jobs = newEngine(cat, log, h.pool, s.wakeTidy)
 	if s.bound, err = cat.Setting(ctx, bindingKey); err != nil {
 		return nil, errors.Join(fmt.Errorf("read whose the catalog is: %w", err), cat.Close())
 	}
@@ -92,6 +90,8 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 	for _, e := range exported {
 		s.exports.put(&served{rec: e, err: errNotOpen})
 	}
+	// A job keeps the tidying off its volume: it is woken when the job is gone.
+	s.jobs = newEngine(cat, log, h.pool, s.wakeTidy)
 	return s, nil
 }
 
