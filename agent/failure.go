@@ -123,7 +123,7 @@ func asError(err error) *Error {
 		code = CodeNotFound
 	case errors.Is(err, repository.ErrVersion), errors.Is(err, repository.ErrForeign), errors.Is(err, restore.ErrExists):
 		code = CodeConflict
-	case errors.Is(err, restore.ErrHeld):
+	case errors.Is(err, restore.ErrHeld), errors.Is(err, repository.ErrPruning):
 		code = CodeBusy
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		code = CodeNoSpace

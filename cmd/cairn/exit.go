@@ -53,7 +53,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case is(repository.ErrPassword, repository.ErrForeign, repository.ErrVersion, repository.ErrTooFewStores):
 		return exitRepository
-	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, repository.ErrChange, repository.ErrRetained,
+	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, repository.ErrChange, repository.ErrRetained, repository.ErrPruning,
 		restore.ErrExists, restore.ErrHeld, fs.ErrExist, syscall.EBUSY):
 		return exitBusy
 	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):

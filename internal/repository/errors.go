@@ -28,6 +28,8 @@ var (
 	ErrLargePrune = errors.New("unusually much would be removed")
 	// ErrChange: another change of the stores is not finished.
 	ErrChange = errors.New("the stores of the repository are being changed")
+	// ErrPruning: a prune that has not ended is at work on what the operation needs.
+	ErrPruning = errors.New("a prune has not ended")
 	// ErrRetained: the backup may not be deleted yet.
 	ErrRetained = errors.New("backup is retained")
 	// ErrInvalid: an argument that makes no sense.

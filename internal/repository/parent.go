@@ -2,7 +2,6 @@ package repository
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/cairnbackup/cairn/internal/manifest"
@@ -74,11 +73,14 @@ func (s *Session) reuse(ctx context.Context, rt *root) (*manifest.Tree, error) {
 		return nil, err
 	}
 	if _, condemned := s.avoid.backups[rt.rec.Session]; condemned || purged {
-		return nil, errors.New("it is being removed by a prune")
+		return nil, errRemoved
 	}
 	d, err := s.r.decide(ctx, rt.rec.Session, rt.rec.Voters, &rt.digest)
 	if err != nil {
 		return nil, err
+	}
+	if d == Aborted {
+		return nil, fmt.Errorf("it was never made, as its session is aborted: %w", ErrNotFound)
 	}
 	if d != Committed {
 		return nil, fmt.Errorf("it is %s", d)
@@ -90,8 +92,22 @@ func (s *Session) reuse(ctx context.Context, rt *root) (*manifest.Tree, error) {
 	return tree, s.checkCondemned(ctx, tree)
 }
 
-// errCondemned says that a parent hangs on packs that a prune removes.
-var errCondemned = errors.New("some of its packs are on the list of a prune")
+// errRemoved is ErrNotFound for a backup of which objects are there still: P8 is
+// near, or was.
+var errRemoved = removedError{}
+
+type removedError struct{}
+
+// Error returns the sentence.
+func (removedError) Error() string {
+	return "a prune is removing it, and it cannot be brought back any more"
+}
+
+// Is makes it ErrNotFound, without the words.
+func (removedError) Is(target error) bool { return target == ErrNotFound } //nolint:errorlint // it is asked about the target itself
+
+// errCondemned says that a backup hangs on packs that a prune removes or compacts.
+var errCondemned = fmt.Errorf("some of its packs are on the list of a prune: try again when that has ended, and if it died, when the next one has: %w", ErrPruning)
 
 // checkCondemned is W4 for the chunks that an incremental takes over unread:
 // none may be in a condemned pack. Lists are rare and short-lived, so that the

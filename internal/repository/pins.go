@@ -2,7 +2,6 @@ package repository
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -33,25 +32,30 @@ type Pin struct {
 
 // Pin makes a pin with this ID on a backup that is live or in the trash. A pin
 // that exists is left as it is, so that it can be called again when the outcome
-// was unknown. Image opens a pin's ID as it opens a backup's. ErrNotFound: there
-// is no such backup, or a prune is removing it.
+// was unknown. Image opens a pin's ID as it opens a backup's. ErrNotFound, which is
+// certain: there is no such backup, or a prune is removing it. ErrPruning: a prune
+// is at work on packs of it, and while it is no pin can be made.
 func (r *Repository) Pin(ctx context.Context, id, backup, by string) error {
-	switch st, err := r.find(ctx, id); {
-	case err == nil && st.root.rec.Pin == nil:
-		return fmt.Errorf("%s is a backup and cannot be made a pin: %w", id, ErrInvalid)
-	case err == nil && st.state == Available:
-		return nil
-	case err != nil && !errors.Is(err, ErrNotFound):
-		return err
-	}
-	all, err := r.standings(ctx)
+	all, complete, err := r.survey(ctx)
 	if err != nil {
 		return err
 	}
+	var old *root
 	for _, st := range all {
-		if st.root.rec.BackupID == backup && st.root.rec.Pin == nil {
-			return r.pin(ctx, id, by, st.root)
+		switch rec := st.root.rec; {
+		case rec.BackupID == id && rec.Pin == nil && st.state != Deleted:
+			return fmt.Errorf("%s is a backup and cannot be made a pin: %w", id, ErrInvalid)
+		case rec.BackupID == id && rec.Pin != nil && st.state == Available:
+			return nil
+		case rec.BackupID == backup && rec.Pin == nil:
+			old = st.root
 		}
+	}
+	switch {
+	case old != nil:
+		return r.pin(ctx, id, by, old)
+	case !complete:
+		return fmt.Errorf("backup %q is not on the stores that answer, and may be on the others: %w", backup, ErrTooFewStores)
 	}
 	return fmt.Errorf("pin backup %s: %w", backup, ErrNotFound)
 }

@@ -9,7 +9,8 @@ import (
 // Undelete takes a backup out of the trash, by its ID or, if the trash has none,
 // its name: a session that reads nothing commits a new root record of the same
 // backup, which reaches what the old one did. It races with a prune as any writer
-// does; ErrNotFound when the trash does not have it, or a prune is removing it.
+// does; ErrNotFound when the trash does not have it, or a prune is removing it for
+// good; ErrPruning while a prune is at work on packs of it, which it may outlive.
 func (r *Repository) Undelete(ctx context.Context, ref string) (Backup, error) {
 	old, err := r.inTrash(ctx, ref)
 	if err != nil {
@@ -24,7 +25,7 @@ func (r *Repository) Undelete(ctx context.Context, ref string) (Backup, error) {
 
 // renew commits a new root record that reaches what an old one does, by a session
 // that reads nothing; change says in what else they differ. It returns the old one
-// with the new session. ErrNotFound: a prune is removing the old one.
+// with the new session. ErrNotFound and ErrPruning as of Undelete.
 func (r *Repository) renew(ctx context.Context, old *root, change func(*Root)) (*root, error) {
 	s, err := r.Begin(ctx, SessionOptions{Project: old.rec.Project, VolumeID: old.rec.VolumeID, Volume: old.rec.Volume})
 	if err != nil {
@@ -32,7 +33,7 @@ func (r *Repository) renew(ctx context.Context, old *root, change func(*Root)) (
 	}
 	rt, err := s.revive(ctx, old.name)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotFound, err), s.Abort(ctx))
+		return nil, errors.Join(err, s.Abort(ctx))
 	}
 	next := Root{
 		BackupID: rt.rec.BackupID, Name: rt.rec.Name, Description: rt.rec.Description, Created: rt.rec.Created,
@@ -87,6 +88,10 @@ func (s *Session) revive(ctx context.Context, name string) (*root, error) {
 	}
 	rt, err := s.r.readRoot(ctx, names[name], name)
 	if err != nil {
+		session, _ := rootSession(name)
+		if purged, markErr := s.r.isMarked(ctx, purgedName(session)); markErr == nil && purged {
+			return nil, errRemoved
+		}
 		return nil, err
 	}
 	s.parentID = rt.rec.Parent
