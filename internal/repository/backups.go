@@ -25,39 +25,6 @@ type standing struct {
 	trash *root // of an unconfirmed one: a record of the same backup that is in the trash
 }
 
-// Backups returns the backups that exist, oldest first: those available, and
-// those unconfirmed, which have a root record and no proof either way. It reads
-// the stores alone, with any k of them. A root record that no store has whole
-// is reported by Check, not here.
-func (r *Repository) Backups(ctx context.Context) ([]Backup, error) {
-	all, err := r.standings(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Backup
-	for _, s := range all {
-		if s.state != Deleted && s.root.rec.Pin == nil {
-			out = append(out, s.root.backup(s.state))
-		}
-	}
-	return out, nil
-}
-
-// Trash returns the deleted backups that no prune has taken yet.
-func (r *Repository) Trash(ctx context.Context) ([]Backup, error) {
-	all, err := r.standings(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Backup
-	for _, s := range all {
-		if s.state == Deleted && s.root.rec.Pin == nil {
-			out = append(out, s.root.backup(s.state))
-		}
-	}
-	return out, nil
-}
-
 // Backup returns the backup with that ID or, if there is none, the one with
 // that name. ErrNotFound, ErrAmbiguous.
 func (r *Repository) Backup(ctx context.Context, ref string) (Backup, error) {

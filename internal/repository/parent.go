@@ -104,7 +104,7 @@ func (removedError) Error() string {
 }
 
 // Is makes it ErrNotFound, without the words.
-func (removedError) Is(target error) bool { return target == ErrNotFound } //nolint:errorlint // it is asked about the target itself
+func (removedError) Is(target error) bool { return target == ErrNotFound }
 
 // errCondemned says that a backup hangs on packs that a prune removes or compacts.
 var errCondemned = fmt.Errorf("some of its packs are on the list of a prune: try again when that has ended, and if it died, when the next one has: %w", ErrPruning)

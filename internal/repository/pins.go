@@ -74,20 +74,8 @@ func (r *Repository) pin(ctx context.Context, id, by string, old *root) error {
 
 // Pins returns all pins, oldest first, those of all agents.
 func (r *Repository) Pins(ctx context.Context) ([]Pin, error) {
-	all, err := r.standings(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Pin
-	for _, st := range all {
-		if p := st.root.rec.Pin; p != nil && st.state != Deleted {
-			out = append(out, Pin{
-				ID: st.root.rec.BackupID, Backup: p.Backup, Volume: st.root.rec.Volume,
-				By: p.By, Agent: p.Agent, Since: st.root.rec.Created, State: st.state,
-			})
-		}
-	}
-	return out, nil
+	c, err := r.Contents(ctx)
+	return c.Pins, err
 }
 
 // Unpin removes a pin: what only it reaches goes with the second prune from now.

@@ -9,10 +9,10 @@ import (
 // What a prune has condemned cannot come back, and is told to be on its way: it is
 // there still, so that "no such backup" would be wrong.
 func TestUndeleteCondemned(t *testing.T) {
-	s := newScene(t, 4, 2, 1).aged()
+	aged := newScene(t, 4, 2, 1).aged()
 	ran := 0
 	for _, step := range []string{"remove backups", "remove packs"} { // before P8, behind it
-		s := &scene{cluster: s.clone(), t: t, kept: s.kept, gone: s.gone}
+		s := &scene{cluster: aged.clone(), t: t, kept: aged.kept, gone: aged.gone}
 		s.r = s.process().open(t)
 		o := hastyAt(step, func() {
 			ran++

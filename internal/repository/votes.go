@@ -190,6 +190,22 @@ func (r *Repository) Verdict(ctx context.Context, sessionID string) (Decision, e
 	return r.decide(ctx, s, voters, want)
 }
 
+// SessionOver says whether nobody can go on with a session: it is decided, or its
+// backup was purged. The session of a process that died is over when a prune has
+// aborted it. What cannot be told counts as no.
+func (r *Repository) SessionOver(ctx context.Context, sessionID string) (bool, error) {
+	d, err := r.Verdict(ctx, sessionID)
+	if err != nil || d != Undecided {
+		return err == nil, err
+	}
+	s, err := parseIdent(sessionID)
+	if err != nil {
+		return false, err
+	}
+	purged, err := r.marks(ctx, purgedPrefix, kindPurged, map[ident]bool{s: true})
+	return purged[s], err
+}
+
 // FenceSession decides a session whose writer is dead: it votes abort on every
 // voter that has no vote and returns what the votes then add up to. It may find
 // the session committed; while a voter cannot be reached it may stay undecided.
