@@ -17,13 +17,20 @@ func repoCopyCommand() *cli.Command {
 		&cli.StringFlag{Name: "to-password-file", Usage: "`file` with the other repository's password (that of --password-file if not given)"},
 		&cli.StringFlag{Name: "volume", Usage: "copy all backups of this `volume`"},
 		&cli.BoolFlag{Name: "all", Usage: "copy all backups"},
+		&cli.BoolFlag{Name: "older", Usage: "with --volume and --all: also those that are older than the newest of their volume in the other repository"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be copied, and how much would be read"},
 	), withRepository(repoCopy))
 	cmd.Description = "A copy keeps the backup's ID, name, times and parent, and is whole in itself: it needs\n" +
 		"neither its parent nor the repository that it comes from. What the other repository has\n" +
 		"already is skipped, so that the same command from a timer keeps it up to date. Where it\n" +
-		"has another backup of the volume, only the blocks that differ are read. A backup that\n" +
-		"cannot be read whole is not copied, the others are, and the exit code is not 0."
+		"has another backup of the volume, only the blocks that differ are read.\n\n" +
+		"--volume and --all bring what is newer than the newest backup of its volume over there:\n" +
+		"what was deleted there, by a retention of its own, does not come back. --older brings\n" +
+		"everything that is missing; so does the name of a backup, for that one.\n\n" +
+		"A backup of which the source has lost something is not copied, the others are. When one\n" +
+		"fails for another reason, the later ones of its volume wait for the next run. When too\n" +
+		"few stores answer or have room, nothing more is tried. All that is said, and the exit\n" +
+		"code is not 0. A backup that is deleted while the command runs is no failure."
 	return cmd
 }
 
@@ -40,7 +47,7 @@ func repoCopy(c *cli.Context, src *repository.Repository) (err error) {
 	bar := newBar(c.App.ErrWriter)
 	var printed error
 	o := repocopy.Options{
-		DryRun: c.Bool("dry-run"), By: "\"cairn repo copy\"",
+		DryRun: c.Bool("dry-run"), Newer: !c.Args().Present() && !c.Bool("older"), By: "\"cairn repo copy\"",
 		Progress: func(p repocopy.Progress) { bar.show("copy "+p.Backup.Volume, p.Done, p.Total) },
 		Done: func(r repocopy.Result) {
 			bar.end()
@@ -72,6 +79,8 @@ func copyWanted(c *cli.Context, src *repository.Repository) ([]repository.Backup
 	switch {
 	case ways != 1:
 		return nil, usagef("say what to copy: the names or IDs of backups, or --volume VOLUME, or --all")
+	case c.Bool("older") && c.Args().Present():
+		return nil, usagef("--older is for --volume and --all: a backup that is named is copied whatever its age")
 	case len(c.StringSlice("to-store")) == 0:
 		return nil, usagef("--to-store is missing: name each store of the repository that is copied to")
 	}

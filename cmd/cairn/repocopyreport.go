@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/cairnbackup/cairn/internal/repocopy"
 )
@@ -12,6 +13,9 @@ type copyResult struct {
 	Repository  string       `json:"repository"` // ID of the destination
 	Copied      int          `json:"copied"`     // or would be
 	Present     int          `json:"present"`
+	Older       int          `json:"older"`      // left out, as there is a newer one of the volume
+	Gone        int          `json:"gone"`       // deleted in the source meanwhile
+	NotTried    int          `json:"not_tried"`  // behind a failure
 	NotCopied   int          `json:"not_copied"` // failed, unconfirmed, or in the destination's trash
 	BytesRead   int64        `json:"bytes_read"`
 	BytesNew    int64        `json:"bytes_new"`
@@ -65,6 +69,12 @@ func copyLine(r repocopy.Result, dryRun bool) string {
 		return fmt.Sprintf("skipped     %s: it is in the other repository's trash; \"cairn repo undelete %s\" with that one's --store and --password-file takes it back", what, b.ID)
 	case repocopy.Unconfirmed:
 		return fmt.Sprintf("skipped     %s: it is unconfirmed: nothing proves that it was made", what)
+	case repocopy.Older:
+		return fmt.Sprintf("left out    %s: the other repository has a newer one of the volume; --older, or its ID, copies it all the same", what)
+	case repocopy.Gone:
+		return fmt.Sprintf("gone        %s: it was deleted meanwhile%s", what, warning)
+	case repocopy.NotTried:
+		return fmt.Sprintf("not tried   %s: %s", what, r.Warning)
 	case repocopy.Failed:
 	}
 	return fmt.Sprintf("failed      %s: %v%s", what, r.Err, warning)
@@ -78,6 +88,12 @@ func copySum(results []repocopy.Result) copyResult {
 			sum.Copied++
 		case repocopy.Present:
 			sum.Present++
+		case repocopy.Older:
+			sum.Older++
+		case repocopy.Gone:
+			sum.Gone++
+		case repocopy.NotTried:
+			sum.NotTried++
 		case repocopy.InTrash, repocopy.Unconfirmed, repocopy.Failed:
 			sum.NotCopied++
 		}
@@ -103,7 +119,16 @@ func copySumFields(t *table, sum copyResult) {
 	if sum.DryRun {
 		would = " would be"
 	}
-	t.field("backups", fmt.Sprintf("%d%s copied, %d there already, %d not copied", sum.Copied, would, sum.Present, sum.NotCopied))
+	parts := []string{fmt.Sprintf("%d%s copied, %d there already, %d not copied", sum.Copied, would, sum.Present, sum.NotCopied)}
+	for _, more := range []struct {
+		n    int
+		what string
+	}{{sum.NotTried, "not tried"}, {sum.Older, "older and left out"}, {sum.Gone, "deleted meanwhile"}} {
+		if more.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", more.n, more.what))
+		}
+	}
+	t.field("backups", strings.Join(parts, ", "))
 	t.field("read", exact(sum.BytesRead))
 	if !sum.DryRun {
 		t.field("stored", exact(sum.BytesStored))
@@ -125,10 +150,11 @@ func (e *copyError) Error() string { return e.text }
 func (e *copyError) Unwrap() []error { return e.causes }
 
 // notCopied is the error of a run that is not a whole success. What is in the
-// trash over there was deleted there on purpose: that is one only for a backup that
-// was named.
+// trash over there, or went here meanwhile, was deleted on purpose: that is one only
+// for a backup that was named.
 func notCopied(results []repocopy.Result, named bool) error {
 	e := &copyError{}
+	waiting := 0
 	for _, r := range results {
 		switch r.State {
 		case repocopy.Failed:
@@ -137,12 +163,22 @@ func notCopied(results []repocopy.Result, named bool) error {
 			if named {
 				e.causes = append(e.causes, busyf("backup %s was not copied", r.Backup.ID))
 			}
-		case repocopy.Copied, repocopy.Present:
+		case repocopy.Gone:
+			if named {
+				e.causes = append(e.causes, missingf("backup %s was deleted meanwhile", r.Backup.ID))
+			}
+		case repocopy.NotTried:
+			waiting++
+		case repocopy.Copied, repocopy.Present, repocopy.Older:
 		}
 	}
 	if len(e.causes) == 0 {
 		return nil
 	}
-	e.text = fmt.Sprintf("%d of %d backups were not copied: the lines above say why", len(e.causes), len(results))
+	e.text = fmt.Sprintf("%d of %d backups were not copied", len(e.causes), len(results))
+	if waiting > 0 {
+		e.text += fmt.Sprintf(", %d were not tried", waiting)
+	}
+	e.text += ": the lines above say why"
 	return e
 }

@@ -17,7 +17,17 @@
 //
 // While a backup is read it is pinned in the source, so that nobody's deletion
 // and prune take it away half-way. A source that cannot be written to is read
-// all the same: what a prune takes then fails that copy, and nothing is listed.
+// all the same: what a prune takes then ends that copy, and nothing is listed. A
+// pin has the ID of its copy's session in the destination, and what is decided
+// about that session holds for the pin: a copy that was killed is aborted by a
+// prune of the destination, and the next copy then removes its pin.
+//
+// # What is left out
+//
+// With Options.Newer a backup is left out that is older than the newest of its
+// volume in the destination, so that what was deleted and pruned there does not
+// come back. What failed for now must not fall behind others then: nothing else of
+// its volume is tried in that run. What is damaged is told once, and others pass it.
 //
 // # Memory
 //
@@ -26,11 +36,6 @@
 package repocopy
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"runtime"
-
 	"github.com/cairnbackup/cairn/internal/repository"
 )
 
@@ -43,6 +48,9 @@ type Options struct {
 	// DryRun writes nothing to either repository and only says what would be
 	// done. Manifests are read.
 	DryRun bool
+	// Newer leaves out what is older than the newest backup of its volume in the
+	// destination, its trash included.
+	Newer bool
 	// By says in the source's pins who reads, such as a command's name.
 	By string
 	// Workers of one backup; 0 = one per core, at least four.
@@ -69,6 +77,9 @@ const (
 	Present     State = "present"     // the destination has it: nothing was done
 	InTrash     State = "trash"       // the destination has it in its trash: nothing was done
 	Unconfirmed State = "unconfirmed" // the source does not know that it exists: nothing was done
+	Older       State = "older"       // the destination has a newer one of the volume: nothing was done
+	Gone        State = "gone"        // it was deleted in the source meanwhile: nothing of it is listed
+	NotTried    State = "not_tried"   // what failed before it would fail it too, or had to be first
 	Failed      State = "failed"      // nothing of it is listed; Err says why
 )
 
@@ -88,125 +99,3 @@ type Result struct {
 	Warning string
 	Err     error
 }
-
-// Run copies backups of src to dst, in the order in which they were made, a
-// parent before its children, and returns what became of each in that order. Of
-// each backup the ID, names, project, volume, times and parent stay; session and
-// figures are the copy's. A backup that fails does not stop the others; the error
-// is about the whole: ctx has ended, a repository cannot be listed, or the
-// destination cannot be written to. Both repositories stay the caller's.
-func Run(ctx context.Context, src, dst *repository.Repository, backups []repository.Backup, o Options) ([]Result, error) {
-	if src.Info().ID == dst.Info().ID {
-		return nil, fmt.Errorf("source and destination are the same repository %s: name the stores of another one: %w", src.Info().ID, repository.ErrInvalid)
-	}
-	if o.Workers <= 0 {
-		o.Workers = max(leastWorkers, runtime.GOMAXPROCS(0))
-	}
-	c := &copier{o: o, src: src, dst: dst}
-	if err := c.look(ctx); err != nil {
-		return nil, err
-	}
-	var results []Result
-	for _, b := range ordered(backups) {
-		res, err := c.backup(ctx, b)
-		results = append(results, res)
-		if o.Done != nil {
-			o.Done(res)
-		}
-		if err != nil {
-			return results, err
-		}
-	}
-	return results, nil
-}
-
-// copier is the state of one Run.
-type copier struct {
-	o        Options
-	src, dst *repository.Repository
-
-	originals map[string]repository.Backup // available in the source, by ID
-	have      map[string]repository.Backup // available in the destination
-	trash     map[string]repository.Backup // in the destination's trash
-	unpinned  string                       // why the source does not take pins
-}
-
-// look lists both repositories.
-func (c *copier) look(ctx context.Context) error {
-	available := func(l []repository.Backup, err error) (map[string]repository.Backup, error) {
-		out := make(map[string]repository.Backup, len(l))
-		for _, b := range l {
-			if b.State == repository.Available {
-				out[b.ID] = b
-			}
-		}
-		return out, err
-	}
-	var err error
-	if c.originals, err = available(c.src.Backups(ctx)); err != nil {
-		return fmt.Errorf("list the source: %w", err)
-	}
-	if c.have, err = available(c.dst.Backups(ctx)); err != nil {
-		return fmt.Errorf("list the destination: %w", err)
-	}
-	trash, err := c.dst.Trash(ctx)
-	if err != nil {
-		return fmt.Errorf("list the destination's trash: %w", err)
-	}
-	c.trash = make(map[string]repository.Backup, len(trash))
-	for _, b := range trash {
-		c.trash[b.ID] = b
-	}
-	return nil
-}
-
-// backup settles one backup. The error ends the run.
-func (c *copier) backup(ctx context.Context, b repository.Backup) (Result, error) {
-	res := Result{Backup: b}
-	if _, ok := c.have[b.ID]; ok {
-		res.State = Present
-		return res, nil
-	}
-	if _, ok := c.trash[b.ID]; ok {
-		res.State = InTrash
-		return res, nil
-	}
-	if b.State != repository.Available {
-		res.State = Unconfirmed
-		return res, nil
-	}
-	// Another copy may have been faster since the listing.
-	if there, err := c.dst.Backup(ctx, b.ID); err == nil && there.State == repository.Available {
-		c.have[b.ID] = b
-		res.State = Present
-		return res, nil
-	}
-	run := &one{copier: c, b: b, res: &res}
-	err := run.copy(ctx)
-	if err == nil {
-		res.State = Copied
-		c.have[b.ID] = b
-		return res, nil
-	}
-	res = Result{Backup: b, State: Failed, Warning: res.Warning, Err: err}
-	if cerr := ctx.Err(); cerr != nil {
-		res.Err = fmt.Errorf("the copy was stopped: %w", cerr)
-		return res, res.Err
-	}
-	if d, ok := errors.AsType[*destinationError](err); ok {
-		return res, d
-	}
-	return res, nil
-}
-
-// destinationError is a destination that takes no session: no other backup can be
-// copied either.
-type destinationError struct{ err error }
-
-// Error returns the sentence.
-func (e *destinationError) Error() string {
-	return "the destination cannot be written to: " + e.err.Error()
-}
-
-// Unwrap returns the cause.
-func (e *destinationError) Unwrap() error { return e.err }

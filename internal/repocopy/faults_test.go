@@ -246,8 +246,8 @@ func TestCancel(t *testing.T) {
 }
 
 // TestPruneMeanwhile: somebody deletes the backup while it is read, and prunes
-// until nothing is left. The pin holds it; where the source takes none, the copy
-// fails and is not listed.
+// until nothing is left. The pin holds it; where the source takes none, it is told
+// to be gone and is not listed.
 func TestPruneMeanwhile(t *testing.T) {
 	for _, pinned := range []bool{true, false} {
 		name := map[bool]string{true: "pinned", false: "read-only"}[pinned]
@@ -255,10 +255,7 @@ func TestPruneMeanwhile(t *testing.T) {
 			a, b, _, two := pair(t)
 			other := a.opened(t)
 			// The copier's own way to the same stores.
-			mine := &site{data: a.data, parity: a.parity}
-			for _, m := range a.mem {
-				mine.add(m)
-			}
+			mine := a.process()
 			src, dst := mine.opened(t), b.opened(t)
 			var once atomic.Bool
 			mine.faults(memstore.Faults{Before: func(_ context.Context, c memstore.Call) error {
@@ -284,7 +281,7 @@ func TestPruneMeanwhile(t *testing.T) {
 				t.Fatal(rs, err)
 			}
 			if !pinned {
-				if rs[0].State != Failed || len(listed(t, dst)) > 0 {
+				if rs[0].State != Gone || rs[0].Err != nil || len(listed(t, dst)) > 0 {
 					t.Fatal(rs)
 				}
 				return
@@ -311,7 +308,7 @@ func TestDestinationDown(t *testing.T) {
 		return nil
 	}})
 	rs, err := Run(t.Context(), src, dst, all(t, src), Options{})
-	if len(rs) != 1 || rs[0].State != Failed || !errors.Is(err, repository.ErrTooFewStores) || !strings.Contains(err.Error(), "destination cannot be written to") {
+	if len(rs) != 2 || rs[0].State != Failed || rs[1].State != NotTried || !errors.Is(err, repository.ErrTooFewStores) || !strings.Contains(err.Error(), "destination cannot be written to") {
 		t.Error(rs, err)
 	}
 	if pins, err := src.Pins(t.Context()); err != nil || len(pins) > 0 {

@@ -17,25 +17,44 @@ type one struct {
 }
 
 // copy copies it, or says what that would read. Nothing of it is listed when it
-// fails, unless the error is that the outcome is unknown.
-func (r *one) copy(ctx context.Context) (err error) {
-	if !r.o.DryRun {
-		unpin, perr := r.pin(ctx)
-		if perr != nil {
-			return perr
-		}
-		defer func() { r.warn(unpin()) }()
+// fails, unless the error is that the outcome is unknown. errGone: there is nothing
+// to copy any more.
+func (r *one) copy(ctx context.Context) error {
+	if r.o.DryRun {
+		return r.open(ctx, func(img *repository.Image) error {
+			_, err := r.plan(ctx, img, r.base(r.b))
+			return err
+		})
 	}
-	img, err := r.src.Image(ctx, r.b.ID)
+	base := r.base(r.b)
+	sess, err := r.dst.Begin(ctx, repository.SessionOptions{
+		Project: r.b.Project, VolumeID: r.b.VolumeID, Volume: r.b.Volume, ParentBackup: base, RetainUntil: r.b.RetainUntil,
+	})
 	if err != nil {
-		return fmt.Errorf("open the backup in the source: %w", err)
+		return unwritable(err)
+	}
+	if sess.Parent() == nil {
+		base = "" // it went meanwhile
+	}
+	unpin, err := r.pin(ctx, sess.ID())
+	if err == nil {
+		err = r.open(ctx, func(img *repository.Image) error { return r.session(ctx, img, sess, base) })
+		r.warn(unpin())
+	}
+	return errors.Join(err, sess.Abort(ctx)) // of one that has ended: nothing
+}
+
+// open opens the backup in the source.
+func (r *one) open(ctx context.Context, use func(*repository.Image) error) (err error) {
+	img, err := r.src.Image(ctx, r.b.ID)
+	if errors.Is(err, repository.ErrNotFound) {
+		return errGone
+	}
+	if err != nil {
+		return r.tooFew(ctx, fmt.Errorf("open the backup in the source: %w", err))
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	if r.o.DryRun {
-		_, err = r.plan(ctx, img, r.base(r.b))
-		return err
-	}
-	return r.session(ctx, img)
+	return use(img)
 }
 
 // warn adds to what is not as it should be.
@@ -77,21 +96,11 @@ func (r *one) compare(ctx context.Context, img *repository.Image, base string) (
 	return diffPlan(ctx, img.Tree(), old.Tree())
 }
 
-// session is the copy's session in the destination.
-func (r *one) session(ctx context.Context, img *repository.Image) error {
-	base := r.base(r.b)
-	sess, err := r.dst.Begin(ctx, repository.SessionOptions{
-		Project: r.b.Project, VolumeID: r.b.VolumeID, Volume: r.b.Volume, ParentBackup: base, RetainUntil: r.b.RetainUntil,
-	})
-	if err != nil {
-		return &destinationError{err}
-	}
-	if sess.Parent() == nil {
-		base = "" // it went meanwhile
-	}
+// session fills the copy's session in the destination and commits it.
+func (r *one) session(ctx context.Context, img *repository.Image, sess *repository.Session, base string) error {
 	top, err := r.read(ctx, img, sess, base)
 	if err != nil {
-		return errors.Join(err, sess.Abort(ctx))
+		return err
 	}
 	outcome, err := sess.Commit(ctx, repository.Root{
 		BackupID: r.b.ID, Name: r.b.Name, Description: r.b.Description, Created: r.b.Created, Parent: &r.b.Parent,
@@ -108,14 +117,14 @@ func (r *one) session(ctx context.Context, img *repository.Image) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("commit the copy (outcome %s): %w", outcome, err)
+	return written(fmt.Errorf("commit the copy (outcome %s): %w", outcome, err))
 }
 
 // read reads what is new into the session.
 func (r *one) read(ctx context.Context, img *repository.Image, sess *repository.Session, base string) (backup.Result, error) {
 	p, err := r.plan(ctx, img, base)
 	if err != nil {
-		return backup.Result{}, err
+		return backup.Result{}, r.unread(ctx, err)
 	}
 	p.Workers, p.Bad = r.o.Workers, sess.Bad() // what the destination has lost is read anew
 	var progress func(backup.Progress)
@@ -125,9 +134,9 @@ func (r *one) read(ctx context.Context, img *repository.Image, sess *repository.
 	res, err := backup.Run(ctx, source{img}, session{sess}, p, progress)
 	if err != nil {
 		if re, ok := errors.AsType[*ReadError](err); ok {
-			return res, re // its sentence says it all
+			return res, r.unread(ctx, re) // its sentence says it all
 		}
-		return res, fmt.Errorf("copy the data: %w", err)
+		return res, written(fmt.Errorf("copy the data: %w", err))
 	}
 	r.res.Read, r.res.New, r.res.Stored = res.BytesRead, res.BytesNew, sess.Stored().BytesStored
 	r.res.Skipped = img.Size() - res.BytesRead

@@ -63,6 +63,15 @@ func (s *site) clone() *site {
 	return out
 }
 
+// process is another process's way to the same stores.
+func (s *site) process() *site {
+	out := &site{data: s.data, parity: s.parity}
+	for _, m := range s.mem {
+		out.add(m)
+	}
+	return out
+}
+
 func (s *site) stores() []objstore.Store {
 	out := make([]objstore.Store, len(s.faulty))
 	for i, f := range s.faulty {
