@@ -28,6 +28,7 @@ type pruneResult struct {
 	Kept    int64 `json:"bytes_kept"`
 	Fenced  int   `json:"fenced"`
 	Waiting int   `json:"packs_waiting"`
+	Left    int   `json:"packs_left"` // for the next prune, as the list of this one is full
 	Locked  int   `json:"locked"`
 
 	Compacted int      `json:"packs_compacted"`
@@ -60,7 +61,7 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	}
 	result := pruneResult{
 		DryRun: o.DryRun, Trash: rep.Trash, Backups: rep.Backups, Aborted: rep.Aborted, Packs: rep.Packs,
-		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting, Locked: rep.Locked,
+		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting, Left: rep.Left, Locked: rep.Locked,
 		Compacted: rep.Compacted, Moved: rep.Moved, Freed: rep.Freed, Problems: rep.Problems,
 	}
 	return emit(c, result, func(t *table) {
@@ -85,6 +86,9 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 		t.field("kept", exact(rep.Kept))
 		if rep.Locked > 0 {
 			t.field("locked", fmt.Sprintf("%d objects that their stores retain still: a later prune removes them", rep.Locked))
+		}
+		if rep.Left > 0 {
+			t.field("next time", fmt.Sprintf("%d packs that one prune has no room for: prune again", rep.Left))
 		}
 		if rep.Waiting > 0 {
 			t.field("next time", fmt.Sprintf("%d packs of backups that were not decided when it began", rep.Waiting))

@@ -61,6 +61,13 @@ func (p *pruner) container(size int64) int64 {
 // plan is the end of P4: which packs are compacted.
 func (p *pruner) plan(ctx context.Context) error {
 	p.chunks.frozen = true
+	for id := range p.moves.remains {
+		if len(p.moves.remains) <= p.most(maxRemains) {
+			break
+		}
+		delete(p.moves.remains, id)
+		p.report.Left++
+	}
 	p.gone = make(map[chunk.PackID]int64)
 	if err := p.choosePacks(ctx); err != nil {
 		return err
@@ -84,7 +91,7 @@ func (p *pruner) choosePacks(ctx context.Context) error {
 		if p.chunks.packs[id] != nil && !p.moves.remains[id] {
 			sources = append(sources, id)
 		}
-		if _, moved := p.moves.newest[id]; moved || len(sources) == 0 || p.owners[packSession(id)] == Undecided {
+		if _, moved := p.moves.newest[id]; moved || len(sources) == 0 || p.owners[packSession(id)] == Undecided || p.moves.held[id] {
 			continue
 		}
 		live := p.moves.alive[id] + p.chunks.packs[id].bytes()
@@ -194,7 +201,7 @@ func (p *pruner) listCompacted(c *condemned) {
 	}
 	compacts(p.moves.remains)
 	for old := range p.moves.all {
-		if !p.marked[old] {
+		if !p.marked[old] && !p.moves.later[old] {
 			c.packs[old] = struct{}{}
 		}
 	}

@@ -124,7 +124,7 @@ func (p *pruner) run(ctx context.Context) error {
 	if err := p.each(ctx, look); err != nil || p.o.DryRun {
 		return err
 	}
-	if nothing := p.blind || len(p.sweep)+len(p.roots)+p.report.Waiting+len(p.plans)+len(p.moves.strays)+len(p.moves.remains) == 0; nothing {
+	if nothing := p.blind || len(p.sweep)+len(p.roots)+p.report.Waiting+len(p.plans)+len(p.moves.strays)+len(p.moves.remains)+len(p.deadMoves()) == 0; nothing {
 		act = p.quiet(act[len(act)-2:])
 	}
 	return p.each(ctx, act)

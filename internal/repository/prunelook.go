@@ -146,9 +146,6 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 // condemn says what may go: condemned backups, and packs whose sessions are
 // decided and that nothing reaches.
 func (p *pruner) condemn() {
-	if p.blind {
-		return
-	}
 	for s := range p.roots {
 		if p.abort[s] || p.purged[s] {
 			p.report.Aborted++
@@ -163,6 +160,9 @@ func (p *pruner) condemn() {
 			p.report.Kept += size
 		case p.owners[packSession(id)] == Undecided:
 			p.report.Waiting++
+			p.report.Kept += size
+		case p.moves.held[id]:
+			p.report.Left++
 			p.report.Kept += size
 		default:
 			p.sweep[id] = size

@@ -62,10 +62,13 @@ func (p *pruner) mark(ctx context.Context) error {
 	if err := p.markTargets(ctx); err != nil {
 		return err
 	}
-	p.condemn()
 	if p.blind {
 		return nil
 	}
+	if err := p.leaveOut(ctx); err != nil {
+		return err
+	}
+	p.condemn()
 	return p.plan(ctx)
 }
 

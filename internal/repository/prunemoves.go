@@ -38,6 +38,8 @@ type movesSeen struct {
 	remains map[chunk.PackID]bool           // packs that moved and are there all the same
 	rescued map[chunk.PackID]bool           // P7: packs with chunks of others that somebody needs since P4
 	strays  []string                        // names of forwardings that go
+	later   map[chunk.PackID]bool           // packs that moved, that nobody needs, and that do not fit on the list
+	held    map[chunk.PackID]bool           // packs that have chunks of those: they stay
 }
 
 // listForwardings finds where compacted packs went.
@@ -65,7 +67,7 @@ func (p *pruner) seeMoves(ctx context.Context) error {
 	p.moves = movesSeen{
 		all: all, newest: make(map[chunk.PackID]forwardSeen), users: make(map[chunk.PackID][]chunk.PackID),
 		alive: make(map[chunk.PackID]int64), certain: make(map[ident]bool), remains: make(map[chunk.PackID]bool),
-		rescued: make(map[chunk.PackID]bool),
+		rescued: make(map[chunk.PackID]bool), later: make(map[chunk.PackID]bool), held: make(map[chunk.PackID]bool),
 	}
 	p.trackChunks()
 	return nil
@@ -116,6 +118,42 @@ func (p *pruner) markTargets(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// deadMoves returns the packs that moved and that nobody needs, in order.
+func (p *pruner) deadMoves() (dead []chunk.PackID) {
+	for old, fs := range p.moves.all {
+		decided := slices.ContainsFunc(fs, func(f forwardSeen) bool { return p.owners[f.session] != Undecided })
+		if !p.marked[old] && decided {
+			dead = append(dead, old)
+		}
+	}
+	slices.SortFunc(dead, comparePacks)
+	return dead
+}
+
+// leaveOut says which of the packs that moved and that nobody needs are for the next
+// prune: the list has no room for them. A writer would not know then that what has
+// their chunks goes, so that it stays, and so do their forwardings.
+func (p *pruner) leaveOut(ctx context.Context) error {
+	dead, most := p.deadMoves(), p.most(maxDeadMoves)
+	if len(dead) <= most {
+		return nil
+	}
+	var read []forwardSeen
+	for _, old := range dead[most:] {
+		p.moves.later[old] = true
+		read = append(read, p.moves.all[old]...)
+	}
+	p.report.Left += len(dead) - most
+	return p.readMoves(ctx, read, func(_ forwardSeen, f *forwarding) {
+		if f == nil {
+			return
+		}
+		for _, t := range f.targets() {
+			p.moves.held[t] = true
+		}
+	})
 }
 
 // rescueTargets is markTargets at P7, for packs that nobody seemed to need at P4:

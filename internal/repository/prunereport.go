@@ -15,6 +15,8 @@ type PruneOptions struct {
 	// Compact is which part of a pack has to be dead for what is alive of it to
 	// move into a new one. 0 = 0.5; 1 = none is compacted.
 	Compact float64
+	// listMost, if not 0, is how many packs of each sort a list names, for tests.
+	listMost int
 	// Progress, if not nil, is told each step, and while it waits or deletes.
 	Progress func(PruneProgress)
 }
@@ -36,6 +38,7 @@ type PruneReport struct {
 	Kept    int64 // bytes of shards that stay
 	Fenced  int   // sessions that were silent and are aborted now
 	Waiting int   // packs of sessions that were not decided in time for this prune
+	Left    int   // packs that did not fit on this prune's list: the next one takes them
 	Locked  int   // objects that a store retains still: a later prune removes them
 	Lists   int   // lists of other prunes that were tidied away
 

@@ -13,9 +13,21 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
-// maxCondemned is how many packs one list names: what fits into an object. The
-// next prune takes the others.
-const maxCondemned = 1 << 20
+// What a list names has to fit into an object: 33 bytes a pack, of which there are
+// also those that maxMoved allows, and 16 a backup. The next prune takes the others.
+const (
+	maxCondemned = 1 << 20 // packs that nobody needs
+	maxDeadMoves = 1 << 19 // such that moved
+	maxRemains   = 1 << 16 // packs that moved and are there all the same
+)
+
+// most is how many packs of a sort a list names.
+func (p *pruner) most(limit int) int {
+	if p.o.listMost > 0 {
+		return min(limit, p.o.listMost)
+	}
+	return limit
+}
 
 // publish is P5: from here on no writer that opens uses what is condemned.
 func (p *pruner) publish(ctx context.Context) error {
@@ -24,10 +36,11 @@ func (p *pruner) publish(ctx context.Context) error {
 			p.report.Bytes>>20, (p.report.Bytes+p.report.Kept)>>20, p.o.MaxShare*100, ErrLargePrune)
 	}
 	for id, size := range p.sweep {
-		if len(p.sweep) <= maxCondemned {
+		if len(p.sweep) <= p.most(maxCondemned) {
 			break
 		}
 		delete(p.sweep, id)
+		p.report.Left++
 		p.report.Packs--
 		p.report.Bytes -= size
 		p.report.Kept += size
@@ -133,7 +146,7 @@ func (p *pruner) removePacks(ctx context.Context) error {
 	}
 	strays := slices.Clone(p.moves.strays)
 	for old, all := range p.moves.all {
-		if p.marked[old] {
+		if p.marked[old] || p.moves.later[old] {
 			continue
 		}
 		for _, f := range all {
