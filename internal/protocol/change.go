@@ -97,7 +97,7 @@ func (s *State) copyRecords(to set) {
 	}
 	for p := range maxPrunes {
 		c := &s.compactions[p]
-		for _, stores := range []*set{&c.open, &c.commit, &c.forward} {
+		for _, stores := range []*set{&c.open, &c.commit, &c.forward[0], &c.forward[1]} {
 			copied(stores, to)
 		}
 	}

@@ -17,16 +17,17 @@ const (
 // compaction is what a prune that compacts pack 0 puts on the stores: a session
 // without a backup. Its ID is greater than all that the prune has seen.
 type compaction struct {
-	open, pack, forward, commit, abort set
-	younger                            set // stores replaced since it opened
-	kept                               set // chunks of pack 0 that it moved
+	open, pack, commit, abort set
+	forward                   [olds]set // of each pack that it moved
+	younger                   set       // stores replaced since it opened
+	kept                      set       // chunks that it moved
 }
 
 func (c *compaction) wipe(x int) {
 	if c.open != 0 {
 		c.younger = c.younger.with(x)
 	}
-	for _, stores := range []*set{&c.open, &c.pack, &c.forward, &c.commit, &c.abort} {
+	for _, stores := range []*set{&c.open, &c.pack, &c.forward[0], &c.forward[1], &c.commit, &c.abort} {
 		*stores = stores.without(x)
 	}
 }
@@ -38,7 +39,8 @@ func (c *compaction) aborted(q set) bool {
 
 // readable says whether readers get pack j, or that chunk of pack 0: they read
 // the pack, else by any forwarding of it.
-func (s *State) readable(j, k int) bool {
+func (m *model) readable(s *State, j int) bool {
+	k := m.DataShards
 	if j != 0 && j != spare {
 		return s.pack[j].len() >= k
 	}
@@ -46,7 +48,7 @@ func (s *State) readable(j, k int) bool {
 		return true
 	}
 	for i := range s.compactions {
-		if c := &s.compactions[i]; c.forward != 0 && c.kept.has(j) && c.pack.len() >= k {
+		if c := &s.compactions[i]; c.forward[m.old(j)] != 0 && c.kept.has(j) && c.pack.len() >= k {
 			return true
 		}
 	}
@@ -57,24 +59,39 @@ func (s *State) readable(j, k int) bool {
 // that is marked the newest counts, and the pack that it names is marked. All
 // other decided ones are strays.
 func (m *model) markForwarded(s *State, me *prune, marked *set) {
-	for j := range m.Prunes {
-		c := &s.compactions[j]
-		if !me.decided.has(moved+j) || c.forward.lacks(me.members) {
-			continue
+	for o := range m.olds() {
+		newest, strays := &me.newest[o], &me.strays[o]
+		for j := range m.Prunes {
+			c := &s.compactions[j]
+			if !me.decided.has(moved+j) || c.forward[o].lacks(me.members) {
+				continue
+			}
+			counts := c.commit.meets(me.members) && marked.has(name(o)) && m.Mutation != ForwardingsIgnored
+			switch {
+			case !counts || m.Mutation == OldestForwardingWins && *newest > 0:
+				*strays = strays.with(j)
+				continue
+			case *newest > 0:
+				*strays = strays.with(int(*newest) - 1)
+			}
+			*newest = uint8(1 + j)
 		}
-		counts := c.commit.meets(me.members) && marked.has(0) && m.Mutation != ForwardingsIgnored
-		switch {
-		case !counts || m.Mutation == OldestForwardingWins && me.newest > 0:
-			me.strays = me.strays.with(j)
-			continue
-		case me.newest > 0:
-			me.strays = me.strays.with(int(me.newest) - 1)
+		if *newest > 0 {
+			*marked = marked.with(moved + int(*newest) - 1)
 		}
-		me.newest = uint8(1 + j)
 	}
-	if me.newest > 0 {
-		*marked = marked.with(moved + int(me.newest) - 1)
+}
+
+// deadNames is what P5 also lists: packs that nobody needs and that moved, when what
+// has their chunks goes, as writers know those by the old name. going is what else
+// is on the list.
+func (m *model) deadNames(me *prune, going, marked set) (names set) {
+	for o := range m.olds() {
+		if dead := going>>moved != 0 || m.Shared && me.strays[o] != 0; dead && !marked.has(name(o)) && m.Mutation != ForwardedUnlisted {
+			names = names.with(name(o))
+		}
 	}
+	return names
 }
 
 // mayCompact is the choice of P4 to compact pack 0: it goes on the list, and so
@@ -82,6 +99,11 @@ func (m *model) markForwarded(s *State, me *prune, marked *set) {
 // there, the old pack may also just go.
 func (m *model) mayCompact(t *State, p int, emit func(explore.Label, *State)) {
 	me := &t.prunes[p]
+	if m.Shared {
+		m.mayCompactShared(t, p, emit)
+		m.mayLeaveOut(t, p, emit)
+		return
+	}
 	if !m.Compact || me.live == 0 || !me.decided.has(0) {
 		return
 	}
@@ -91,11 +113,11 @@ func (m *model) mayCompact(t *State, p int, emit func(explore.Label, *State)) {
 		u.prunes[p].compact = at
 		emit(label(actCompactWill, p, u.listPacks[p]), &u)
 	}
-	if me.newest > 0 && me.packs.has(0) {
+	if me.newest[0] > 0 && me.packs.has(0) {
 		will(compactRemains, one(0))
 	}
 	switch {
-	case int(me.newest) > p: // its ID would not be greater
+	case int(me.newest[0]) > p: // its ID would not be greater
 	case m.Mutation == CompactUnlisted:
 		will(compactOpen, 0)
 	default:
@@ -106,23 +128,34 @@ func (m *model) mayCompact(t *State, p int, emit func(explore.Label, *State)) {
 // replaced is the pack that has the chunks of pack 0 before a compaction, if
 // that is another.
 func (p *prune) replaced() set {
-	if p.newest == 0 {
+	if p.newest[0] == 0 {
 		return 0
 	}
-	return one(moved + int(p.newest) - 1)
+	return one(moved + int(p.newest[0]) - 1)
+}
+
+// goes is what a compaction removes.
+func (m *model) goes(p *prune) set {
+	if m.Shared {
+		return p.shared()
+	}
+	return one(0) | p.replaced()
 }
 
 // again is what a root that P7 found reaches of pack 0: it is needed, and if it
 // was not at P4, so is all that leads to it.
-func (p *prune) again(reached set, mutation Mutation) {
+func (m *model) again(s *State, p *prune, reached set) {
 	if reached == 0 {
 		return
 	}
-	if p.live == 0 {
+	switch {
+	case m.Shared:
+		m.againShared(s, p, reached)
+	case p.live == 0:
 		p.sweep &= (1<<moved - 1) &^ one(0)
-		p.strays = 0
+		p.strays[0] = 0
 	}
-	if mutation != CompactEarlyReach {
+	if m.Mutation != CompactEarlyReach {
 		p.live |= reached
 	}
 }
@@ -138,27 +171,32 @@ func (m *model) compact(s *State, p int, emit func(explore.Label, *State)) {
 		me.at = prunePurge
 		emit(label(actPruneRelist, p, me.sweep), &t)
 	case compactOpen:
-		me.sweep &^= one(0) | me.replaced()
+		me.sweep &^= m.goes(me)
 		c.open, me.compact = q, compactCopy
 		emit(label(actCompactOpen, p, 0), &t)
 	case compactCopy:
-		for _, j := range me.live.members() {
-			if !s.readable(j, m.DataShards) {
+		moves := me.live & m.chunksOf(me)
+		for _, j := range moves.members() {
+			if !m.readable(s, j) {
 				me.at = prunePurge
 				emit(label(actCompactGiveUp, p, 0), &t)
 				return
 			}
 		}
-		c.pack, c.kept, me.compact = q, me.live, compactForward
-		emit(label(actCompactCopy, p, me.live), &t)
+		c.pack, c.kept, me.compact = q, moves, compactForward
+		emit(label(actCompactCopy, p, moves), &t)
 	case compactForward:
-		for _, x := range (q &^ c.forward).members() {
+		sources := m.sources(me)
+		put := c.forward[sources[0]] // one step for those of all sources
+		for _, x := range (q &^ put).members() {
 			u := t
-			u.compactions[p].forward = c.forward.with(x)
-			if u.compactions[p].forward == q {
+			for _, o := range sources {
+				u.compactions[p].forward[o] = put.with(x)
+			}
+			if put.with(x) == q {
 				u.prunes[p].compact = compactVote
 				if m.Mutation == CompactUncommitted {
-					u.prunes[p].compacted()
+					m.compacted(&u.prunes[p])
 				}
 			}
 			emit(label(actCompactForward, p, one(x)), &u)
@@ -172,7 +210,7 @@ func (m *model) compact(s *State, p int, emit func(explore.Label, *State)) {
 				emit(label(actCompactLost, p, one(x)), &u)
 				continue
 			case c.commit.with(x) == q:
-				u.prunes[p].compacted()
+				m.compacted(&u.prunes[p])
 			}
 			u.compactions[p].commit = c.commit.with(x)
 			emit(label(actCompactVote, p, one(x)), &u)
@@ -182,11 +220,13 @@ func (m *model) compact(s *State, p int, emit func(explore.Label, *State)) {
 }
 
 // compacted lets pack 0 go, and the pack to which it was moved before.
-func (p *prune) compacted() {
+func (m *model) compacted(p *prune) {
 	p.at = prunePurge
-	p.sweep |= one(0) | p.replaced()
-	if p.newest > 0 {
-		p.strays = p.strays.with(int(p.newest) - 1)
+	p.sweep |= m.goes(p)
+	for _, o := range m.sources(p) {
+		if p.newest[o] > 0 {
+			p.strays[o] = p.strays[o].with(int(p.newest[o]) - 1)
+		}
 	}
 }
 
@@ -221,30 +261,42 @@ func (m *model) lateCompaction(s *State, put func(of *State, a action, w int, st
 		put(&t, actLateMoved, p, &t.compactions[p].pack, 0)
 		if me.at > pruneCompact || me.compact > compactForward {
 			u := *s
-			put(&u, actLateForward, p, &u.compactions[p].forward, 0)
+			put(&u, actLateForward, p, &u.compactions[p].forward[0], 0)
 		}
 	}
 }
 
-// drainForwarded is what a quiet prune does with compactions; needed says whether
-// a backup needs pack 0.
-func (s *State) drainForwarded(needed bool, all set) {
-	newest := -1
+// drainForwarded is what a quiet prune does with compactions, when backups need what
+// is marked.
+func (m *model) drainForwarded(s *State, marked set) {
+	var newest [olds]int
+	var kept set
 	for j := range s.compactions {
 		c := &s.compactions[j]
 		if c.open|c.pack != 0 && c.commit == 0 {
-			c.abort = all
+			c.abort = m.all
 		}
-		if needed && c.commit != 0 && c.forward != 0 {
-			newest = j
+		for o := range m.olds() {
+			if marked.meets(m.of(o)) && c.commit != 0 && c.forward[o] != 0 {
+				newest[o] = 1 + j
+			}
 		}
+	}
+	for _, j := range newest {
+		kept = kept.with(j)
 	}
 	for j := range s.compactions {
-		if c := &s.compactions[j]; j != newest {
-			c.pack, c.forward = 0, 0
+		c := &s.compactions[j]
+		if !kept.has(1 + j) {
+			c.pack = 0
+		}
+		for o := range c.forward {
+			if newest[o] != 1+j {
+				c.forward[o] = 0
+			}
 		}
 	}
-	if newest >= 0 {
+	if newest[0] > 0 {
 		s.pack[0] = 0
 	}
 }

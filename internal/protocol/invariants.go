@@ -32,7 +32,7 @@ func (m *model) checkBackup(s *State, i int) string {
 		return fmt.Sprintf("I6: backup %d was purged, and is live", i)
 	case kept || i > 0 && s.committed(i):
 		for _, j := range s.refs[i].members() {
-			if !s.readable(j, m.DataShards) {
+			if !m.readable(s, j) {
 				return fmt.Sprintf("I1: backup %d lacks pack %d", i, j)
 			}
 		}
@@ -77,7 +77,7 @@ func (m *model) drained(s State) string {
 				s.pack[i] = 0
 			}
 		}
-		s.drainForwarded(marked.meets(chunks), m.all)
+		m.drainForwarded(&s, marked)
 	}
 	for i := range maxSessions {
 		named := false

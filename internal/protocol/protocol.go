@@ -55,6 +55,7 @@ const (
 	ForwardingsIgnored   // P4: what forwardings name is not marked
 	ForwardedUnlisted    // P5: packs that only forwardings name go without the pack that they replace
 	OldestForwardingWins // of two forwardings the older one stays
+	RescuedCompacted     // P7: a pack is compacted that also has chunks of one which somebody needs again
 
 	ChangeUnmarked   // P0, P8: a change of the members is not looked for
 	ChangeCopiesOnce // a store joins behind the first copying
@@ -77,6 +78,7 @@ type Config struct {
 	Writers  []Kind // at most 3
 	Prunes   int    // at most 3
 	Compact  bool   // prunes may compact pack 0
+	Shared   bool   // with Compact: before the start prune 0 moved two packs into one
 	LatePuts int    // PUTs sent before that take effect a second time
 	AllUp    bool   // writers reach all stores: fewer states
 	Start    Start
@@ -124,6 +126,9 @@ func (m *model) start() State {
 	case Purged:
 		s.root[0], s.purge[0] = 0, all
 		s.purged, s.deleted = s.purged.with(0), true
+	}
+	if m.Shared {
+		s.share(all)
 	}
 	return s
 }

@@ -35,6 +35,7 @@ func (c Config) resynced() Config          { c.Resync = true; return c }
 func (c Config) prunedBy(q int) Config     { c.PruneQuorum = q; return c }
 func (c Config) allUp() Config             { c.AllUp = true; return c }
 func (c Config) compacting() Config        { c.Compact = true; return c }
+func (c Config) shared() Config            { c.Compact, c.Shared = true, true; return c }
 func (c Config) live() Config              { c.Start = Live; return c }
 func (c Config) steps() Config             { c.Steps = true; return c }
 func (c Config) adds() Config              { c.Steps, c.Adds = true, true; return c }
@@ -79,6 +80,12 @@ func TestProtocol(t *testing.T) {
 		{"compaction, index, three prunes", single(Live, 3, Indexed).compacting(), true},
 		{"compaction, spare chunk, late put", single(Live, 1, Spare).compacting().late(1), false},
 		{"compaction, two prunes, late put", single(Live, 2).compacting().late(1), false},
+		{"two packs moved into one, undelete", single(Aged, 2, Undelete).shared(), false},
+		{"two packs moved into one, incremental", single(Aged, 2, Incremental).shared(), false},
+		{"two packs moved into one, undelete, index", single(Aged, 2, Undelete, Indexed).shared(), false},
+		{"two packs moved into one, undelete, two prunes", single(Aged, 3, Undelete).shared(), false},
+		{"two packs moved into one, index, two prunes", single(Aged, 3, Indexed).shared(), true},
+		{"1+1, d=0, two packs moved into one, undelete", several(2, 1, 0, 0, 2, Undelete).shared(), false},
 		{"1+1, d=0, compaction, spare chunk", several(2, 1, 0, 0, 1, Spare).compacting().live(), false},
 		{"1+1, d=1, one loss, compaction, spare chunk", several(2, 1, 1, 1, 1, Spare).compacting().live(), false},
 		{"2+1, d=1, one loss, compaction, spare chunk, all up", several(3, 2, 1, 1, 1, Spare).compacting().live().allUp(), true},
@@ -146,6 +153,9 @@ func TestMutations(t *testing.T) {
 		{"forwardings do not mark", 0, single(Live, 2).compacting().mutated(ForwardingsIgnored), "I1"},
 		{"only the moved pack is on the list", 0, single(Live, 2, Incremental).compacting().mutated(ForwardedUnlisted), "I1"},
 		{"the oldest forwarding stays", 0, single(Live, 3).compacting().mutated(OldestForwardingWins), "I1"},
+		{"a pack is compacted that has what P7 found too", 0, single(Aged, 2, Undelete).shared().mutated(RescuedCompacted), "I1"},
+		{"a dead pack whose chunks are in one that is compacted is not listed", 0, single(Aged, 2, Indexed).shared().mutated(ForwardedUnlisted), "I1"},
+		{"no second listing of roots, two packs moved into one", 0, single(Aged, 2, Undelete).shared().mutated(NoSecondListing), "I1"},
 		{"a change of the members is not looked for, one added", 0, several(2, 1, 0, 0, 1, Incremental).adds().mutated(ChangeUnmarked), "I1"},
 		{"a change of the members is not looked for, one replaced", 0, several(3, 1, 1, 1, 1, Incremental).retires().mutated(ChangeUnmarked), "I6"},
 		{"a store joins behind the first copying", 0, several(3, 1, 1, 1, 0, Incremental).retires().mutated(ChangeCopiesOnce), "I2"},

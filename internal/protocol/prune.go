@@ -88,19 +88,21 @@ func (m *model) pruneRelist(s *State, p int, emit func(explore.Label, *State)) {
 	t := *s
 	me := &t.prunes[p]
 	q := me.members
-	me.sweep = s.listPacks[p]
+	me.sweep = s.listPacks[p].without(spare) // which is a name only
 	if m.Mutation != NoSecondListing {
 		for i := range maxSessions {
 			if s.root[i].meets(q) && !s.listRoots[p].has(i) && s.purge[i].lacks(q) && !s.aborted(i, q) {
 				me.sweep &^= s.refs[i]
 				if !me.roots.has(i) {
-					me.again(s.refs[i]&chunks, m.Mutation)
+					m.again(s, me, s.refs[i]&chunks)
 				}
 			}
 		}
 	}
-	if me.newest > 0 { // "its certificate is on all members before anything goes"
-		t.compactions[me.newest-1].commit |= q
+	for _, newest := range me.newest {
+		if newest > 0 { // "its certificate is on all members before anything goes"
+			t.compactions[newest-1].commit |= q
+		}
 	}
 	me.at = prunePurge
 	if me.compact != compactNot {
@@ -148,8 +150,10 @@ func (m *model) pruneSweep(s *State, p int, emit func(explore.Label, *State)) {
 		emit(label(actPruneSweep, p, one(i)), &u)
 	}
 	if me.sweep == 0 {
-		for _, j := range me.strays.members() {
-			t.compactions[j].forward &^= q
+		for o, strays := range me.strays {
+			for _, j := range strays.members() {
+				t.compactions[j].forward[o] &^= q
+			}
 		}
 		t.done[p] |= q
 		t.doneTombs[p] = me.tombs
@@ -219,14 +223,12 @@ func (m *model) pruneMark(s *State, p int, emit func(explore.Label, *State)) {
 			me.roots = me.roots.with(i)
 		}
 	}
-	if me.live = marked & chunks; me.live != 0 {
+	if me.live = marked & chunks; me.live != 0 && !m.Shared {
 		marked = marked.with(0).without(spare)
 	}
 	m.markForwarded(s, me, &marked)
 	t.listPacks[p] = me.packs & me.decided &^ marked
-	if gone := t.listPacks[p] >> moved; gone != 0 && !marked.has(0) && m.Mutation != ForwardedUnlisted {
-		t.listPacks[p] = t.listPacks[p].with(0)
-	}
+	t.listPacks[p] |= m.deadNames(me, t.listPacks[p], marked)
 	t.listRoots[p] = dying
 	me.at = prunePublish
 	emit(label(actPruneMark, p, t.listPacks[p]), &t)

@@ -9,9 +9,11 @@ const (
 
 	// Pack 0 has two chunks: 0, which backup 0 needs, and spare, which nobody
 	// needs any more. In sets of packs, moved+p is the one to which prune p
-	// compacted it.
+	// compacted it. With Shared, spare is another pack that moved; see shared.go.
 	spare = maxSessions
 	moved = spare + 1
+
+	olds = 2 // packs that may have moved: 0 and, with Shared, spare
 )
 
 const chunks = set(1 | 1<<spare) // of pack 0
@@ -104,9 +106,9 @@ type prune struct {
 	sweep   set // packs left to delete
 	roots   set // P4: not condemned
 	compact compactStep
-	newest  uint8 // 1 + the prune whose forwarding counts, at P4; 0: none
-	live    set   // chunks of pack 0 that backups need, at P4 and P7
-	strays  set   // prunes whose forwardings are superseded, or lead nowhere
+	newest  [olds]uint8 // 1 + the prune whose forwarding counts, at P4; 0: none
+	live    set         // chunks of pack 0 that backups need, at P4 and P7
+	strays  [olds]set   // prunes whose forwardings are superseded, or lead nowhere
 }
 
 // committed says whether readers take session i's backup for a live one.
