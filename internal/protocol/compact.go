@@ -269,7 +269,7 @@ func (m *model) lateCompaction(s *State, put func(of *State, a action, w int, st
 // drainForwarded is what a quiet prune does with compactions, when backups need what
 // is marked.
 func (m *model) drainForwarded(s *State, marked set) {
-	var newest [olds]int
+	newest := make([]int, olds)
 	var kept set
 	for j := range s.compactions {
 		c := &s.compactions[j]

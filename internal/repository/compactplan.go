@@ -22,6 +22,10 @@ const (
 	// sourceCost is what a pack counts whose chunks move, beside them: it is on the
 	// list of P5, which has to fit into an object.
 	sourceCost = 16
+	// smallPack is what a pack has at most that compactions merge with others.
+	smallPack = pack.TargetSize / 4
+	// leastMerged is how many of these there have to be, of one project.
+	leastMerged = 4
 	// typicalChunk is the sealed size of a chunk by which their number is guessed.
 	typicalChunk = 16 << 10
 )
@@ -81,30 +85,33 @@ func (p *pruner) plan(ctx context.Context) error {
 	return nil
 }
 
+// movable is a pack that may be compacted.
+type movable struct {
+	id      chunk.PackID
+	project string
+	sources []chunk.PackID // packs that manifests name, whose chunks it has
+	live    int64          // sealed bytes
+}
+
+// choosePacks plans for packs of which enough is dead, and then for small ones.
 func (p *pruner) choosePacks(ctx context.Context) error {
-	plans := make(map[string]*compaction)
-	left := maxMoved
+	c := &choice{p: p, plans: make(map[string]*compaction), left: maxMoved}
+	small := make(map[string][]movable)
 	ids := slices.SortedFunc(maps.Keys(p.packs), comparePacks)
 	for n, id := range ids {
 		p.tell("packs", int64(n), int64(len(ids)))
-		sources := slices.Clone(p.moves.users[id])
-		if p.chunks.packs[id] != nil && !p.moves.remains[id] {
-			sources = append(sources, id)
-		}
-		if _, moved := p.moves.newest[id]; moved || len(sources) == 0 || p.owners[packSession(id)] == Undecided || p.moves.held[id] {
+		x, ok := p.movable(id)
+		if !ok {
 			continue
 		}
-		live := p.moves.alive[id] + p.chunks.packs[id].bytes()
-		total := p.container(p.packs[id])
-		forced := p.unfinished[id]
-		if !forced && !p.worth(live, total) {
+		total, forced := p.container(p.packs[id]), p.unfinished[id]
+		if !forced && !p.worth(x.live, total) {
+			if p.mergeable(id, total) {
+				small[x.project] = append(small[x.project], x)
+			}
 			continue
 		}
-		project, known := p.projectOf(sources)
-		if !known || p.chunks.until[project].After(p.r.o.Now()) {
-			continue // what is retained could not go
-		}
-		size, err := p.chunkBytes(ctx, project, id)
+		size, err := p.chunkBytes(ctx, x.project, id)
 		if cerr := ctx.Err(); cerr != nil {
 			return fmt.Errorf("canceled: %w", context.Cause(ctx))
 		}
@@ -112,32 +119,30 @@ func (p *pruner) choosePacks(ctx context.Context) error {
 			addProblem(&p.report.Problems, fmt.Sprintf("pack %s is not compacted: %v", id, err))
 			continue
 		}
-		if !forced && !p.worth(live, size) {
-			continue
+		if forced || p.worth(x.live, size) {
+			c.take(x)
 		}
-		cost := 0
-		for _, s := range sources {
-			cost += len(p.chunks.packs[s].keys) + sourceCost
-		}
-		if cost > left {
-			continue
-		}
-		left -= cost
-		c := plans[project]
-		if c == nil {
-			c = &compaction{project: project, packs: make(map[chunk.PackID]bool), sources: make(map[chunk.PackID]bool)}
-			plans[project] = c
-			p.plans = append(p.plans, c)
-		}
-		c.packs[id] = true
-		for _, s := range sources {
-			c.sources[s] = true
-		}
-		p.report.Compacted++
-		p.report.Moved += live
-		p.report.Freed += p.packs[id] - live*p.packs[id]/max(total, 1)
+	}
+	for _, project := range slices.Sorted(maps.Keys(small)) {
+		c.merge(small[project])
 	}
 	return nil
+}
+
+// movable says what of a pack would move. Not ok: it cannot be compacted now.
+func (p *pruner) movable(id chunk.PackID) (x movable, ok bool) {
+	x = movable{id: id, sources: slices.Clone(p.moves.users[id])}
+	if p.chunks.packs[id] != nil && !p.moves.remains[id] {
+		x.sources = append(x.sources, id)
+	}
+	if _, moved := p.moves.newest[id]; moved || len(x.sources) == 0 || p.owners[packSession(id)] == Undecided || p.moves.held[id] {
+		return x, false
+	}
+	if x.project, ok = p.projectOf(x.sources); !ok || p.chunks.until[x.project].After(p.r.o.Now()) {
+		return x, false // what is retained could not go
+	}
+	x.live = p.moves.alive[id] + p.chunks.packs[id].bytes()
+	return x, true
 }
 
 // worth says whether enough of total bytes is dead.
