@@ -269,14 +269,14 @@ func (m *model) lateCompaction(s *State, put func(of *State, a action, w int, st
 // drainForwarded is what a quiet prune does with compactions, when backups need what
 // is marked.
 func (m *model) drainForwarded(s *State, marked set) {
-	newest := make([]int, olds)
+	var newest [olds]int
 	var kept set
 	for j := range s.compactions {
 		c := &s.compactions[j]
 		if c.open|c.pack != 0 && c.commit == 0 {
 			c.abort = m.all
 		}
-		for o := range m.olds() {
+		for o := range newest {
 			if marked.meets(m.of(o)) && c.commit != 0 && c.forward[o] != 0 {
 				newest[o] = 1 + j
 			}
