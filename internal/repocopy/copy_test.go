@@ -283,6 +283,7 @@ func TestOrder(t *testing.T) {
 		{"by time", []repository.Backup{at("b", "", 2), at("a", "", 1)}, "a b"},
 		{"equal times", []repository.Backup{at("b", "", 1), at("a", "", 1)}, "a b"},
 		{"clock went back", []repository.Backup{at("child", "mother", 1), at("mother", "old", 5), at("old", "", 9)}, "old mother child"},
+		{"clock went back, and another between", []repository.Backup{at("child", "mother", 3), at("other", "", 4), at("mother", "", 5)}, "other mother child"},
 		{"parent not asked for", []repository.Backup{at("b", "gone", 2), at("a", "", 1)}, "a b"},
 		{"twice", []repository.Backup{at("a", "", 1), at("a", "", 1)}, "a"},
 		{"ring", []repository.Backup{at("a", "b", 1), at("b", "a", 2)}, "b a"},
@@ -290,7 +291,11 @@ func TestOrder(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string
-			for _, b := range ordered(c.in) {
+			asked := make(map[string]repository.Backup)
+			for _, b := range c.in {
+				asked[b.ID] = b
+			}
+			for _, b := range ordered(c.in, newAges(asked)) {
 				got = append(got, b.ID)
 			}
 			if s := strings.Join(got, " "); s != c.want {

@@ -9,10 +9,40 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 	"github.com/cairnbackup/cairn/internal/repository"
 )
+
+// A run that ends behind any of its backups leaves none out in the next.
+func TestOlderOfTheRest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		originals, l := map[string]repository.Backup{}, []repository.Backup{}
+		for i := range rapid.IntRange(1, 8).Draw(t, "backups") {
+			b := repository.Backup{ID: string(rune('a' + i)), State: repository.Available, Created: time.Unix(rapid.Int64Range(1, 9).Draw(t, "created"), 0)}
+			if i > 0 && rapid.Bool().Draw(t, "incremental") {
+				b.Parent = string(rune('a' + rapid.IntRange(0, i-1).Draw(t, "parent")))
+			}
+			originals[b.ID] = b
+			l = append(l, b)
+		}
+		l = ordered(l, newAges(originals))
+		for n := range l {
+			c := &copier{originals: originals, have: map[string]repository.Backup{}}
+			for _, b := range l[:n] {
+				c.have[b.ID] = b
+			}
+			c.noteNewest()
+			for _, b := range l[n:] {
+				if c.older(b) {
+					t.Fatalf("behind %d of %v %s is taken for older", n, l, b.ID)
+				}
+			}
+		}
+	})
+}
 
 func TestOlder(t *testing.T) {
 	at := func(id, parent string, minute int) repository.Backup {
@@ -37,7 +67,9 @@ func TestOlder(t *testing.T) {
 		{"another volume", []repository.Backup{at("b", "", 5)}, []repository.Backup{elsewhere}, false, false},
 		{"another project", []repository.Backup{at("b", "", 5)}, []repository.Backup{project}, false, false},
 		{"the clock went back", []repository.Backup{at("b", "m", 5), at("m", "n", 3), at("n", "", 9)}, []repository.Backup{at("n", "", 9)}, false, false},
-		{"the clock went back, and newer ones are there", []repository.Backup{at("b", "n", 5), at("n", "", 9), at("o", "b", 7)}, []repository.Backup{at("n", "", 9), at("o", "b", 7)}, false, true},
+		{"the clock went back, and so did that of newer ones", []repository.Backup{at("b", "n", 5), at("n", "", 9), at("o", "b", 7)}, []repository.Backup{at("n", "", 9), at("o", "b", 7)}, false, false},
+		{"the clock went back, and newer ones are there", []repository.Backup{at("b", "n", 5), at("n", "", 9), at("o", "b", 10)}, []repository.Backup{at("n", "", 9), at("o", "b", 10)}, false, true},
+		{"the clock went back there", []repository.Backup{at("b", "", 5)}, []repository.Backup{at("n", "m", 4), at("m", "", 6)}, false, true},
 		{"a parent that the source has no longer", []repository.Backup{at("b", "n", 5)}, []repository.Backup{at("n", "", 9)}, false, false},
 		{"a ring", []repository.Backup{at("b", "c", 5), at("c", "b", 6)}, []repository.Backup{at("n", "", 9)}, false, true},
 	} {
@@ -53,7 +85,7 @@ func TestOlder(t *testing.T) {
 					c.have[b.ID] = b
 				}
 			}
-			c.sortNewest()
+			c.noteNewest()
 			if got := c.older(tt.originals[0]); got != tt.want {
 				t.Error(got)
 			}

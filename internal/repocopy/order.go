@@ -11,10 +11,10 @@ import (
 
 // ordered returns the backups, each once, oldest first and parents before their
 // children whatever the clocks said.
-func ordered(backups []repository.Backup) []repository.Backup {
+func ordered(backups []repository.Backup, made *ages) []repository.Backup {
 	l := slices.Clone(backups)
 	slices.SortStableFunc(l, func(a, b repository.Backup) int {
-		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
+		return cmp.Or(made.of(a).Compare(made.of(b)), a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
 	})
 	byID := make(map[string]repository.Backup, len(l))
 	for _, b := range l {

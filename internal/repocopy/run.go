@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/repository"
@@ -30,7 +31,7 @@ func Run(ctx context.Context, src, dst *repository.Repository, backups []reposit
 	}
 	var results []Result
 	var stop error
-	for _, b := range ordered(backups) {
+	for _, b := range ordered(backups, c.ages) {
 		res := Result{Backup: b, State: c.settled(b)}
 		switch why := c.held[volumeOf(b)]; {
 		case res.State != "":
@@ -59,13 +60,14 @@ type copier struct {
 	o        Options
 	src, dst *repository.Repository
 
-	originals map[string]repository.Backup      // available in the source, by ID
-	have      map[string]repository.Backup      // available in the destination
-	trash     map[string]repository.Backup      // in the destination's trash
-	newest    map[volumeKey][]repository.Backup // what the destination had at first, newest first
-	held      map[volumeKey]string              // volumes of which a backup failed for now
-	unpinned  string                            // why the source does not take pins
-	stale     string                            // why pins of dead copies are still there
+	originals map[string]repository.Backup // available in the source, by ID
+	have      map[string]repository.Backup // available in the destination
+	trash     map[string]repository.Backup // in the destination's trash
+	ages      *ages
+	newest    map[volumeKey]time.Time // when the newest was made that the destination had at first
+	held      map[volumeKey]string    // volumes of which a backup failed for now
+	unpinned  string                  // why the source does not take pins
+	stale     string                  // why pins of dead copies are still there
 }
 
 // look lists both repositories, each once, and removes the pins of copies that are
@@ -93,7 +95,7 @@ func (c *copier) look(ctx context.Context) error {
 	for _, b := range there.Trash {
 		c.trash[b.ID] = b
 	}
-	c.sortNewest()
+	c.noteNewest()
 	if !c.o.DryRun {
 		c.endStale(ctx, here.Pins)
 	}
