@@ -32,6 +32,7 @@ type pruneResult struct {
 	Locked  int   `json:"locked"`
 
 	Compacted int      `json:"packs_compacted"`
+	Healed    int      `json:"packs_healed"` // of these
 	Moved     int64    `json:"bytes_moved"`
 	Freed     int64    `json:"bytes_freed_by_compaction"`
 	Problems  []string `json:"problems,omitempty"`
@@ -62,7 +63,7 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 	result := pruneResult{
 		DryRun: o.DryRun, Trash: rep.Trash, Backups: rep.Backups, Aborted: rep.Aborted, Packs: rep.Packs,
 		Bytes: rep.Bytes, Kept: rep.Kept, Fenced: rep.Fenced, Waiting: rep.Waiting, Left: rep.Left, Locked: rep.Locked,
-		Compacted: rep.Compacted, Moved: rep.Moved, Freed: rep.Freed, Problems: rep.Problems,
+		Compacted: rep.Compacted, Healed: rep.Healed, Moved: rep.Moved, Freed: rep.Freed, Problems: rep.Problems,
 	}
 	return emit(c, result, func(t *table) {
 		t.field("in the trash", fmt.Sprintf("%d backups; a prune removes those that an earlier prune has seen there", rep.Trash))
@@ -78,7 +79,14 @@ func repoPrune(c *cli.Context, r *repository.Repository) error {
 			if o.DryRun {
 				moved = "would be moved out of %d packs, which frees about %s"
 			}
-			t.field("compacted", fmt.Sprintf("%s "+moved, exact(rep.Moved), rep.Compacted, exact(rep.Freed)))
+			t.field("compacted", fmt.Sprintf("%s "+moved, exact(rep.Moved), rep.Compacted, exact(max(rep.Freed, 0))))
+		}
+		if rep.Healed > 0 {
+			healed := "%d packs were beyond repair, and backups are whole again that needed them"
+			if o.DryRun {
+				healed = "%d packs are beyond repair, and backups would be whole again that need them"
+			}
+			t.field("healed", fmt.Sprintf(healed, rep.Healed))
 		}
 		for _, p := range rep.Problems {
 			t.field("problem", p)

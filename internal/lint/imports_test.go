@@ -50,7 +50,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/serve", "blockmap internal/unixhttp internal/vfs internal/volume nbd"},
 	{"internal/repository", "blockmap internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
 
-	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/repository"},
+	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/objstore internal/repository"},
 
 	// The control plane.
 	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve internal/unixhttp nbd"},

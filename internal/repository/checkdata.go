@@ -220,7 +220,7 @@ func (c *checker) readLeaf(ctx context.Context, img *Image, pieces []piece, wher
 			continue
 		}
 		for i, one := range r.pieces {
-			_, err := c.r.readChunk(ctx, img.d, chunk.Data, one.ref, nil)
+			_, err := c.r.readChunk(ctx, img.d, chunk.Data, one.ref)
 			if ctx.Err() != nil {
 				return ctx.Err() //nolint:wrapcheck // canceled
 			}

@@ -32,7 +32,7 @@ func (c *checker) publish(ctx context.Context) error {
 	switch {
 	case c.known == nil:
 		return nil // it could not be read, which the report says: nobody could say what the new list replaces
-	case c.sealed.err != nil:
+	case c.sealed.backups+c.sealed.packs > 0:
 		c.report.Unpublished = "the password opens nothing that was written since the key was rotated, so that what is damaged is not certain"
 		return nil
 	case c.unsure:

@@ -51,7 +51,10 @@ type movedObject struct {
 
 // compact is the end of P7.
 func (p *pruner) compact(ctx context.Context) error {
-	p.report.Compacted, p.report.Moved, p.report.Freed = 0, 0, 0 // from here on what was done
+	p.report.Compacted, p.report.Healed, p.report.Moved, p.report.Freed = 0, 0, 0, 0 // from here on what was done
+	if err := p.renewRemedies(ctx); err != nil {
+		return err
+	}
 	for _, c := range p.plans {
 		err := p.compactProject(ctx, c)
 		if cerr := ctx.Err(); cerr != nil {
@@ -278,6 +281,9 @@ func (m *mover) finish() {
 	for id := range m.moved {
 		p.gone[id] = p.packs[id]
 		p.report.Compacted++
+		if p.heals.packs[id] != nil {
+			p.report.Healed++
+		}
 		p.report.Freed += p.packs[id]
 	}
 	for old := range m.sources {

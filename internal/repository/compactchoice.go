@@ -30,6 +30,9 @@ func (c *choice) take(x movable) bool {
 		plan.sources[s] = true
 	}
 	p.report.Compacted++
+	if p.heals.packs[x.id] != nil {
+		p.report.Healed++
+	}
 	p.report.Moved += x.live
 	p.report.Freed += p.packs[x.id] - x.live*p.packs[x.id]/max(p.container(p.packs[x.id]), 1)
 	return true

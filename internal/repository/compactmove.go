@@ -47,8 +47,14 @@ func (m *mover) where(ctx context.Context, old chunk.PackID) (*forwarding, error
 	if newest, ok := m.p.moves.newest[old]; ok {
 		return m.p.r.readForwarding(ctx, m.p.ms, newest.name)
 	}
-	toc, err := m.p.contents(ctx, m.c.project, old)
 	f := &forwarding{old: old}
+	if needed := m.p.heals.packs[old]; needed != nil {
+		for key, at := range needed {
+			f.chunks = append(f.chunks, movedChunk{key.kind, key.id, at})
+		}
+		return f, nil
+	}
+	toc, err := m.p.contents(ctx, m.c.project, old)
 	for _, e := range toc {
 		f.chunks = append(f.chunks, movedChunk{e.Kind, e.ID, chunk.Location{Pack: old, Offset: e.Offset, Length: e.Length}})
 	}
@@ -92,15 +98,14 @@ func (m *mover) movePack(ctx context.Context, w *Worker, id chunk.PackID, chunks
 			return nil // a problem that is told
 		}
 	}
-	container, first, err := m.read(ctx, id, chunks)
+	read, err := m.reader(ctx, id, chunks)
 	at := make([]chunk.Location, len(chunks))
 	for i, c := range chunks {
 		if err != nil {
 			break
 		}
 		var plain []byte
-		sealed := container[int64(c.to.Offset)-first:][:c.to.Length]
-		if plain, err = openChunk(m.d, c.kind, chunk.Ref{ID: c.id, Location: c.to}, sealed, nil); err == nil {
+		if plain, err = read(c); err == nil {
 			var failed error
 			if at[i], failed = m.place(ctx, w, c, plain); failed != nil {
 				return failed
@@ -135,6 +140,19 @@ func (m *mover) place(ctx context.Context, w *Worker, c *movedChunk, plain []byt
 		m.placed[key] = at
 	}
 	return at, nil
+}
+
+// reader returns what reads the chunks of a pack: all at once, or, of one that is
+// beyond repair, one by one from wherever it is.
+func (m *mover) reader(ctx context.Context, id chunk.PackID, chunks []*movedChunk) (func(*movedChunk) ([]byte, error), error) {
+	if m.p.heals.packs[id] != nil {
+		return func(c *movedChunk) ([]byte, error) { return m.heal(ctx, c) }, nil
+	}
+	container, first, err := m.read(ctx, id, chunks)
+	return func(c *movedChunk) ([]byte, error) {
+		sealed := container[int64(c.to.Offset)-first:][:c.to.Length]
+		return openChunk(m.d, c.kind, chunk.Ref{ID: c.id, Location: c.to}, sealed)
+	}, err
 }
 
 // read returns the part of a pack's container that has the chunks, and its offset.

@@ -40,8 +40,13 @@ type compaction struct {
 // trackChunks says which chunks are told apart while backups are gone through.
 func (p *pruner) trackChunks() {
 	p.chunks = liveChunks{
-		packs: make(map[chunk.PackID]*liveSet), moved: make(map[chunk.PackID]ident), forced: p.unfinished,
+		packs: make(map[chunk.PackID]*liveSet), moved: make(map[chunk.PackID]ident), forced: maps.Clone(p.unfinished),
 		until: make(map[string]time.Time), off: p.o.Compact >= 1,
+	}
+	if !p.chunks.off {
+		for id := range p.damage.packs {
+			p.chunks.forced[id] = true
+		}
 	}
 	for old, fs := range p.moves.all {
 		for _, f := range fs {
@@ -73,6 +78,9 @@ func (p *pruner) plan(ctx context.Context) error {
 		p.report.Left++
 	}
 	p.gone = make(map[chunk.PackID]int64)
+	if err := p.findRemedies(ctx); err != nil {
+		return err
+	}
 	if err := p.choosePacks(ctx); err != nil {
 		return err
 	}
@@ -97,21 +105,27 @@ type movable struct {
 func (p *pruner) choosePacks(ctx context.Context) error {
 	c := &choice{p: p, plans: make(map[string]*compaction), left: maxMoved}
 	small := make(map[string][]movable)
-	ids := slices.SortedFunc(maps.Keys(p.packs), comparePacks)
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(p.packs)), maps.Keys(p.heals.packs))
+	slices.SortFunc(ids, comparePacks)
+	ids = slices.Compact(ids)
 	for n, id := range ids {
 		p.tell("packs", int64(n), int64(len(ids)))
 		x, ok := p.movable(id)
 		if !ok {
 			continue
 		}
-		total, forced := p.container(p.packs[id]), p.unfinished[id]
+		total, heals := p.container(p.packs[id]), p.heals.packs[id] != nil
+		forced := p.unfinished[id] || heals
 		if !forced && !p.worth(x.live, total) {
 			if p.mergeable(id, total) {
 				small[x.project] = append(small[x.project], x)
 			}
 			continue
 		}
-		size, err := p.chunkBytes(ctx, x.project, id)
+		size, err := total, error(nil)
+		if !heals { // what it should have, the backups say
+			size, err = p.chunkBytes(ctx, x.project, id)
+		}
 		if cerr := ctx.Err(); cerr != nil {
 			return fmt.Errorf("canceled: %w", context.Cause(ctx))
 		}

@@ -26,8 +26,8 @@ import (
 // Two that were written at once have the same one and both count. So a later check
 // says what became of a pack without anybody deleting anything; prunes remove what
 // is out of date. A list that is wrong, missing or comes too late costs space or
-// time, never data: nobody deletes because of it, and backups that are damaged stay
-// as they are.
+// time, never data: a pack goes only when all that anybody needs of it was moved
+// (compactheal.go).
 
 // maxDamage is how many packs one list names.
 const maxDamage = 1 << 20

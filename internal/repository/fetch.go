@@ -225,27 +225,27 @@ func (r *Repository) blame(holders []*member, report pack.Report) {
 	}
 }
 
-// openChunk appends the plaintext of a chunk whose sealed bytes are given.
-func openChunk(d *chunk.Domain, k chunk.Kind, ref chunk.Ref, sealed, dst []byte) ([]byte, error) {
+// openChunk returns the plaintext of a chunk whose sealed bytes are given.
+func openChunk(d *chunk.Domain, k chunk.Kind, ref chunk.Ref, sealed []byte) ([]byte, error) {
 	s, err := d.Sealer(ref.Pack)
 	if err != nil {
-		return dst, fmt.Errorf("open a %s chunk: %w", k, err)
+		return nil, fmt.Errorf("open a %s chunk: %w", k, err)
 	}
-	out, err := s.Open(dst, ref.Offset, k, ref.ID, sealed)
+	out, err := s.Open(nil, ref.Offset, k, ref.ID, sealed)
 	if err != nil {
-		return dst, fmt.Errorf("%w: pack %s: %w", ErrDamaged, ref.Pack, err)
+		return nil, fmt.Errorf("%w: pack %s: %w", ErrDamaged, ref.Pack, err)
 	}
 	return out, nil
 }
 
-// readChunk appends a chunk's plaintext to dst, wherever its pack went.
-func (r *Repository) readChunk(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref, dst []byte) ([]byte, error) {
+// readChunk returns a chunk's plaintext, wherever its pack went.
+func (r *Repository) readChunk(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref) ([]byte, error) {
 	if err := checkLocation(ref.Location); err != nil {
-		return dst, err
+		return nil, err
 	}
-	out := dst
+	var out []byte
 	read := func(ref chunk.Ref) (err error) {
-		out, err = r.readChunkHere(ctx, d, k, ref, dst)
+		out, err = r.readChunkHere(ctx, d, k, ref)
 		return err
 	}
 	err := r.follow(ctx, ref.Pack, func() error { return read(ref) }, func(f *forwarding) error {
@@ -259,12 +259,12 @@ func (r *Repository) readChunk(ctx context.Context, d *chunk.Domain, k chunk.Kin
 }
 
 // readChunkHere reads a chunk from the very pack that the reference names.
-func (r *Repository) readChunkHere(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref, dst []byte) ([]byte, error) {
+func (r *Repository) readChunkHere(ctx context.Context, d *chunk.Domain, k chunk.Kind, ref chunk.Ref) ([]byte, error) {
 	sealed := make([]byte, ref.Length)
 	if err := r.readContainer(ctx, ref.Pack, sealed, int64(ref.Offset)); err != nil {
-		return dst, err
+		return nil, err
 	}
-	return openChunk(d, k, ref, sealed, dst)
+	return openChunk(d, k, ref, sealed)
 }
 
 func checkLocation(at chunk.Location) error {
@@ -296,7 +296,7 @@ func (l *nodeLoader) LoadNode(ctx context.Context, ref chunk.Ref) ([]byte, error
 	if plain, ok := l.r.nodes.get(key); ok {
 		return plain, nil
 	}
-	plain, err := l.r.readChunk(ctx, l.d, chunk.Node, ref, nil)
+	plain, err := l.r.readChunk(ctx, l.d, chunk.Node, ref)
 	if err != nil {
 		return nil, err
 	}

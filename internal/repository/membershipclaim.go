@@ -3,6 +3,7 @@ package repository
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 )
 
 // A membership may be long, and one that a store made up is read before anything
@@ -21,7 +22,7 @@ const maxJSONToken = 512
 // its depth, one is nested deeper, or a token is longer than maxJSONToken. Whether
 // it is JSON, the decoder says.
 func boundJSON(text []byte, most []int) error {
-	count := make([]int, len(most))
+	left := slices.Clone(most)
 	depth, token := 0, 0
 	quoted, escaped := false, false
 	for _, c := range text {
@@ -39,15 +40,16 @@ func boundJSON(text []byte, most []int) error {
 			if depth++; depth > len(most) {
 				return fmt.Errorf("lists nested %d deep: %w", depth, errEnvelope)
 			}
-			count[depth-1], token = 1, 0
+			copy(left[depth-1:], most[depth-1:])
+			token = 0
 		case c == '}', c == ']':
 			if depth--; depth < 0 {
 				return fmt.Errorf("no JSON: %w", errEnvelope)
 			}
 			token = 0
 		case c == ',' && depth > 0:
-			if count[depth-1]++; count[depth-1] > most[depth-1] {
-				return fmt.Errorf("a list of more than %d entries: %w", most[depth-1], errEnvelope)
+			if left[depth-1]--; left[depth-1] < 1 {
+				return fmt.Errorf("a list of more entries than it can have: %w", errEnvelope)
 			}
 			token = 0
 		case c == ':':

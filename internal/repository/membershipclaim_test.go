@@ -98,7 +98,7 @@ func TestLargestMembership(t *testing.T) {
 	for len(m.Sealing) < maxEpochs-1 {
 		m.Sealing = append(m.Sealing, most)
 	}
-	if _, object, err = r.keys.sealMembership(m); !errors.Is(err, errEpoch) {
+	if _, _, err = r.keys.sealMembership(m); !errors.Is(err, errEpoch) {
 		t.Fatal(err) // nobody has these keys
 	}
 	payload, err := json.Marshal(m)

@@ -61,7 +61,7 @@ func (x *compactor) copy(old chunk.PackID, number byte) *forwarding {
 	f := &forwarding{old: old}
 	for _, e := range toc {
 		at := chunk.Ref{ID: e.ID, Location: chunk.Location{Pack: old, Offset: e.Offset, Length: e.Length}}
-		plain, rerr := x.r.readChunkHere(ctx, d, e.Kind, at, nil)
+		plain, rerr := x.r.readChunkHere(ctx, d, e.Kind, at)
 		if rerr != nil {
 			x.tb.Fatal(rerr)
 		}

@@ -65,10 +65,11 @@ type pruner struct {
 	moves      movesSeen              // P4: forwardings
 	chunks     liveChunks             // P4, P7: what of packs is alive
 	plans      []*compaction          // P4: what is compacted
+	heals      remedy                 // P4, P7: what packs that are beyond repair are healed with
 	gone       map[chunk.PackID]int64 // P7: packs without a live chunk
 
 	damage  *damage              // the newest lists of damaged packs
-	damaged map[string][]*member // P4: all lists of damaged packs
+	damaged map[string][]*member // P2: all lists of damaged packs
 
 	finished  []string        // P0, P8: marks of changes that are done
 	probes    map[string]bool // P1: left behind by others, or in use just now
@@ -107,9 +108,9 @@ func (p *pruner) run(ctx context.Context) error {
 		{"stores", p.begin},
 		{"deleted backups", p.readDeleted},
 		{"packs", p.listPacks},
+		{"damaged packs", p.readDamage},
 		{"sessions", p.decideOwners},
 		{"backups", p.mark},
-		{"damaged packs", p.readDamage},
 	}
 	act := []step{
 		{"announce", p.publish},

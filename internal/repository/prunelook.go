@@ -117,6 +117,9 @@ func (p *pruner) decideOwners(ctx context.Context) error {
 	for id := range p.packs {
 		p.owners[packSession(id)] = Undecided
 	}
+	for id := range p.damage.packs {
+		p.owners[packSession(id)] = Undecided // it may be on no store
+	}
 	votes, err := p.votes(ctx)
 	if err != nil {
 		return err

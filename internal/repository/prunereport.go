@@ -43,6 +43,7 @@ type PruneReport struct {
 	Lists   int   // lists of other prunes that were tidied away
 
 	Compacted int      // packs that went because their live chunks moved
+	Healed    int      // of these, packs that were beyond repair: all that backups need of them was stored again, or is readable
 	Moved     int64    // sealed bytes that moved, once and without parity
 	Freed     int64    // bytes of the shards of compacted packs, less those of the new ones; before it is done, an estimate
 	Problems  []string // why packs were not compacted, in sentences

@@ -163,10 +163,10 @@ func TestOldKeyOpensNothingNew(t *testing.T) {
 			if err = r.readContainer(t.Context(), ref.Pack, sealed, int64(ref.Offset)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err = openChunk(genuine, chunk.Data, ref, sealed, nil); err != nil {
+			if _, err = openChunk(genuine, chunk.Data, ref, sealed); err != nil {
 				t.Fatal(err)
 			}
-			if _, err = openChunk(d, chunk.Data, ref, sealed, nil); (err == nil) != (b == "b1") {
+			if _, err = openChunk(d, chunk.Data, ref, sealed); (err == nil) != (b == "b1") {
 				t.Fatalf("a chunk of %s, by the first key: %v", b, err)
 			}
 		}
