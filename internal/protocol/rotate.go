@@ -136,10 +136,10 @@ func (m Rotation) giveUp(s *RotationState, step func(uint8, set, func(*RotationS
 		}
 	}
 	enough := s.with(slotGivenUp) == staying
-	switch m.Mutation {
-	case GivenUpWithoutName:
+	switch {
+	case m.Mutation == GivenUpWithoutName:
 		enough = s.looked == staying
-	case GivenUpOnSome:
+	case m.Mutation == GivenUpOnSome:
 		enough = s.with(slotGivenUp).len() >= m.DataShards
 	}
 	if enough && !s.gaveUp {
@@ -180,5 +180,5 @@ func (m Rotation) Check(s *RotationState) string {
 // Describe says in words what a step does.
 func (Rotation) Describe(l explore.Label) string {
 	what := [...]string{"goes away", "is back", "takes the rotated membership", "have it: told that it is done", "have it: written under its key", "are named as lost", "is looked at", "takes the other membership", "have that: told that it is given up"}
-	return fmt.Sprintf("stores %v: %s", set(l&0xff).members(), what[l>>8]) //nolint:gosec // a set has eight bits
+	return fmt.Sprintf("stores %v: %s", set(l&0xff).members(), what[l>>8])
 }

@@ -121,13 +121,22 @@ func (r *Repository) readChange(ctx context.Context, ms []*member, name string) 
 // not finished; any other is refused. Of two that begin at once at least one sees
 // the other, as each has its mark on most stores before it looks.
 func (r *Repository) beginChange(ctx context.Context, c changeRecord) (*changeRecord, error) {
-	if err := r.refreshMembership(ctx); err != nil {
+	if err := r.upToDate(ctx); err != nil {
 		return nil, err
 	}
 	c.Version, c.By, c.Began = r.membership().Version, r.o.Agent, r.o.Now().UTC()
 	before, err := r.changes(ctx)
 	if err != nil {
 		return nil, err
+	}
+	// The mark of a rotation that somebody else may have published says so until it is
+	// done; see confirm.
+	kept := c.What == changeRotate && len(before) > 0
+	giveWay := func(err error) error {
+		if kept {
+			return err
+		}
+		return errors.Join(err, r.endChange(ctx, c.Change))
 	}
 	for _, o := range before {
 		if o.What != c.What || o.Lost != c.Lost || o.Joining != c.Joining || o.Key != c.Key {
@@ -147,22 +156,22 @@ func (r *Repository) beginChange(ctx context.Context, c changeRecord) (*changeRe
 	enough := max(1, min(len(ms), len(r.membership().Stores)/2+1))
 	answers := ask(ctx, r.o.Timing, ms, len(ms), r.puts(changeName(c.Change), object))
 	if n := len(succeeded(answers)); n < enough {
-		return nil, errors.Join(fmt.Errorf("%d stores can be reached, a change of the stores needs %d: %w: %w", n, enough, ErrTooFewStores, failures(answers)), r.endChange(ctx, c.Change))
+		return nil, giveWay(fmt.Errorf("%d stores can be reached, a change of the stores needs %d: %w: %w", n, enough, ErrTooFewStores, failures(answers)))
 	}
 	after, err := r.changes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	// One that ended before it could see our mark has published by now.
-	if err = r.refreshMembership(ctx); err != nil {
+	if err = r.upToDate(ctx); err != nil {
 		return nil, err
 	}
 	if r.membership().Version > c.Version {
-		return nil, errors.Join(fmt.Errorf("the stores of the repository were changed meanwhile: give the same command again: %w", ErrChange), r.endChange(ctx, c.Change))
+		return nil, giveWay(fmt.Errorf("the stores of the repository were changed meanwhile: give the same command again: %w", ErrChange))
 	}
 	for _, o := range after {
 		if o.Change != c.Change {
-			return nil, errors.Join(r.otherChange(o), r.endChange(ctx, c.Change))
+			return nil, giveWay(r.otherChange(o))
 		}
 	}
 	return &c, nil
@@ -202,51 +211,24 @@ func (r *Repository) endChange(ctx context.Context, id ident) error {
 	return nil
 }
 
-// AbandonChange removes the mark of a change whose process is gone for good. What
-// it had put on the store that was to join is nobody's: empty that store before it
-// is named again. Of a rotation of the key every member has to answer: one that took
-// the new membership would shut out all passwords but one. A change that has published the new membership is not abandoned
-// but done. ErrNotFound: there is none with this ID.
-func (r *Repository) AbandonChange(ctx context.Context, id string) error {
-	r.reunite(ctx)
-	if err := r.refreshMembership(ctx); err != nil {
-		return err
-	}
-	all, err := r.changes(ctx)
-	for _, c := range all {
-		if c.Change.String() != id {
-			continue
-		}
-		if c.What == changeRotate {
-			if err = r.unpublished(ctx); err != nil {
-				return err
-			}
-		}
-		return r.endChange(ctx, c.Change)
-	}
-	// One that nobody can read is in the way of prunes as well.
-	change, perr := parseIdent(id)
-	if perr != nil {
-		return perr
-	}
-	holders, uerr := r.union(ctx, changeName(change))
-	if uerr != nil {
-		return uerr
-	}
-	if len(holders) > 0 {
-		return r.endChange(ctx, change)
-	}
-	return errors.Join(fmt.Errorf("change %s: %w", id, ErrNotFound), err)
-}
-
 // publishMembership is the last step of a change: what it says holds as soon as
 // one store has it. first, if not nil, gets it before the others, of which need have
 // to take it.
 func (r *Repository) publishMembership(ctx context.Context, next *membership, first *member, need int) error {
+	err := r.putMembership(ctx, &r.keys, next, first, need)
+	if err == nil {
+		r.adopt(next)
+	}
+	return err
+}
+
+// putMembership is publishMembership by keys that may not be those of the repository
+// yet.
+func (r *Repository) putMembership(ctx context.Context, keys *keyring, next *membership, first *member, need int) error {
 	if err := next.check(); err != nil {
 		return err
 	}
-	name, object, err := r.keys.sealMembership(next)
+	name, object, err := keys.sealMembership(next)
 	if err != nil {
 		return err
 	}
@@ -261,6 +243,5 @@ func (r *Repository) publishMembership(ctx context.Context, next *membership, fi
 	if n := len(succeeded(answers)); n < need && n < len(ms) {
 		return fmt.Errorf("%s is on %d stores, %d are needed: give the same command again: %w: %w", name, n, need, ErrTooFewStores, failures(answers))
 	}
-	r.adopt(next)
 	return nil
 }

@@ -140,6 +140,9 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 			return nil, err
 		}
 	}
+	if err = s.upToDate(ctx); err != nil {
+		return nil, err
+	}
 	return back, s.counted(same)
 }
 
@@ -195,12 +198,14 @@ func (s *Session) putEverywhere(ctx context.Context, name string, object []byte)
 	return took, nil
 }
 
-// unchanged returns those of the members that are still the stores they were.
+// unchanged returns those of the members that are still the stores they were, and
+// members.
 func (s *Session) unchanged(ctx context.Context, ms []*member) ([]*member, error) {
 	answers := ask(ctx, s.r.o.Timing, ms, s.keys.packQuorum(), func(ctx context.Context, m *member) (struct{}, error) {
 		return struct{}{}, s.r.identify(ctx, m)
 	})
-	same := succeeded(answers)
+	now := s.r.membership()
+	same := slices.DeleteFunc(succeeded(answers), func(m *member) bool { return !now.has(m.id) })
 	if len(same) < s.keys.quorum() {
 		return same, fmt.Errorf("%d stores can be reached that took part from the beginning, %d are needed: %w: %w", len(same), s.keys.quorum(), ErrTooFewStores, failures(answers))
 	}

@@ -156,7 +156,7 @@ func newKeyring(masters []masterKey, repo ident) (keyring, error) {
 		return r, err
 	}
 	r.sealing = &sealing{}
-	return r, r.sealing.extend(masters, repo)
+	return r, r.sealing.follow(masters, repo)
 }
 
 // subKey is a key for one purpose.

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -104,6 +105,19 @@ func (m *membership) checkSealing() error {
 	return nil
 }
 
+// expels says whether what a store says of a later rotation stands for nothing: the
+// store is no member, and the rotation was to get a number that a membership after it
+// had taken when it was given up.
+func (m *membership) expels(store ident, claim *membership) bool {
+	return m != nil && !m.has(store) && claim.epochs() > m.epochs() && m.Version >= claim.Version
+}
+
+// follows says whether m is of the sealing epoch of another membership, or of one
+// that came after it.
+func (m *membership) follows(o *membership) bool {
+	return m.epochs() >= o.epochs() && (o.epochs() == 0 || bytes.Equal(m.Sealing[o.epochs()-1].Check, o.keyCheck()))
+}
+
 // quorum is how many acknowledgements a control object needs.
 func (m *membership) quorum() int { return 1 + m.Losses }
 
@@ -153,6 +167,15 @@ func (k *keyring) prove(m *membership) ([]byte, error) {
 // openMembership is the inverse of sealMembership. Of one whose newest sealing
 // epoch is not known, only the tag says that it is genuine.
 func (k *keyring) openMembership(name string, object []byte) (*membership, error) {
+	m, err := k.openClaim(name, object)
+	if err != nil {
+		return nil, err
+	}
+	return m, k.proved(m)
+}
+
+// openClaim is openMembership of one that may be written with any master key.
+func (k *keyring) openClaim(name string, object []byte) (*membership, error) {
 	payload, err := k.openEnvelope(kindMembers, name, object)
 	if err != nil {
 		return nil, err
@@ -178,11 +201,19 @@ func (k *keyring) openMembership(name string, object []byte) (*membership, error
 	if membersName(m.Version) != name {
 		return nil, fmt.Errorf("%s says it is version %d: %w", name, m.Version, errEnvelope)
 	}
-	if err := m.check(); err != nil {
-		return nil, err
-	}
-	return m, k.proved(m)
+	return m, m.check()
 }
+
+// knows says whether the newest master key of a membership is at hand: another one of
+// the same epoch is not.
+func (k *keyring) knows(m *membership) bool {
+	keys, err := k.sealing.at(m.epochs())
+	return err == nil && (m.epochs() == 0 || bytes.Equal(keys.check[:checkLength], m.keyCheck()))
+}
+
+// errForged: who wrote a membership had the keys that control objects are tagged with,
+// and not the newest master key.
+var errForged = fmt.Errorf("not written with the newest key: %w", errEnvelope)
 
 // proved says whether a membership was written with the newest master key, if that
 // is known.
@@ -194,7 +225,7 @@ func (k *keyring) proved(m *membership) error {
 	case err != nil:
 		return err
 	case subtle.ConstantTimeCompare(want, m.Proof) != 1:
-		return fmt.Errorf("%s was not written with the newest key: %w", membersName(m.Version), errEnvelope)
+		return fmt.Errorf("%s was %w", membersName(m.Version), errForged)
 	}
 	return nil
 }

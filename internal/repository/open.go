@@ -304,6 +304,28 @@ func (k *keyring) latestMembership(ctx context.Context, s objstore.Store, repo i
 	})
 }
 
+// latestClaim is latestMembership that also takes one of the newest sealing epoch that
+// is known written with another master key: one that has to be learnt. A store answers
+// without an error when what it has is all read, and what does not count there was made
+// by somebody with an older key.
+func (k *keyring) latestClaim(ctx context.Context, s objstore.Store, repo ident) (*membership, error) {
+	latest, err := latestRecord(ctx, s, k.sealing.known(), func(name string, object []byte) (*membership, error) {
+		m, err := k.openClaim(name, object)
+		if err == nil && k.knows(m) {
+			err = k.proved(m)
+		}
+		if err == nil && m.Repository != repo {
+			err = fmt.Errorf("%s is of repository %s: %w", name, m.Repository, errEnvelope)
+		}
+		return m, err
+	})
+	several, ok := err.(interface{ Unwrap() []error })
+	if latest != nil && ok && !slices.ContainsFunc(several.Unwrap(), func(err error) bool { return !errors.Is(err, errForged) }) {
+		err = nil
+	}
+	return latest, err
+}
+
 // latestRecord returns the newest membership record of a store that parse takes, if
 // possible one of the sealing epoch or a later one.
 func latestRecord(ctx context.Context, s objstore.Store, epoch int, parse func(name string, object []byte) (*membership, error)) (*membership, error) {

@@ -68,7 +68,7 @@ func (r *Repository) AddKey(ctx context.Context, password []byte, label string, 
 	if err != nil {
 		return Key{}, fmt.Errorf("add a password: %w", err)
 	}
-	if err = r.refreshMembership(ctx); err != nil {
+	if err = r.upToDate(ctx); err != nil {
 		return Key{}, err
 	}
 	if r.membership().epochs() != epoch {
@@ -150,7 +150,35 @@ func (r *Repository) RemoveKey(ctx context.Context, id string, force bool) (left
 	if err = r.someKeyLeft(ctx, all[i]); err != nil {
 		return 0, err
 	}
-	return r.dropKey(ctx, id), nil
+	return r.dropKey(ctx, id), r.notRotating(ctx, all[i])
+}
+
+// notRotating looks behind the mark of a key that was removed whether its password may
+// go on working under a new one: a rotation that was begun with it looks for the mark
+// before it publishes, but may have looked before.
+func (r *Repository) notRotating(ctx context.Context, gone keyRecord) error {
+	if !gone.opens() {
+		return nil
+	}
+	names, away, err := r.unionOf(ctx, changePrefix)
+	if n := len(r.membership().Stores); err == nil && n-away < n-n/2 {
+		err = ErrTooFewStores
+	}
+	if err == nil {
+		err = r.refreshMembership(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("key %s is removed; whether the key is being rotated with its password could not be read: look at \"cairn repo key list\" when more stores answer: %w", gone.ID, err)
+	}
+	rotating := r.membership().epochs() != gone.epoch
+	for name, ms := range names {
+		c, cerr := r.readChange(ctx, ms, name)
+		rotating = rotating || cerr == nil && c.What == changeRotate && c.Version >= r.membership().Version
+	}
+	if rotating {
+		return fmt.Errorf("key %s is removed, but the key of the repository is being rotated, and if that was begun with its password this goes on working: look at \"cairn repo key list\" when the rotation is done, or give it up with \"cairn repo changes --abandon\": %w", gone.ID, ErrChange)
+	}
+	return nil
 }
 
 // markRemoved makes a key open nothing any more, wherever its object is.

@@ -172,7 +172,7 @@ func (p *pruner) tell(step string, done, total int64) {
 // keeps its one promise.
 func (p *pruner) begin(ctx context.Context) error {
 	p.r.reunite(ctx)
-	if err := p.r.refreshMembership(ctx); err != nil {
+	if err := p.r.upToDate(ctx); err != nil {
 		return err
 	}
 	p.keys, p.ms = p.r.membership(), p.r.current()

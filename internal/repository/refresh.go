@@ -13,23 +13,26 @@ import (
 // password that the repository was opened with has to open the new one: nothing is
 // written under a sealing epoch that the repository has left. ErrPassword.
 func (r *Repository) refreshMembership(ctx context.Context) error {
+	_, err := r.refresh(ctx)
+	return err
+}
+
+// refresh is refreshMembership that returns what the members said.
+func (r *Repository) refresh(ctx context.Context) ([]answer[*membership], error) {
 	m := r.membership()
 	answers := ask(ctx, r.o.Timing, r.current(), max(m.quorum(), m.Data), func(ctx context.Context, m *member) (*membership, error) {
-		return r.keys.latestMembership(ctx, m.store, r.id)
+		return r.keys.latestClaim(ctx, m.store, r.id)
 	})
 	var claims []error
-	var newer []*membership
 	for _, a := range answers {
 		switch {
 		case unproved(a.err):
 			claims = append(claims, a.err)
 		case errors.Is(a.err, ErrVersion):
-			return a.err
-		}
-		if a.err == nil && a.value != nil && a.value.newer(m) {
-			newer = append(newer, a.value)
+			return answers, a.err
 		}
 	}
+	newer := r.newerOf(answers)
 	for len(newer) > 0 {
 		next := newer[0]
 		for _, o := range newer {
@@ -38,7 +41,7 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 			}
 		}
 		if err := r.learn(ctx, next); err != nil {
-			return err
+			return answers, err
 		}
 		// Of a rotation that was given up half-way a store may have another one
 		// with the same version.
@@ -51,15 +54,34 @@ func (r *Repository) refreshMembership(ctx context.Context) error {
 		newer = slices.DeleteFunc(newer, func(o *membership) bool { return o == next })
 	}
 	if len(claims) > r.membership().Parity {
-		return claims[0]
+		return answers, claims[0]
 	}
-	return nil
+	return answers, nil
+}
+
+// newerOf returns the memberships among answers that are newer than the one at hand.
+func (r *Repository) newerOf(answers []answer[*membership]) []*membership {
+	m := r.membership()
+	best := m
+	for _, a := range answers {
+		if a.err == nil && a.value != nil && r.keys.knows(a.value) && a.value.newer(best) {
+			best = a.value
+		}
+	}
+	var out []*membership
+	for _, a := range answers {
+		if a.err == nil && a.value != nil && a.value.newer(m) && !best.expels(a.m.id, a.value) {
+			out = append(out, a.value)
+		}
+	}
+	return out
 }
 
 // learn gets the master keys that a membership is written with and this process
-// does not have yet.
+// does not have yet: of a later sealing epoch, or others in the place of those of a
+// rotation that was given up.
 func (r *Repository) learn(ctx context.Context, next *membership) error {
-	if next.epochs() <= r.keys.sealing.known() {
+	if r.keys.knows(next) {
 		return nil
 	}
 	if r.o.Master != nil {
@@ -78,7 +100,7 @@ func (r *Repository) learn(ctx context.Context, next *membership) error {
 	if err != nil {
 		return err
 	}
-	if err = r.keys.sealing.extend(keys.sealing.all(), r.id); err != nil {
+	if err = r.keys.sealing.follow(keys.sealing.all(), r.id); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -92,7 +114,7 @@ func (r *Repository) learn(ctx context.Context, next *membership) error {
 func (r *Repository) adopt(next *membership) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !next.newer(r.members) || next.epochs() > r.keys.sealing.known() {
+	if !next.newer(r.members) || !r.keys.knows(next) {
 		return false
 	}
 	r.members = next

@@ -84,7 +84,7 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 		j.progress = func(CheckProgress) {}
 	}
 	j.r.reunite(ctx)
-	if err := j.r.refreshMembership(ctx); err != nil {
+	if err := j.r.upToDate(ctx); err != nil {
 		return err
 	}
 	if joined, err := j.joined(ctx, to); joined || err != nil {
@@ -94,7 +94,7 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 		return fmt.Errorf("it is no member of this repository: \"cairn repo status\" shows those that are: %w", ErrNotFound)
 	}
 	if j.lost != (ident{}) {
-		if err := j.enough(ctx); err != nil {
+		if err := j.r.enoughWithout(ctx, []ident{j.lost}); err != nil {
 			return err
 		}
 	}
@@ -117,16 +117,17 @@ func (j *joiner) run(ctx context.Context, to objstore.Store) error {
 	return j.repair(ctx)
 }
 
-// enough says whether the stores that stay can give back what the old one has: of
-// each placement that it is in, k others have to answer.
-func (j *joiner) enough(ctx context.Context) error {
-	staying, keys := j.r.staying(j.lost), j.r.membership()
-	answers := ask(ctx, j.r.o.Timing, staying, len(staying), func(ctx context.Context, m *member) (struct{}, error) {
-		return struct{}{}, j.r.identify(ctx, m)
+// enoughWithout says whether the stores that stay can give back what those that are
+// lost have: of each placement that one is in, k others have to answer.
+func (r *Repository) enoughWithout(ctx context.Context, lost []ident) error {
+	gone := func(id ident) bool { return slices.Contains(lost, id) }
+	staying, keys := slices.DeleteFunc(r.current(), func(m *member) bool { return gone(m.id) }), r.membership()
+	answers := ask(ctx, r.o.Timing, staying, len(staying), func(ctx context.Context, m *member) (struct{}, error) {
+		return struct{}{}, r.identify(ctx, m)
 	})
 	least := len(succeeded(answers))
 	for _, p := range keys.Placements {
-		if !slices.Contains(p.Slots, j.lost) {
+		if !slices.ContainsFunc(p.Slots, gone) {
 			continue
 		}
 		n := 0
@@ -138,7 +139,7 @@ func (j *joiner) enough(ctx context.Context) error {
 		least = min(least, n)
 	}
 	if least < keys.Data {
-		return fmt.Errorf("%d of the stores that share packs with it answer, any %d are needed to rebuild what it has: bring back those that are down, or copy all of its content to the new place yourself and name that in its stead: %w", least, keys.Data, ErrTooFewStores)
+		return fmt.Errorf("%d of the stores that share packs with what is lost answer, any %d are needed to rebuild what it has: bring back those that are down, or copy all of its content to the new place yourself and name that in its stead: %w", least, keys.Data, ErrTooFewStores)
 	}
 	return nil
 }

@@ -80,15 +80,16 @@ type Repository struct {
 	pace   pace        // of reads
 	moving atomic.Bool // some pack was found to be forwarded
 
-	mu       sync.Mutex
-	members  *membership
-	byID     map[ident]*member
-	keyName  string           // of the object that the password opened; empty: none did
-	unknown  []*unknownStore  // given, and not known to be a member
-	joined   []objstore.Store // that became members, or were to, since the repository was opened
-	domains  map[string]*chunk.Domain
-	sound    map[string]*damage // by ID of backups: damage that their sessions knew of and heeded
-	rootSeen map[string]*root   // authenticated root records by name, without their trees
+	mu        sync.Mutex
+	members   *membership
+	byID      map[ident]*member
+	keyName   string           // of the object that the password opened; empty: none did
+	confirmed string           // what the newest sealing epoch that stays is recognized by; see confirm
+	unknown   []*unknownStore  // given, and not known to be a member
+	joined    []objstore.Store // that became members, or were to, since the repository was opened
+	domains   map[string]*chunk.Domain
+	sound     map[string]*damage // by ID of backups: damage that their sessions knew of and heeded
+	rootSeen  map[string]*root   // authenticated root records by name, without their trees
 }
 
 // unknownStore is a store that was given and is no member, or was not reached.

@@ -92,14 +92,24 @@ func TestReviewLatePublication(t *testing.T) {
 	if err != nil || len(marks) != 1 {
 		t.Fatal(err)
 	}
-	_, late, err = r.keys.sealMembership(marks[0].Next)
+	all, err := r.keyRecords(t.Context())
 	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := r.resume(t.Context(), marks[0], all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, late, err = keys.sealMembership(marks[0].Next); err != nil {
 		t.Fatal(err)
 	}
 	if err = other.AbandonChange(t.Context(), marks[0].Change.String()); err != nil {
 		t.Fatal(err)
 	}
-	c.mem[2].Replace(membersName(2), late) // lands now
+	if err = c.mem[2].Put(t.Context(), membersName(2), late); !errors.Is(err, objstore.ErrExist) { // lands now
+		t.Fatalf("a store takes the membership of a rotation that was given up: %v", err)
+	}
+	c.mem[2].Replace(membersName(2), late) // as on a store that breaks its promise
 	one, two := openWith(t, c, string(password)), openWith(t, c, "second")
 	t.Logf("rotator: %v; other: %v", one, two)
 	c.faulty[2].SetDown(true)

@@ -53,7 +53,7 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, err
 	}
-	mark, err := r.published(ctx)
+	mark, _, err := r.rotationMark(ctx, r.membership())
 	if err != nil {
 		return Rotation{}, err
 	}
@@ -74,30 +74,30 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 	return done, nil
 }
 
-// published returns the mark of a rotation that got to the publication and not to its
-// end; nil: there is none.
-func (r *Repository) published(ctx context.Context) (*changeRecord, error) {
-	names, err := r.union(ctx, changePrefix)
+// rotationMark returns the mark of the rotation that made the newest sealing epoch of a
+// membership, if it is not ended (nil: it is, as far as the members say that answer),
+// and how many members did not answer.
+func (r *Repository) rotationMark(ctx context.Context, m *membership) (mark *changeRecord, away int, err error) {
+	names, away, err := r.unionOf(ctx, changePrefix)
 	if err != nil {
-		return nil, err
+		return nil, away, err
 	}
-	m := r.membership()
 	for name, ms := range names {
 		c, err := r.readChange(ctx, ms, name)
 		switch {
 		case errors.Is(err, objstore.ErrNotExist):
 		case err != nil:
-			return nil, err
-		case c.What == changeRotate && c.Next != nil && c.Next.Version == m.Version && m.epochs() > 0 && bytes.Equal(c.Next.keyCheck(), m.keyCheck()):
-			return c, nil
+			return nil, away, err
+		case c.What == changeRotate && c.Next != nil && m.epochs() > 0 && c.Next.epochs() == m.epochs() && bytes.Equal(c.Next.keyCheck(), m.keyCheck()):
+			return c, away, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // the contract says so
+	return nil, away, nil
 }
 
 // rotate makes the new master key and publishes it.
 func (r *Repository) rotate(ctx context.Context, all []keyRecord) (*changeRecord, error) {
-	c, masters, err := r.newRotation(ctx, all)
+	c, keys, err := r.newRotation(ctx, all)
 	if err != nil {
 		return nil, err
 	}
@@ -108,54 +108,78 @@ func (r *Repository) rotate(ctx context.Context, all []keyRecord) (*changeRecord
 	if begun.Next == nil || begun.Next.Version != begun.Version+1 {
 		return nil, errors.Join(fmt.Errorf("the stores of the repository were changed meanwhile: give the same command again: %w", ErrChange), r.endChange(ctx, begun.Change))
 	}
-	if err = r.keys.sealing.extend(masters, r.id); err != nil {
+	if err = r.stillWanted(ctx, begun, c.Began.IsZero()); err != nil {
 		return nil, err
 	}
-	if err = r.publishMembership(ctx, begun.Next, nil, begun.Next.readerQuorum()); err != nil {
+	// Only what is published is followed: another rotation may come in the place of
+	// one that gets to too few stores.
+	if err = r.putMembership(ctx, &keys, begun.Next, nil, begun.Next.readerQuorum()); err != nil {
+		return nil, fmt.Errorf("the new key does not count yet (if a store is gone for good, \"cairn repo changes --abandon %s --without STORE\" gives the rotation up): %w", begun.Change, err)
+	}
+	if err = r.keys.sealing.follow(keys.sealing.all(), r.id); err != nil {
 		return nil, err
 	}
+	r.adopt(begun.Next)
 	r.mu.Lock()
 	r.keyName = keyName(begun.Key)
 	r.mu.Unlock()
 	return begun, nil
 }
 
+// stillWanted looks again behind the mark, right before the publication: whoever
+// removed the password that rotates, or the new key, must be right. Who removes a
+// password looks for marks behind that, so that one of the two sees the other. The
+// mark of one that somebody else began stays, as it may be published somewhere.
+func (r *Repository) stillWanted(ctx context.Context, begun *changeRecord, own bool) error {
+	removed, err := r.removedKeys(ctx)
+	if err != nil {
+		return err
+	}
+	fresh := keyName(begun.Key)
+	if !removed[fresh] && !removed[r.usedKey()] {
+		return nil
+	}
+	if !own {
+		return fmt.Errorf("its key, or the password that is used, was removed meanwhile: \"cairn repo changes --abandon %s\" gives the rotation up: %w", begun.Change, ErrChange)
+	}
+	r.dropKey(ctx, begun.Key.String())
+	return errors.Join(fmt.Errorf("its key, or the password that is used, was removed meanwhile: \"cairn repo key list\" shows the passwords there are: %w", ErrChange), r.endChange(ctx, begun.Change))
+}
+
 // newRotation returns a change that rotates the key, whose key is on the stores, and
-// the master keys with the new one: the change that was begun, or a fresh one.
-func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c changeRecord, masters []masterKey, err error) {
+// the keys with those of the new one: the change that was begun, or a fresh one.
+func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c changeRecord, keys keyring, err error) {
 	marks, err := r.changes(ctx)
 	if err != nil {
-		return c, nil, err
+		return c, keys, err
 	}
 	if len(marks) > 0 {
 		o := marks[0]
 		if o.What != changeRotate || o.Next == nil {
-			return c, nil, r.otherChange(o)
+			return c, keys, r.otherChange(o)
 		}
-		masters, err = r.resume(ctx, o, all)
-		return *o, masters, err
+		keys, err = r.resume(ctx, o, all)
+		return *o, keys, err
 	}
 	old, epoch := r.newestMaster()
 	fresh, err := newMasterKey()
 	if err != nil {
-		return c, nil, err
+		return c, keys, err
 	}
 	c = changeRecord{What: changeRotate}
 	for _, id := range []*ident{&c.Change, &c.Key} {
 		if *id, err = newIdent(); err != nil {
-			return c, nil, err
+			return c, keys, err
 		}
 	}
 	if c.Next, err = r.membership().rotated(r.id, old, fresh, r.o.Now().UTC().Truncate(time.Second)); err != nil {
-		return c, nil, err
+		return c, keys, err
 	}
-	masters = append(r.keys.sealing.all()[:epoch+1], fresh)
-	keys, err := newKeyring(masters, r.id)
-	if err != nil {
-		return c, nil, err
+	if keys, err = newKeyring(append(r.keys.sealing.all()[:epoch+1], fresh), r.id); err != nil {
+		return c, keys, err
 	}
 	if c.Next.Proof, err = keys.prove(c.Next); err != nil {
-		return c, nil, err
+		return c, keys, err
 	}
 	label, params := "", defaultKDF()
 	for _, k := range all {
@@ -169,39 +193,38 @@ func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c change
 		defer cancel()
 		r.dropKey(cleanup, c.Key.String())
 	}
-	return c, masters, err
+	return c, keys, err
 }
 
-// resume returns the master keys of a rotation that was begun and not finished. Its
-// key was made with a password, which has to be the one at hand: it is the only one
-// that opens the repository behind it.
-func (r *Repository) resume(ctx context.Context, o *changeRecord, all []keyRecord) ([]masterKey, error) {
-	other := fmt.Errorf("a rotation of the key that was begun with another password is not finished (by %s since %s UTC): give the same command with that one; if that cannot be, \"cairn repo changes --abandon %s\": %w",
+// resume returns the keys of a rotation that was begun and not finished. Its key was
+// made with a password, which has to be the one at hand: it is the only one that opens
+// the repository behind it.
+func (r *Repository) resume(ctx context.Context, o *changeRecord, all []keyRecord) (keys keyring, err error) {
+	other := fmt.Errorf("a rotation of the key that was begun with another password is not finished (by %s since %s UTC): give the same command with that one; if that cannot be, \"cairn repo changes --abandon %s\", with --without for stores that are gone for good: %w",
 		o.By, o.Began.UTC().Format(time.DateTime), o.Change, ErrChange)
 	i := slices.IndexFunc(all, func(k keyRecord) bool { return k.ID == o.Key.String() && !k.Damaged })
 	if i < 0 || o.Next.check() != nil || o.Next.epochs() != r.membership().epochs()+1 {
-		return nil, other
+		return keys, other
 	}
 	fresh, err := unwrap(all[i].payload, r.o.Password, r.id, o.Next.epochs())
 	if errors.Is(err, ErrPassword) {
-		return nil, other
+		return keys, other
 	}
 	if err != nil {
-		return nil, err
+		return keys, err
 	}
 	masters, err := o.Next.masters(r.id, o.Next.epochs(), fresh)
 	if err != nil {
-		return nil, err
+		return keys, err
 	}
-	keys, err := newKeyring(masters, r.id)
-	if err != nil {
-		return nil, err
+	if keys, err = newKeyring(masters, r.id); err != nil {
+		return keys, err
 	}
 	if err = keys.proved(o.Next); err != nil {
-		return nil, err
+		return keys, err
 	}
 	_, err = r.putOnAllAt(ctx, o.Next.epochs(), o.Next.readerQuorum(), kindKey, keyName(o.Key), all[i].payload)
-	return masters, err
+	return keys, err
 }
 
 // settleRotation ends a rotation that was published: it tells the stores that were
@@ -238,19 +261,4 @@ func (r *Repository) settleRotation(ctx context.Context, mark *changeRecord) (Ro
 		}
 	}
 	return done, r.endChange(ctx, mark.Change)
-}
-
-// unpublished says whether no member has another membership than the one at hand.
-func (r *Repository) unpublished(ctx context.Context) error {
-	for _, a := range ask(ctx, r.o.Timing, r.current(), len(r.current()), func(ctx context.Context, m *member) (*membership, error) {
-		return r.keys.latestMembership(ctx, m.store, r.id)
-	}) {
-		if a.err != nil {
-			return fmt.Errorf("the rotation may have been published on %s, which does not answer: bring that store back, or give \"cairn repo key rotate\" again with the password that began it: %w: %w", a.m.url(), ErrTooFewStores, a.err)
-		}
-		if a.value != nil && a.value.newer(r.membership()) {
-			return fmt.Errorf("the rotation was published meanwhile: \"cairn repo key rotate\" ends it: %w", ErrChange)
-		}
-	}
-	return nil
 }

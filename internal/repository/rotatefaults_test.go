@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
@@ -178,14 +177,7 @@ func TestRotateWithStoresAway(t *testing.T) {
 	// It is lost behind the key and the mark: the same command ends it, and then any
 	// store is enough.
 	r := c.open(t)
-	for _, f := range c.faulty[1:] {
-		f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-			if call.Op == "put" && strings.HasPrefix(call.Name, membersPrefix) {
-				return memstore.FailBefore
-			}
-			return memstore.None
-		}})
-	}
+	c.fault(memstore.FailBefore, putting(membersPrefix, ""), 1, 2)
 	if _, err := r.RotateKey(t.Context()); !errors.Is(err, ErrTooFewStores) {
 		t.Fatal(err)
 	}
@@ -207,14 +199,7 @@ func TestRotateWithStoresAway(t *testing.T) {
 func TestRotationGivenUpHalfWay(t *testing.T) {
 	c, r := fresh(t)
 	before := c.open(t)
-	for _, f := range c.faulty[1:] {
-		f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-			if call.Op == "put" && strings.HasPrefix(call.Name, membersPrefix) {
-				return memstore.FailBefore
-			}
-			return memstore.None
-		}})
-	}
+	c.fault(memstore.FailBefore, putting(membersPrefix, ""), 1, 2, 3, 4, 5)
 	if _, err := r.RotateKey(t.Context()); !errors.Is(err, ErrTooFewStores) {
 		t.Fatal(err)
 	}
@@ -297,24 +282,9 @@ func TestRotateMeetsAnother(t *testing.T) {
 	}
 	dying := c.process()
 	other := dying.open(t, func(o *Options) { o.Password = []byte("second") })
-	for _, f := range dying.faulty {
-		f.SetFaults(memstore.Faults{Decide: func(call memstore.Call) memstore.Fault {
-			if call.Op == "put" && strings.HasPrefix(call.Name, membersPrefix) {
-				return memstore.FailBefore
-			}
-			return memstore.None
-		}})
-	}
-	var once sync.Once
+	dying.fault(memstore.FailBefore, putting(membersPrefix, ""))
 	var died error
-	for _, f := range c.faulty {
-		f.SetFaults(memstore.Faults{Before: func(_ context.Context, call memstore.Call) error {
-			if call.Op == "put" && strings.HasPrefix(call.Name, keyPrefix) {
-				once.Do(func() { _, died = other.RotateKey(t.Context()) })
-			}
-			return nil
-		}})
-	}
+	c.before(putting(keyPrefix, ""), func() { _, died = other.RotateKey(t.Context()) })
 	if _, err := r.RotateKey(t.Context()); !errors.Is(err, ErrChange) || !strings.Contains(err.Error(), "cairn repo changes --abandon") {
 		t.Fatal(err)
 	}
@@ -347,6 +317,114 @@ func TestRotateMeetsAnother(t *testing.T) {
 		t.Fatalf("%+v, %v", keys, err)
 	}
 	if err = openWith(t, c, "second"); !errors.Is(err, ErrPassword) {
+		t.Error(err)
+	}
+}
+
+// A process whose rotation got to no store, or to one that was lost since, follows the
+// rotation of another one behind that was given up.
+func TestProcessOfAFailedRotation(t *testing.T) {
+	for _, adopted := range []bool{false, true} {
+		t.Run(fmt.Sprint("adopted ", adopted), func(t *testing.T) {
+			c, r := fresh(t)
+			refusing := []int{1, 2, 3, 4, 5}
+			if !adopted {
+				refusing = append(refusing, 0)
+			}
+			c.fault(memstore.FailBefore, putting(membersPrefix, ""), refusing...)
+			if _, err := r.RotateKey(t.Context()); !errors.Is(err, ErrTooFewStores) {
+				t.Fatal(err)
+			}
+			var lost []string
+			if adopted {
+				if err := r.refreshMembership(t.Context()); err != nil || r.membership().epochs() != 1 {
+					t.Fatal(err)
+				}
+				lost = append(lost, c.memberAt(t, 0))
+				c.faulty[0].SetDown(true)
+			}
+			c.fault(memstore.None, putting("", ""))
+			other := c.open(t)
+			marks, err := other.Changes(t.Context())
+			if err != nil || len(marks) != 1 {
+				t.Fatal(marks, err)
+			}
+			if err = other.AbandonChange(t.Context(), marks[0].ID, lost...); err != nil {
+				t.Fatal(err)
+			}
+			v := randomContent(seeded(1), 60, 20)
+			if adopted {
+				// Nobody gave the process another key yet, and its own counts for nothing.
+				if _, err = v.backup(t.Context(), r, "lapsed", "", nil); !errors.Is(err, ErrTooFewStores) || !strings.Contains(err.Error(), "start this process again") {
+					t.Errorf("a backup under a key that was given up: %v", err)
+				}
+			}
+			mustRotate(t, other)
+			v.mustBackup(t, r, "b", "", nil)
+			if got, want := r.membership().keyCheck(), other.membership().keyCheck(); !bytes.Equal(got, want) {
+				t.Errorf("it is at epoch %d of its own", r.membership().epochs())
+			}
+			mustVerify(t, v, other, "b")
+			mustVerify(t, v, c.open(t), "b")
+		})
+	}
+}
+
+// A password that is removed at any moment of a rotation by it: who is told that it
+// was removed is right.
+func TestPasswordRemovedWhileItRotates(t *testing.T) {
+	w, r := fresh(t)
+	k, err := r.AddKey(t.Context(), []byte("second"), "", cheapKDF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, rotated := 0, 0
+	for n := int64(1); ; n += stride(3, 17) {
+		c := w.clone()
+		r := c.process().open(t)
+		other := c.open(t, func(o *Options) { o.Password = []byte("second") })
+		removed := errors.New("not yet")
+		c.onCalls(func(call int64) error {
+			if call == n {
+				_, removed = r.RemoveKey(t.Context(), k.ID, false)
+			}
+			return nil
+		})
+		_, rerr := other.RotateKey(t.Context())
+		c.heal()
+		if removed != nil && removed.Error() == "not yet" {
+			break
+		}
+		one, two := openWith(t, c, string(password)), openWith(t, c, "second")
+		if removed == nil {
+			told++
+			if rerr == nil || one != nil || !errors.Is(two, ErrPassword) {
+				t.Fatalf("call %d: it is told to be removed; rotation: %v; other password: %v; this one: %v", n, rerr, one, two)
+			}
+		}
+		if rerr == nil {
+			rotated++
+			if two != nil {
+				t.Fatalf("call %d: it is told to have rotated, and does not open: %v", n, two)
+			}
+		}
+		if one != nil && two != nil {
+			t.Fatalf("call %d: nobody opens it: %v; %v", n, one, two)
+		}
+	}
+	if told == 0 || rotated == 0 {
+		t.Fatalf("told %d times that it was removed, %d times that it rotated", told, rotated)
+	}
+	// Behind the last look of the rotation it is not told that it was.
+	remover := w.process().open(t)
+	other := w.open(t, bySecond)
+	var removed error
+	w.before(putting(membersPrefix, ""), func() { _, removed = remover.RemoveKey(t.Context(), k.ID, false) })
+	mustRotate(t, other)
+	if !errors.Is(removed, ErrChange) || !strings.Contains(removed.Error(), "is being rotated") {
+		t.Errorf("removed right before the publication: %v", removed)
+	}
+	if err = openWith(t, w, "second"); err != nil {
 		t.Error(err)
 	}
 }

@@ -37,6 +37,7 @@ type epochKeys struct {
 	root       [32]byte // sealing root records
 	forwarding [32]byte // sealing forwardings
 	membership [32]byte // proof that who wrote a membership had this master key
+	check      [32]byte // its beginning tells this master key from others
 }
 
 // sealing holds the master keys by sealing epoch, and what is derived from each. It
@@ -71,27 +72,39 @@ func (s *sealing) at(epoch int) (epochKeys, error) {
 	return s.epochs[epoch], nil
 }
 
-// extend adds the master keys that are not known yet. Those that are have to be the
-// same.
-func (s *sealing) extend(masters []masterKey, repo ident) error {
+// follow makes the master keys those of the repository, of which epoch 0 stays. One
+// at hand that is another gives way: it is of a rotation that was given up, under which
+// nobody wrote. More than are given stay.
+func (s *sealing) follow(masters []masterKey, repo ident) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := min(len(s.masters), len(masters)); !slices.Equal(s.masters[:n], masters[:n]) {
-		return fmt.Errorf("the master key leads to other ones than those in use: %w", errEnvelope)
+	same := 0
+	for same < min(len(s.masters), len(masters)) && s.masters[same] == masters[same] {
+		same++
 	}
-	for _, m := range masters[min(len(s.masters), len(masters)):] {
+	switch {
+	case same == len(masters):
+		return nil
+	case same == 0 && len(s.masters) > 0:
+		return fmt.Errorf("the master key leads to another first one than the one in use: %w", errEnvelope)
+	}
+	// New slices: who was given a part of the old ones reads on.
+	all, epochs := slices.Clone(s.masters[:same]), slices.Clone(s.epochs[:same])
+	for _, m := range masters[same:] {
 		var k epochKeys
 		err := m.derive(repo, []subKey{
 			{"content", &k.content},
 			{"root record", &k.root},
 			{"forwarding", &k.forwarding},
 			{"membership", &k.membership},
+			{"check", &k.check},
 		})
 		if err != nil {
 			return err
 		}
-		s.masters, s.epochs = append(s.masters, m), append(s.epochs, k)
+		all, epochs = append(all, m), append(epochs, k)
 	}
+	s.masters, s.epochs = all, epochs
 	return nil
 }
 

@@ -84,7 +84,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (*Session, err
 		return nil, fmt.Errorf("a session needs the ID of its volume: %w", ErrInvalid)
 	}
 	r.reunite(ctx)
-	if err := r.refreshMembership(ctx); err != nil {
+	if err := r.upToDate(ctx); err != nil {
 		return nil, err
 	}
 	m := r.membership()

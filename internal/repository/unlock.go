@@ -79,14 +79,23 @@ func (u *unlocker) newest(ctx context.Context, keys keyring) error {
 		return keys.latestMembership(ctx, m.store, u.repo)
 	})
 	u.latest = make(map[ident]answer[*membership])
-	epoch := -1
+	known, epoch := keys.sealing.known(), -1
+	var best *membership
 	for _, a := range answers {
+		if a.value != nil && a.value.epochs() <= known && a.value.newer(best) {
+			best = a.value
+		}
+	}
+	for _, a := range answers {
+		if a.value != nil && best.expels(a.m.id, a.value) {
+			a.value = nil
+		}
 		u.latest[a.m.id] = a
 		if a.value != nil {
 			epoch = max(epoch, a.value.epochs())
 		}
 	}
-	switch known := keys.sealing.known(); {
+	switch {
 	case epoch > known:
 		return fmt.Errorf("%w: %w", ErrPassword, errOldKey)
 	case epoch >= 0 && epoch < known:
