@@ -39,9 +39,7 @@ func repoCommands() *cli.Command {
 		leaf("status", "", "the stores of the repository, and what they are owed", repositoryFlags(), withRepository(repoStatus)),
 		leaf("replace-store", "LOST NEW", "put the store NEW in the place of the member LOST, by its URL or ID; NEW is empty, and may be where LOST was", repositoryFlags(), withRepository(replaceStore)),
 		leaf("add-store", "NEW", "make the empty store NEW a member beside the others; new packs are spread over all", repositoryFlags(), withRepository(addStore)),
-		leaf("changes", "", "replacements and additions of stores that are not finished", repositoryFlags(
-			&cli.StringFlag{Name: "abandon", Usage: "give up the change with this `ID`, whose process is gone for good"},
-		), withRepository(repoChanges)),
+		changesCommand(),
 		leaf("prune", "", "remove for good what nothing needs; needs every store, and backups may run meanwhile", repositoryFlags(pruneFlags()...), withRepository(repoPrune)),
 		keyCommands(),
 		leaf("pins", "", "who uses backups: what they hold stays until that ends, also when they are deleted", repositoryFlags(), withRepository(repoPins)),

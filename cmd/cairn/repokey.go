@@ -27,7 +27,8 @@ func keyCommands() *cli.Command {
 		"has to be added anew, and a new recovery sheet printed. It re-encrypts nothing: what was written\n" +
 		"before can be read with the old key for as long as it is in the stores, and whoever has it can\n" +
 		"still tell whether a content or a name that they know is there.\n" +
-		"One that was interrupted is gone on with by the same command."
+		"One that was interrupted is gone on with by the same command; when that cannot be, because its password\n" +
+		"or a store is lost for good, \"cairn repo changes --abandon\" gives it up."
 	return group("key", "the passwords that open the repository",
 		leaf("add", "", "make another password open the repository", repositoryFlags(newPassword, label), withRepository(keyAdd)),
 		leaf("list", "", "the passwords, by their keys' IDs and labels", repositoryFlags(sheet), withRepository(keyList)),

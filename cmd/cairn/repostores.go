@@ -182,17 +182,55 @@ type changeResult struct {
 	Began  time.Time `json:"began_at"`
 }
 
-func repoChanges(c *cli.Context, r *repository.Repository) error {
-	if id := c.String("abandon"); id != "" {
-		if err := r.AbandonChange(c.Context, id); err != nil {
-			if errors.Is(err, repository.ErrNotFound) {
-				err = fmt.Errorf("there is no unfinished change %s: \"cairn repo changes\" shows those there are: %w", id, err)
-			}
+// abandonResult is the JSON of a change that was abandoned.
+type abandonResult struct {
+	Abandoned string   `json:"abandoned"`
+	Expelled  []string `json:"no_members_any_more,omitempty"` // store IDs
+}
+
+func changesCommand() *cli.Command {
+	cmd := leaf("changes", "", "replacements and additions of stores, and rotations of the key, that are not finished", repositoryFlags(
+		&cli.StringFlag{Name: "abandon", Usage: "give up the change with this `ID`, whose process is gone for good"},
+		&cli.StringSliceFlag{Name: "without", Usage: "of a rotation of the key: the store with this `URL` or ID is gone for good (repeatable)"},
+	), withRepository(repoChanges))
+	cmd.Description = "A change whose process was killed is gone on with by the command that began it. --abandon is for when that\n" +
+		"cannot be. A rotation of the key is given up by any password while all stores answer and none has got the\n" +
+		"new key. A store that does not answer may have, so that it has to come back – or to be named with --without,\n" +
+		"which says that it is gone for good. It is no member then, and nothing that it says or holds counts any more:\n" +
+		"if it comes back after all, empty it before it is used again. Then put another store in its place with\n" +
+		"\"cairn repo replace-store\"; until then there is no prune and one store less to lose."
+	return cmd
+}
+
+func abandonChange(c *cli.Context, r *repository.Repository, id string) error {
+	out := abandonResult{Abandoned: id}
+	for _, ref := range c.StringSlice("without") {
+		lost, err := lostStore(c, r, ref)
+		if err != nil {
 			return err
 		}
-		return emit(c, map[string]string{"abandoned": id}, func(t *table) {
-			t.row(fmt.Sprintf("change %s is abandoned; if a store was to join, empty it before it is named again", id))
-		})
+		out.Expelled = append(out.Expelled, lost)
+	}
+	if err := r.AbandonChange(c.Context, id, out.Expelled...); err != nil {
+		if errors.Is(err, repository.ErrNotFound) {
+			err = fmt.Errorf("there is no unfinished change %s: \"cairn repo changes\" shows those there are: %w", id, err)
+		}
+		return err
+	}
+	return emit(c, out, func(t *table) {
+		t.row(fmt.Sprintf("change %s is abandoned; if a store was to join, empty it before it is named again", id))
+		for _, s := range out.Expelled {
+			t.row(fmt.Sprintf("store %s is no member any more, whatever it has; put another in its place with \"cairn repo replace-store\"", s))
+		}
+	})
+}
+
+func repoChanges(c *cli.Context, r *repository.Repository) error {
+	if id := c.String("abandon"); id != "" {
+		return abandonChange(c, r, id)
+	}
+	if c.IsSet("without") {
+		return usagef("--without goes with --abandon")
 	}
 	all, err := r.Changes(c.Context)
 	if err != nil {
