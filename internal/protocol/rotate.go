@@ -136,10 +136,10 @@ func (m Rotation) giveUp(s *RotationState, step func(uint8, set, func(*RotationS
 		}
 	}
 	enough := s.with(slotGivenUp) == staying
-	switch {
-	case m.Mutation == GivenUpWithoutName:
+	if m.Mutation == GivenUpWithoutName {
 		enough = s.looked == staying
-	case m.Mutation == GivenUpOnSome:
+	}
+	if m.Mutation == GivenUpOnSome {
 		enough = s.with(slotGivenUp).len() >= m.DataShards
 	}
 	if enough && !s.gaveUp {
