@@ -1,9 +1,12 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
 // What a writer has to know of the rotations of the key before it writes.
@@ -108,4 +111,38 @@ func (r *Repository) confirm(ctx context.Context, m *membership, said shown) err
 	defer r.mu.Unlock()
 	r.confirmed = check
 	return nil
+}
+
+// rotationMark returns the mark of the rotation that made the newest sealing epoch of a
+// membership, if it is not ended (nil: it is, as far as the members say that answer),
+// and how many members did not answer.
+func (r *Repository) rotationMark(ctx context.Context, m *membership) (mark *changeRecord, away int, err error) {
+	names, away, err := r.unionOf(ctx, changePrefix)
+	if err != nil {
+		return nil, away, err
+	}
+	for name, ms := range names {
+		c, err := r.readChange(ctx, ms, name)
+		switch {
+		case errors.Is(err, objstore.ErrNotExist):
+		case err != nil:
+			return nil, away, err
+		case c.What == changeRotate && c.Next != nil && m.epochs() > 0 && c.Next.epochs() == m.epochs() && bytes.Equal(c.Next.keyCheck(), m.keyCheck()):
+			return c, away, nil
+		}
+	}
+	return nil, away, nil
+}
+
+// expels says whether what a store says of a later rotation stands for nothing: the
+// store is no member, and the rotation was to get a number that a membership after it
+// had taken when it was given up.
+func (m *membership) expels(store ident, claim *membership) bool {
+	return m != nil && !m.has(store) && claim.epochs() > m.epochs() && m.Version >= claim.Version
+}
+
+// follows says whether m is of the sealing epoch of another membership, or of one
+// that came after it.
+func (m *membership) follows(o *membership) bool {
+	return m.epochs() >= o.epochs() && (o.epochs() == 0 || bytes.Equal(m.Sealing[o.epochs()-1].Check, o.keyCheck()))
 }

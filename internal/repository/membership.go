@@ -105,19 +105,6 @@ func (m *membership) checkSealing() error {
 	return nil
 }
 
-// expels says whether what a store says of a later rotation stands for nothing: the
-// store is no member, and the rotation was to get a number that a membership after it
-// had taken when it was given up.
-func (m *membership) expels(store ident, claim *membership) bool {
-	return m != nil && !m.has(store) && claim.epochs() > m.epochs() && m.Version >= claim.Version
-}
-
-// follows says whether m is of the sealing epoch of another membership, or of one
-// that came after it.
-func (m *membership) follows(o *membership) bool {
-	return m.epochs() >= o.epochs() && (o.epochs() == 0 || bytes.Equal(m.Sealing[o.epochs()-1].Check, o.keyCheck()))
-}
-
 // quorum is how many acknowledgements a control object needs.
 func (m *membership) quorum() int { return 1 + m.Losses }
 

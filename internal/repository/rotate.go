@@ -1,14 +1,11 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/cairnbackup/cairn/internal/objstore"
 )
 
 // Rotating the key. At every moment the password that does it opens the repository:
@@ -72,27 +69,6 @@ func (r *Repository) RotateKey(ctx context.Context) (Rotation, error) {
 		return done, fmt.Errorf("rotate the key: the new one counts already, give the same command again to end it: %w", err)
 	}
 	return done, nil
-}
-
-// rotationMark returns the mark of the rotation that made the newest sealing epoch of a
-// membership, if it is not ended (nil: it is, as far as the members say that answer),
-// and how many members did not answer.
-func (r *Repository) rotationMark(ctx context.Context, m *membership) (mark *changeRecord, away int, err error) {
-	names, away, err := r.unionOf(ctx, changePrefix)
-	if err != nil {
-		return nil, away, err
-	}
-	for name, ms := range names {
-		c, err := r.readChange(ctx, ms, name)
-		switch {
-		case errors.Is(err, objstore.ErrNotExist):
-		case err != nil:
-			return nil, away, err
-		case c.What == changeRotate && c.Next != nil && m.epochs() > 0 && c.Next.epochs() == m.epochs() && bytes.Equal(c.Next.keyCheck(), m.keyCheck()):
-			return c, away, nil
-		}
-	}
-	return nil, away, nil
 }
 
 // rotate makes the new master key and publishes it.
