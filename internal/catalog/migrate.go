@@ -85,6 +85,22 @@ var migrations = []string{
 		made      INTEGER NOT NULL
 	) STRICT;`,
 	`ALTER TABLE backups ADD COLUMN retain_until INTEGER NOT NULL DEFAULT 0;`,
+	`ALTER TABLE backups ADD COLUMN user_id TEXT NOT NULL DEFAULT '';
+	ALTER TABLE backups ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE backups ADD COLUMN container TEXT NOT NULL DEFAULT '';
+	ALTER TABLE backups ADD COLUMN metadata TEXT NOT NULL DEFAULT '';
+	ALTER TABLE backups ADD COLUMN volume_notes TEXT NOT NULL DEFAULT '';
+	ALTER TABLE backups ADD COLUMN stored_as TEXT NOT NULL DEFAULT '';
+	ALTER TABLE backups ADD COLUMN data_time INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE backups ADD COLUMN updated INTEGER NOT NULL DEFAULT 0;
+	CREATE INDEX backups_project ON backups (project, created);
+	CREATE INDEX backups_parent ON backups (parent);
+	CREATE TABLE quotas (
+		project  TEXT NOT NULL,
+		resource TEXT NOT NULL,
+		most     INTEGER NOT NULL,
+		PRIMARY KEY (project, resource)
+	) STRICT;`,
 }
 
 // migrate brings db to this program's schema, in one transaction.
