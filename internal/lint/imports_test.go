@@ -26,6 +26,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
 	{"internal/unixhttp", ""},
+	{"internal/attributes", ""},
 	{"internal/protocol/explore", ""},
 	{"internal/protocol", "internal/protocol/explore"},
 
@@ -42,13 +43,13 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/pack", "internal/chunk"},
 	{"internal/manifest", "blockmap internal/chunk"},
 	{"internal/fusefs", "blockmap"},
-	{"internal/volume", "blockmap internal/vfs"},
+	{"internal/volume", "blockmap internal/attributes internal/vfs"},
 	{"internal/restore", "blockmap"},
 	{"internal/backup", "blockmap internal/chunk internal/manifest"},
 
 	// The data plane, and what is stored and how it comes back.
-	{"internal/serve", "blockmap internal/unixhttp internal/vfs internal/volume nbd"},
-	{"internal/repository", "blockmap internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
+	{"internal/serve", "blockmap internal/attributes internal/unixhttp internal/vfs internal/volume nbd"},
+	{"internal/repository", "blockmap internal/attributes internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
 
 	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/objstore internal/repository"},
 

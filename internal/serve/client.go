@@ -71,6 +71,14 @@ func (c *Client) ReopenVolume(ctx context.Context, ref string) (Volume, error) {
 	return v, c.http.Do(ctx, http.MethodPost, volumePath(ref)+"/reopen", nil, &v)
 }
 
+// SetAttributes replaces what the data plane keeps with a volume for its control
+// plane, whether the volume is served or not. It is refused (ErrConflict) when the
+// attributes are no longer those of req.Was. The volume is returned as in a list.
+func (c *Client) SetAttributes(ctx context.Context, ref string, req SetAttributes) (Volume, error) {
+	var v Volume
+	return v, c.http.Do(ctx, http.MethodPut, volumePath(ref)+"/attributes", req, &v)
+}
+
 // DeleteVolume deletes a volume, and its data if we made the data file. It is
 // refused while somebody is connected (ErrBusy) or it has snapshots
 // (ErrConflict).

@@ -43,6 +43,7 @@ func (c *controller) handler() http.Handler {
 		"GET /v1/volumes/{ref}":                       c.volume,
 		"DELETE /v1/volumes/{ref}":                    c.deleteVolume,
 		"POST /v1/volumes/{ref}/extend":               c.extendVolume,
+		"PUT /v1/volumes/{ref}/attributes":            c.setAttributes,
 		"POST /v1/volumes/{ref}/reopen":               c.reopenVolume,
 		"DELETE /v1/volumes/{ref}/checkpoints/{name}": c.dropCheckpoint,
 		"GET /v1/snapshots":                           c.snapshots,

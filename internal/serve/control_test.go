@@ -88,6 +88,8 @@ func FuzzControl(f *testing.F) {
 		{"POST", "/v1/volumes", `{"name":"b","size":9223372036854775807,"allow_format":true}`},
 		{"GET", "/v1/volumes/a", ""},
 		{"POST", "/v1/volumes/a/extend", `{"size":2097152}`},
+		{"POST", "/v1/volumes", `{"name":"c","size":1048576,"attributes":{"owner":["<x>",1e3]}}`},
+		{"PUT", "/v1/volumes/a/attributes", `{"attributes":{"a":{}},"was":{}}`},
 		{"POST", "/v1/volumes/a/reopen", `{}`},
 		{"DELETE", "/v1/volumes/a", ""},
 		{"DELETE", "/v1/volumes/a/checkpoints/c", ""},

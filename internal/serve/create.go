@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/cairnbackup/cairn/internal/attributes"
 	"github.com/cairnbackup/cairn/internal/volume"
 )
 
@@ -26,6 +27,7 @@ func (p *plane) createVolume(ctx context.Context, req CreateVolume) (Volume, err
 		return Volume{}, err
 	}
 	e := newEntry(spec.ID, filepath.Join(p.volumes, spec.ID.String()))
+	e.attrs = spec.Attributes
 	v, err := volume.Create(p.options(), e.dir, spec) //nolint:contextcheck // Half a volume helps nobody: it ends by itself.
 	if err != nil {
 		return Volume{}, err
@@ -49,6 +51,9 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 	var err error
 	if spec.ID, err = newID(req.ID); err != nil {
 		return spec, err
+	}
+	if spec.Attributes, err = attributes.Normal(req.Attributes); err != nil {
+		return spec, refuse(CodeInvalid, "volume %s: %v", req.Name, err)
 	}
 	// A backup needs a snapshot, which has an ID instead of a name.
 	longest := snapshotExportName(req.Name, uuid.Nil.String())
@@ -148,6 +153,9 @@ func (p *plane) checkNew(ctx context.Context, spec volume.Spec) error {
 	}
 	if _, err := p.find(spec.ID.String()); err == nil {
 		return refuse(CodeConflict, "there is a volume with the ID %s already: leave the ID out, and one is drawn", spec.ID)
+	}
+	if err := p.roomForAttributes(nil, spec.Attributes); err != nil {
+		return err
 	}
 	if found := p.named(spec.Name); len(found) > 0 {
 		return refuse(CodeConflict, "there is a volume named %s already, with ID %s: choose another name", spec.Name, found[0].id)

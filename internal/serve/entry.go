@@ -31,6 +31,7 @@ type entry struct {
 	writes   nbd.Counters // of the read-write door
 	reads    nbd.Counters // of the read-only door
 	dirty    dirtyMap
+	noting   sync.Mutex // held while the attributes are read from disk or replaced; not for long
 
 	mu    sync.RWMutex
 	spec  volume.Spec // what is known of it; Size is that at opening
@@ -38,7 +39,8 @@ type entry struct {
 	err   error // why vol is nil
 	door  *door // nil when vol is
 	snaps map[uuid.UUID]*snap
-	gone  bool // deleted
+	gone  bool            // deleted
+	attrs json.RawMessage // the control plane's attributes; nil = none
 
 	offered []string // metadata contexts; kept for those who shake hands while the tracker is busy
 
@@ -92,6 +94,7 @@ func (p *plane) open(ctx context.Context, e *entry) {
 	e.mu.Lock()
 	e.spec = spec
 	e.mu.Unlock()
+	p.loadAttributes(e)
 	v, err := volume.Open(p.options(), e.dir) //nolint:contextcheck // What a crash interrupted is finished, whoever waits.
 	if err == nil {
 		if err = p.serve(ctx, e, v); err == nil {
@@ -264,6 +267,7 @@ func (e *entry) look(nbdDir string) (r Volume, v *volume.Volume, done func()) {
 		Created: e.spec.Created, Checkpoints: []Checkpoint{},
 		BytesRead:    e.writes.ReadBytes.Load() + e.reads.ReadBytes.Load(),
 		BytesWritten: e.writes.WriteBytes.Load(),
+		Attributes:   shown(e.attrs),
 	}
 	if e.spec.Device {
 		r.Kind = KindDevice

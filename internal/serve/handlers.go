@@ -39,6 +39,14 @@ func (c *controller) extendVolume(r *http.Request) (any, error) {
 	return value(c.p.extendVolume(r.Context(), r.PathValue("ref"), req.Size))
 }
 
+func (c *controller) setAttributes(r *http.Request) (any, error) {
+	var req SetAttributes
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return value(c.p.setAttributes(r.PathValue("ref"), req))
+}
+
 func (c *controller) reopenVolume(r *http.Request) (any, error) {
 	if err := decode(r, nil); err != nil {
 		return nil, err
@@ -124,6 +132,7 @@ func refusal(err error) *Error {
 		{syscall.EFBIG, CodeInvalid},
 		{volume.ErrHeld, CodeBusy},
 		{volume.ErrExist, CodeConflict},
+		{volume.ErrForeign, CodeConflict},
 		{blockmap.ErrCheckpointExists, CodeConflict},
 		{volume.ErrBroken, CodeConflict},
 		{volume.ErrFailed, CodeConflict},

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -82,19 +83,20 @@ type history struct {
 	maybe   string            // a snapshot whose creation or deletion got no answer
 	changed map[int64]bool    // blocks changed since checkpoint "start"
 	named   int
+	notes   []string // attributes that the volume may have: the confirmed ones, and those that got no answer
 }
 
 // A data plane that is killed at any moment has, when it is back, all that it
-// confirmed: writes, snapshots with their content, deletions, and no changed
+// confirmed: writes, snapshots with their content, deletions, attributes, and no changed
 // block is called clean.
 func TestKill(t *testing.T) {
 	dir := filepath.Dir(options(t).State)
 	const size = 2 * mib
-	h := &history{content: make([]byte, size), snaps: map[string][]byte{}, changed: map[int64]bool{}}
+	h := &history{content: make([]byte, size), snaps: map[string][]byte{}, changed: map[int64]bool{}, notes: []string{`{"note":0}`}}
 	r := rand.New(rand.NewPCG(7, 7))
 
 	v := startVictim(t, dir)
-	if _, err := v.CreateVolume(t.Context(), serve.CreateVolume{Name: "db", Size: size}); err != nil {
+	if _, err := v.CreateVolume(t.Context(), serve.CreateVolume{Name: "db", Size: size, Attributes: json.RawMessage(h.notes[0])}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := v.CreateSnapshots(t.Context(), serve.CreateSnapshots{Volumes: []string{"db"}, Temporary: true, Checkpoints: []string{"start"}}); err != nil {
@@ -156,6 +158,14 @@ func (h *history) step(ctx context.Context, v *victim, c *nbd.Client, r *rand.Ra
 		if err := v.DeleteSnapshot(ctx, name); err != nil {
 			return err
 		}
+	case k == 2:
+		h.named++
+		note := fmt.Sprintf(`{"note":%d}`, h.named)
+		h.notes = append(h.notes, note)
+		if _, err := v.SetAttributes(ctx, "db", serve.SetAttributes{Attributes: json.RawMessage(note), Was: json.RawMessage(h.notes[0])}); err != nil {
+			return err
+		}
+		h.notes = []string{note}
 	default:
 		off := 512 * r.IntN(len(h.content)/512)
 		n := min(512*(1+r.IntN(300)), len(h.content)-off)
@@ -186,6 +196,10 @@ func (h *history) step(ctx context.Context, v *victim, c *nbd.Client, r *rand.Ra
 func (h *history) check(t *testing.T, v *victim) {
 	t.Helper()
 	vol := mustVolume(t, v)
+	if !slices.Contains(h.notes, string(vol.Attributes)) {
+		t.Errorf("attributes %s after kill, want one of %s", vol.Attributes, h.notes)
+	}
+	h.notes = []string{string(vol.Attributes)}
 	c := dial(t, nbd.URI(vol.Socket, "db@ro"))
 	got := read(t, c, 0, int64(len(h.content)))
 	closeClient(t, c)

@@ -38,8 +38,8 @@ const (
 // plane is the volumes of one state folder and their doors.
 //
 // Locks are taken in this order: create, entry.changing (several: by ID),
-// plane.mu, entry.mu, access.mu. Only the first two are held over changes on
-// disk.
+// entry.noting, plane.mu, entry.mu, access.mu. Only the first three are held over
+// changes on disk.
 type plane struct {
 	fs      vfs.FS
 	log     *slog.Logger
@@ -51,6 +51,8 @@ type plane struct {
 	started time.Time
 	peerID  func(p nbd.Peer, nth uint64) (id, holder string) // identity, but in tests
 	nth     atomic.Uint64                                    // numbers connections
+
+	maxAttributes int // bytes of all volumes' attributes; less in tests
 
 	create sync.Mutex // one volume is made at a time
 
@@ -69,6 +71,9 @@ func newPlane(o Options, fsys vfs.FS, gid int) *plane {
 		version: o.Version,
 		started: time.Now(),
 		peerID:  identity,
+
+		maxAttributes: maxAttributes,
+
 		entries: make(map[uuid.UUID]*entry),
 	}
 }

@@ -1,6 +1,9 @@
 package serve
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Values of Volume.Status and Snapshot.Status.
 const (
@@ -41,6 +44,8 @@ type Volume struct {
 	Snapshots    int          `json:"snapshots"`
 	BytesRead    int64        `json:"bytes_read"` // since the data plane started
 	BytesWritten int64        `json:"bytes_written"`
+
+	Attributes json.RawMessage `json:"attributes"` // the control plane's, a JSON object in its normal form; {} = none
 }
 
 // Checkpoint is a position in a volume's change history, offered as the NBD
@@ -97,6 +102,18 @@ type CreateVolume struct {
 	File        string `json:"file,omitempty"`
 	Device      string `json:"device,omitempty"`
 	AllowFormat bool   `json:"allow_format,omitempty"` // take a file that looks like qcow2, VMDK, LUKS… as raw bytes
+	// Attributes is a JSON object of at most 64 KiB that the data plane keeps with
+	// the volume for its control plane and never looks into. The volume is not
+	// there without it. Empty: none.
+	Attributes json.RawMessage `json:"attributes,omitempty"`
+}
+
+// SetAttributes asks for other attributes of a volume.
+type SetAttributes struct {
+	Attributes json.RawMessage `json:"attributes"` // instead of all that there are; {} = none
+	// Was is what the caller read, as Volume.Attributes shows it: if they are others
+	// by now the request is refused. Empty: whatever they are.
+	Was json.RawMessage `json:"was,omitempty"`
 }
 
 // CreateSnapshots asks for one snapshot of each of Volumes, all of the same

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/attributes"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
@@ -89,6 +90,10 @@ func (s *Spec) check(dir string) error {
 		s.Created = time.Now()
 	}
 	s.Created = s.Created.UTC().Round(0)
+	var err error
+	if s.Attributes, err = attributes.Normal(s.Attributes); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	if s.Managed {
 		if s.Device {
 			return fmt.Errorf("%w: a device is not managed", ErrInvalid)
@@ -153,6 +158,11 @@ func makeState(o Options, dir string, s *Spec) (err error) {
 	}
 	if err := makeBeat(o, dir, &r, d); err != nil {
 		return err
+	}
+	if s.Attributes != nil {
+		if err := writeAttributes(o.FS, dir, r.ID, s.Attributes); err != nil {
+			return err
+		}
 	}
 	return writeRecord(o.FS, dir, &r)
 }

@@ -27,6 +27,10 @@ var (
 	ErrFailed = fmt.Errorf("volume has failed: %w", syscall.EIO)
 	// ErrDamaged: a state file is unreadable or of another version.
 	ErrDamaged = errors.New("volume state is damaged")
+	// ErrChanged: the attributes are not those that the caller read.
+	ErrChanged = errors.New("the attributes have changed")
+	// ErrForeign: the attributes are another volume's, or were written by a release that knows more.
+	ErrForeign = errors.New("the attributes are not for this program")
 	// ErrClosed: the volume is closed.
 	ErrClosed = errors.New("volume is closed")
 )

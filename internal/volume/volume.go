@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -33,7 +34,7 @@ type Options struct {
 	Host Host
 }
 
-// Spec is what a volume is; it is kept in volume.json.
+// Spec is what a volume is; it is kept in volume.json, but for its attributes.
 type Spec struct {
 	ID   uuid.UUID
 	Name string
@@ -50,6 +51,9 @@ type Spec struct {
 	AllowFormat bool
 	// Created is set by Create.
 	Created time.Time
+	// Attributes are kept for the control plane from Create on, as SetAttributes
+	// keeps others. LoadAttributes returns them; an open volume's Spec does not.
+	Attributes json.RawMessage
 }
 
 // Volume is a live volume: a raw file or block device and its state folder. It
