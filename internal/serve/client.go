@@ -119,7 +119,8 @@ func (c *Client) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
 }
 
 // DeleteSnapshot deletes a snapshot. It is refused while somebody reads it
-// (ErrBusy); a reader that has just hung up is waited for.
+// (ErrBusy); a reader that has just hung up is waited for, and so is a snapshot
+// still being made whose ID is given.
 func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 	return c.http.Do(ctx, http.MethodDelete, snapshotPath(ref), nil, nil)
 }

@@ -94,6 +94,7 @@ func FuzzControl(f *testing.F) {
 		{"DELETE", "/v1/volumes/a", ""},
 		{"DELETE", "/v1/volumes/a/checkpoints/c", ""},
 		{"POST", "/v1/snapshots", `{"volumes":["base"],"name":"s","temporary":true,"checkpoints":["c"],"force":true}`},
+		{"POST", "/v1/snapshots", `{"volumes":["base"],"ids":["6ba7b810-9dad-41d1-80b4-00c04fd430c8"],"force":true}`},
 		{"GET", "/v1/snapshots?volume=base", ""},
 		{"GET", "/v1/snapshots/base@s", ""},
 		{"POST", "/v1/snapshots/base@s/revert", ""},

@@ -49,7 +49,7 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 		return spec, err
 	}
 	var err error
-	if spec.ID, err = newID(req.ID); err != nil {
+	if spec.ID, err = newID("volume", req.ID); err != nil {
 		return spec, err
 	}
 	if spec.Attributes, err = attributes.Normal(req.Attributes); err != nil {
@@ -85,8 +85,8 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 	}
 }
 
-// newID reads the ID that a new volume is to have, or draws one.
-func newID(asked string) (uuid.UUID, error) {
+// newID reads the ID that a new volume or snapshot is to have, or draws one.
+func newID(what, asked string) (uuid.UUID, error) {
 	if asked == "" {
 		id, err := uuid.NewRandom()
 		if err != nil {
@@ -96,7 +96,7 @@ func newID(asked string) (uuid.UUID, error) {
 	}
 	id, ok := parseID(asked)
 	if !ok || id == uuid.Nil {
-		return uuid.Nil, refuse(CodeInvalid, "the ID %q of the new volume is no UUID: leave it out, and one is drawn", clip(asked))
+		return uuid.Nil, refuse(CodeInvalid, "the ID %q of the new %s is no UUID: leave it out, and one is drawn", clip(asked), what)
 	}
 	return id, nil
 }

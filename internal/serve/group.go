@@ -3,7 +3,6 @@ package serve
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -36,13 +35,22 @@ func (p *plane) createSnapshots(ctx context.Context, req CreateSnapshots) ([]Sna
 		}
 		g.entries = append(g.entries, e)
 	}
+	ids, err := req.snapshotIDs()
+	if err != nil {
+		return nil, err
+	}
+	release, err := p.reserve(ids)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	unlock, err := lockAll(ctx, g.entries)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	for i := range g.entries {
-		if err = g.prepare(ctx, req, i); err != nil {
+		if err = g.prepare(ctx, req, i, ids[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -83,6 +91,8 @@ func (r *CreateSnapshots) check() error {
 		return refuse(CodeInvalid, "%d volumes cannot be snapshotted at one instant: the limit is %d", len(r.Volumes), maxGroup)
 	case len(r.Checkpoints) != 0 && len(r.Checkpoints) != len(r.Volumes):
 		return refuse(CodeInvalid, "there are %d checkpoints for %d volumes: give one for each, or none", len(r.Checkpoints), len(r.Volumes))
+	case len(r.IDs) != 0 && len(r.IDs) != len(r.Volumes):
+		return refuse(CodeInvalid, "there are %d IDs of snapshots for %d volumes: give one for each, or none", len(r.IDs), len(r.Volumes))
 	case "@"+r.Name == readOnlyDoor:
 		return refuse(CodeInvalid, "a snapshot cannot be named %s, which is what a volume's read-only export is called: choose another", r.Name)
 	}
@@ -123,17 +133,14 @@ func lockAll(ctx context.Context, es []*entry) (unlock func(), err error) {
 
 // prepare checks the i-th volume of the group, which is locked, and says what
 // its snapshot is.
-func (g *group) prepare(ctx context.Context, req CreateSnapshots, i int) error {
+func (g *group) prepare(ctx context.Context, req CreateSnapshots, i int, id uuid.UUID) error {
 	e := g.entries[i]
 	v, err := e.live()
 	if err != nil {
 		return err
 	}
 	title := e.title()
-	o := volume.SnapshotOptions{Name: req.Name, Temporary: req.Temporary}
-	if o.ID, err = uuid.NewRandom(); err != nil {
-		return fmt.Errorf("draw an ID: %w", err)
-	}
+	o := volume.SnapshotOptions{ID: id, Name: req.Name, Temporary: req.Temporary}
 	if len(req.Checkpoints) > 0 {
 		o.Checkpoint = req.Checkpoints[i]
 	}

@@ -58,6 +58,7 @@ type plane struct {
 
 	mu      sync.RWMutex
 	entries map[uuid.UUID]*entry
+	making  map[uuid.UUID]chan struct{} // snapshots being made; closed when they are, or are not
 }
 
 func newPlane(o Options, fsys vfs.FS, gid int) *plane {
@@ -75,6 +76,7 @@ func newPlane(o Options, fsys vfs.FS, gid int) *plane {
 		maxAttributes: maxAttributes,
 
 		entries: make(map[uuid.UUID]*entry),
+		making:  make(map[uuid.UUID]chan struct{}),
 	}
 }
 

@@ -119,7 +119,10 @@ type SetAttributes struct {
 // CreateSnapshots asks for one snapshot of each of Volumes, all of the same
 // instant, or for none at all.
 type CreateSnapshots struct {
-	Volumes   []string `json:"volumes"` // names or IDs
+	Volumes []string `json:"volumes"` // names or IDs
+	// IDs is empty, or has one entry per volume: a new random UUID of the caller's
+	// for its snapshot, as CreateVolume.ID.
+	IDs       []string `json:"ids,omitempty"`
 	Name      string   `json:"name,omitempty"`
 	Temporary bool     `json:"temporary,omitempty"` // dropped when the data plane restarts
 	// Checkpoints is empty, or has one entry per volume: a further checkpoint

@@ -30,7 +30,7 @@ func TestRefusals(t *testing.T) {
 	if _, err := p.CreateVolume(t.Context(), serve.CreateVolume{Name: "f", File: file}); err != nil {
 		t.Fatal(err)
 	}
-	p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"a", "b"}, Name: "both", Checkpoints: []string{"c1", ""}})
+	ss := p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"a", "b"}, Name: "both", Checkpoints: []string{"c1", ""}})
 
 	create := func(r serve.CreateVolume) func(context.Context) error {
 		return func(ctx context.Context) error { _, err := p.CreateVolume(ctx, r); return err }
@@ -41,6 +41,7 @@ func TestRefusals(t *testing.T) {
 	snapshot := func(r serve.CreateSnapshots) func(context.Context) error {
 		return func(ctx context.Context) error { _, err := p.CreateSnapshots(ctx, r); return err }
 	}
+	const newID, otherID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "6ba7b811-9dad-41d1-80b4-00c04fd430c8"
 	long := strings.Repeat("n", 64)
 	for _, tt := range []struct {
 		name string
@@ -87,6 +88,13 @@ func TestRefusals(t *testing.T) {
 		{"bad checkpoint", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, Checkpoints: []string{"snapshot:x"}}), serve.CodeInvalid, "1 to 63"},
 		{"checkpoints for others", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, Checkpoints: []string{"x", "y"}}), serve.CodeInvalid, "2 checkpoints for 1"},
 		{"checkpoint taken", snapshot(serve.CreateSnapshots{Volumes: []string{"b", "a"}, Checkpoints: []string{"c1", "c1"}}), serve.CodeConflict, "c1 already"},
+		{"IDs for others", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, IDs: []string{newID, otherID}}), serve.CodeInvalid, "2 IDs of snapshots for 1"},
+		{"an ID that is none", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, IDs: []string{"x"}}), serve.CodeInvalid, "new snapshot is no UUID"},
+		{"the ID of nothing", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, IDs: []string{"00000000-0000-0000-0000-000000000000"}}), serve.CodeInvalid, "new snapshot is no UUID"},
+		{"an ID left out", snapshot(serve.CreateSnapshots{Volumes: []string{"a", "b"}, IDs: []string{newID, ""}}), serve.CodeInvalid, "snapshot 2 of the request has no ID"},
+		{"an ID twice", snapshot(serve.CreateSnapshots{Volumes: []string{"a", "b"}, IDs: []string{newID, newID}}), serve.CodeInvalid, "two snapshots"},
+		{"an ID taken", snapshot(serve.CreateSnapshots{Volumes: []string{"a"}, IDs: []string{ss[0].ID}}), serve.CodeConflict, "volume a has a snapshot"},
+		{"an ID taken elsewhere", snapshot(serve.CreateSnapshots{Volumes: []string{"b"}, IDs: []string{ss[0].ID}}), serve.CodeConflict, "volume a has a snapshot"},
 		{"ambiguous snapshot", func(ctx context.Context) error { return p.DeleteSnapshot(ctx, "both") }, serve.CodeConflict, "a@both, b@both"},
 		{"unknown snapshot", func(ctx context.Context) error { return p.RevertVolume(ctx, "a@x") }, serve.CodeNotFound, "a@x"},
 		{"checkpoint at no snapshot", func(ctx context.Context) error { return p.AliasCheckpoint(ctx, "a@x", "k") }, serve.CodeNotFound, "a@x"},

@@ -98,8 +98,12 @@ func (p *plane) changeSnapshot(ctx context.Context, ref string) (*entry, *volume
 	return e, v, sn, e.unlock, nil
 }
 
-// deleteSnapshot deletes a snapshot that nobody reads.
+// deleteSnapshot deletes a snapshot that nobody reads. One that is still being
+// made is waited for.
 func (p *plane) deleteSnapshot(ctx context.Context, ref string) error {
+	if err := p.await(ctx, ref); err != nil {
+		return err
+	}
 	e, v, sn, unlock, err := p.changeSnapshot(ctx, ref)
 	if err != nil {
 		return err
