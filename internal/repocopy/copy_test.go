@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -117,7 +118,7 @@ func (h *history) copy(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := listed(t, h.dst); !maps.Equal(got, before) {
+	if got := listed(t, h.dst); !reflect.DeepEqual(got, before) {
 		t.Fatalf("a dry run left %v, there was %v", got, before)
 	}
 	results, err := Run(t.Context(), h.src, h.dst, wanted, Options{})
@@ -166,7 +167,7 @@ func (h *history) verify(t *rapid.T, wanted []repository.Backup) {
 			t.Fatalf("%s has the session of its original", o.ID)
 		}
 		c.Session, c.Stats = o.Session, o.Stats
-		if c != o {
+		if !reflect.DeepEqual(c, o) {
 			t.Fatalf("the copy is %+v, its original %+v", c, o)
 		}
 	}
@@ -257,8 +258,14 @@ func TestCopy(t *testing.T) {
 	if err = errors.Join(holds(t.Context(), third, "a", one), holds(t.Context(), third, "b", two)); err != nil {
 		t.Error(err)
 	}
-	if got := listed(t, third); got["a"].Incremental || got["b"].Parent != "a" {
+	got := listed(t, third)
+	if got["a"].Incremental || got["b"].Parent != "a" {
 		t.Error(got)
+	}
+	for id, b := range got {
+		if string(b.Attributes) != `{"of":"`+id+`"}` {
+			t.Errorf("copy of %s has the attributes %s", id, b.Attributes)
+		}
 	}
 }
 

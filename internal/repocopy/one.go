@@ -104,7 +104,7 @@ func (r *one) session(ctx context.Context, img *repository.Image, sess *reposito
 	}
 	outcome, err := sess.Commit(ctx, repository.Root{
 		BackupID: r.b.ID, Name: r.b.Name, Description: r.b.Description, Created: r.b.Created, Parent: &r.b.Parent,
-		Geometry: img.Geometry(), Top: top.Top,
+		Attributes: r.b.Attributes, Geometry: img.Geometry(), Top: top.Top,
 		Stats: repository.Stats{
 			Read: r.res.Read, Changed: top.BytesChanged, New: r.res.New, Stored: r.res.Stored, Hole: top.BytesHole,
 		},

@@ -3,6 +3,7 @@ package repocopy
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -206,7 +207,8 @@ func backUp(ctx context.Context, r *repository.Repository, v volume, id, parent 
 	}
 	_, err = s.Commit(ctx, repository.Root{
 		BackupID: id, Name: "name of " + id, Description: "about " + id, Created: created, Geometry: g, Top: res.Top,
-		Stats: repository.Stats{Read: res.BytesRead},
+		Attributes: json.RawMessage(`{"of":"` + id + `"}`),
+		Stats:      repository.Stats{Read: res.BytesRead},
 	})
 	return err
 }

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/attributes"
 	"github.com/cairnbackup/cairn/internal/chunk"
 )
 
@@ -26,7 +28,7 @@ const cleanupTime = 20 * time.Second
 // OutcomeUnknown: too few stores answered; Verdict and FenceSession tell later,
 // and nobody may rely on the backup, nor on its absence, before.
 func (s *Session) Commit(ctx context.Context, rt Root) (Outcome, error) {
-	if err := s.checkRoot(rt); err != nil {
+	if err := s.checkRoot(&rt); err != nil {
 		return OutcomeFailed, err
 	}
 	if err := s.finish(); err != nil {
@@ -60,7 +62,9 @@ func (s *Session) Commit(ctx context.Context, rt Root) (Outcome, error) {
 	return outcome, err
 }
 
-func (s *Session) checkRoot(rt Root) error {
+// checkRoot refuses what cannot be committed, and brings the attributes into
+// their normal form.
+func (s *Session) checkRoot(rt *Root) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -76,6 +80,11 @@ func (s *Session) checkRoot(rt Root) error {
 	if err := rt.Geometry.Validate(); err != nil {
 		return fmt.Errorf("commit: %w: %w", err, ErrInvalid)
 	}
+	normal, err := attributes.Normal(rt.Attributes)
+	if err != nil {
+		return fmt.Errorf("commit backup %s: %w: %w", rt.BackupID, err, ErrInvalid)
+	}
+	rt.Attributes = normal
 	return nil
 }
 
@@ -114,7 +123,7 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 		Project: s.o.Project, VolumeID: s.o.VolumeID, Volume: s.o.Volume,
 		Size: rt.Geometry.Size, BlockSize: rt.Geometry.BlockSize, Created: rt.Created.UTC(), Parent: parent,
 		Session: s.id, Voters: s.voters, URLs: s.urls(), Stats: stats, Pin: rt.pin,
-		RetainUntil: keep.until, Retained: keep.to,
+		RetainUntil: keep.until, Retained: keep.to, Attributes: rt.Attributes,
 	}
 	name, err := s.r.keys.rootName(rec.Project, rec.VolumeID, s.id)
 	if err != nil {
@@ -131,6 +140,9 @@ func (s *Session) store(ctx context.Context, rt Root) (*root, error) {
 	back, err := s.r.keys.openRoot(name, object)
 	if err != nil {
 		return nil, err
+	}
+	if !bytes.Equal(back.rec.Attributes, rec.Attributes) {
+		return nil, fmt.Errorf("commit backup %s: its attributes cannot be read back: %w", rt.BackupID, ErrInvalid)
 	}
 	if s.rooted, err = s.putEverywhere(ctx, name, object); err != nil {
 		return nil, err

@@ -68,6 +68,7 @@ func FuzzRecords(f *testing.F) {
 		capableRecord{Capabilities: capabilities()},
 		wrappedKey{KDF: defaultKDF()},
 		rootRecord{BackupID: "b", Size: 1 << 30, BlockSize: blockSize},
+		rootRecord{BackupID: "b", Size: 1 << 30, BlockSize: blockSize, Attributes: json.RawMessage(`{"a":[1.50,"\u003c"]}`)},
 	} {
 		b, err := json.Marshal(rec)
 		if err != nil {
@@ -131,6 +132,11 @@ func FuzzRoot(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(object)
+		f.Add(object[envelopeHeader:])
+		object, err = k.sealRoot(epoch, name, &rootRecord{Session: ident{5}, Size: 1, BlockSize: blockSize, Attributes: json.RawMessage(`[]`)}, []byte("top"))
+		if err != nil {
+			f.Fatal(err)
+		}
 		f.Add(object[envelopeHeader:])
 	}
 	f.Fuzz(func(t *testing.T, object []byte) {

@@ -64,7 +64,7 @@ func (r *Repository) pin(ctx context.Context, id, by string, old *root) error {
 	_, err := r.renew(ctx, old, func(rt *Root) {
 		rt.pin = &pinRecord{Backup: rt.BackupID, By: by, Agent: r.o.Agent}
 		rt.BackupID, rt.Name, rt.Description = id, "", ""
-		rt.Created, rt.Stats, rt.keep = r.o.Now(), Stats{}, retention{}
+		rt.Created, rt.Stats, rt.keep, rt.Attributes = r.o.Now(), Stats{}, retention{}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("pin backup %s: %w", old.rec.BackupID, err)

@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -74,6 +75,9 @@ type Backup struct {
 	Stats       Stats
 	State       State
 	RetainUntil time.Time // not deleted before; zero: it can be
+	// Attributes is a JSON object that its writer wanted kept with the backup; nil:
+	// none.
+	Attributes json.RawMessage
 }
 
 // Root is what a session commits. The session adds what it knows itself:
@@ -90,6 +94,10 @@ type Root struct {
 	// backup; nil = the backup that the session started from. A copy names what
 	// its original does, whatever it started from.
 	Parent *string
+	// Attributes is a JSON object of at most 64 KiB that is kept with the backup,
+	// sealed as all else, and never looked into. Empty: none. Programs from before
+	// there were attributes cannot read a backup that has some.
+	Attributes json.RawMessage
 
 	pin  *pinRecord // nil: a backup
 	keep retention  // of a record that is renewed; the session's own otherwise

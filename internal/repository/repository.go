@@ -90,6 +90,8 @@ type Repository struct {
 	domains   map[string]*chunk.Domain
 	sound     map[string]*damage // by ID of backups: damage that their sessions knew of and heeded
 	rootSeen  map[string]*root   // authenticated root records by name, without their trees
+
+	seenAttributes int // bytes of the attributes in rootSeen
 }
 
 // unknownStore is a store that was given and is no member, or was not reached.

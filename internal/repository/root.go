@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -14,10 +15,15 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/attributes"
 )
 
-// maxSeenRoots bounds the memory for root records that were read before.
-const maxSeenRoots = 20000
+// maxSeenRoots and maxSeenAttributes (bytes) bound the memory for root records
+// that were read before.
+const (
+	maxSeenRoots      = 20000
+	maxSeenAttributes = 32 << 20
+)
 
 // rootRecord is the first part of a root record's plaintext.
 type rootRecord struct {
@@ -38,6 +44,9 @@ type rootRecord struct {
 
 	RetainUntil time.Time `json:"retain_until,omitzero"` // not deleted before
 	Retained    time.Time `json:"retained,omitzero"`     // to here, all that it reaches, on stores that lock
+
+	// Attributes are in their normal form; nil = none.
+	Attributes json.RawMessage `json:"attributes,omitempty"`
 
 	Pin *pinRecord `json:"pin,omitempty"` // not a backup but somebody's use of one
 }
@@ -67,6 +76,7 @@ func (r *root) backup(s State) Backup {
 		VolumeID: r.rec.VolumeID, Volume: r.rec.Volume, Size: r.rec.Size, BlockSize: r.rec.BlockSize,
 		Created: r.rec.Created, Parent: r.rec.Parent, Incremental: r.rec.Parent != "",
 		Session: r.rec.Session.String(), Stats: r.rec.Stats, State: s, RetainUntil: r.rec.RetainUntil,
+		Attributes: bytes.Clone(r.rec.Attributes),
 	}
 	if p := r.rec.Pin; p != nil {
 		b.Name = fmt.Sprintf("pin of backup %s, %s", p.Backup, p.By)
@@ -128,14 +138,17 @@ func (k *keyring) openRoot(name string, object []byte) (*root, error) {
 		return nil, fmt.Errorf("root record whose head has %d of %d bytes: %w", n, len(plain), errEnvelope)
 	}
 	r := &root{name: name, digest: blake3.Sum256(object), top: plain[4+n:]}
-	if err := decodeJSON(plain[4:4+n], &r.rec); err != nil {
+	if err = decodeJSON(plain[4:4+n], &r.rec); err != nil {
 		return nil, fmt.Errorf("root record: %w", err)
 	}
 	if s, ok := rootSession(name); !ok || s != r.rec.Session {
 		return nil, fmt.Errorf("root record %s is of session %s: %w", name, r.rec.Session, errEnvelope)
 	}
-	if err := r.geometry().Validate(); err != nil {
+	if err = r.geometry().Validate(); err != nil {
 		return nil, fmt.Errorf("root record %s: %w: %w", name, err, errEnvelope)
+	}
+	if r.rec.Attributes, err = attributes.Normal(r.rec.Attributes); err != nil {
+		r.rec.Attributes = nil // no backup is lost for the notes to it
 	}
 	return r, nil
 }
@@ -181,14 +194,20 @@ func (r *Repository) readRootOnce(ctx context.Context, ms []*member, name string
 }
 
 // remember keeps a root record without its tree. Root records never change.
+// Attributes may be long, so there is a limit on them too.
 func (r *Repository) remember(rt *root) {
 	head := *rt
 	head.top = nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.rootSeen) >= maxSeenRoots {
-		clear(r.rootSeen)
+	if old := r.rootSeen[rt.name]; old != nil {
+		r.seenAttributes -= len(old.rec.Attributes)
 	}
+	if len(r.rootSeen) >= maxSeenRoots || r.seenAttributes+len(head.rec.Attributes) > maxSeenAttributes {
+		clear(r.rootSeen)
+		r.seenAttributes = 0
+	}
+	r.seenAttributes += len(head.rec.Attributes)
 	r.rootSeen[rt.name] = &head
 }
 

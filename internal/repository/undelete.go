@@ -38,6 +38,7 @@ func (r *Repository) renew(ctx context.Context, old *root, change func(*Root)) (
 	next := Root{
 		BackupID: rt.rec.BackupID, Name: rt.rec.Name, Description: rt.rec.Description, Created: rt.rec.Created,
 		Geometry: rt.geometry(), Top: rt.top, Stats: rt.rec.Stats, keep: retention{rt.rec.RetainUntil, rt.rec.Retained},
+		Attributes: rt.rec.Attributes,
 	}
 	change(&next)
 	if _, err = s.Commit(ctx, next); err != nil {
