@@ -33,6 +33,7 @@ var layers = []struct{ pkg, imports string }{
 	// One leaf away.
 	{"blockmap", "internal/vfs"},
 	{"nbd", "blockmap"},
+	{"internal/identity", "internal/vfs"},
 	{"internal/objstore/memstore", "internal/objstore"},
 	{"internal/objstore/dirstore", "internal/objstore internal/vfs"},
 	{"internal/objstore/s3store", "internal/objstore"},
@@ -55,7 +56,7 @@ var layers = []struct{ pkg, imports string }{
 
 	// The control plane.
 	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/manifest internal/repository internal/restore internal/serve internal/unixhttp nbd"},
-	{"cmd/cairn", "agent blockmap internal/fusefs internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
+	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
 	{"internal/lint", ""},
