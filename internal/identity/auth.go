@@ -53,9 +53,9 @@ func (c *call) credentials(a *authRequest) (d *Directory, u *User, parent *token
 	for _, m := range a.methods {
 		switch m {
 		case "token":
-			x, err := c.s.subject(a.token)
-			if err != nil {
-				return nil, nil, nil, err
+			x, serr := c.s.subject(a.token)
+			if serr != nil {
+				return nil, nil, nil, serr
 			}
 			d, u, parent = x.dir, x.user, &x.token
 		case "password":

@@ -46,7 +46,7 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // Is matches the kinds of errors above.
 func (e *Error) Is(target error) bool {
-	switch target { //nolint:errorlint // Sentinels, compared as errors.Is does.
+	switch target {
 	case ErrInvalid:
 		return e.Status == http.StatusBadRequest || e.Status == http.StatusRequestEntityTooLarge
 	case ErrUnauthorized:

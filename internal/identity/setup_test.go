@@ -19,12 +19,15 @@ import (
 
 // The people of the tests. Demo is a member of demo and reader of other, loner has no
 // project; all have the password "secret".
-const secret = "secret"
+const (
+	secret = "secret"
+	tokens = "/identity/v3/auth/tokens"
+)
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -58,21 +61,21 @@ type rig struct {
 }
 
 // cheap is a hash of a password that costs little to compare with.
-func cheap(t testing.TB, password string) string {
-	t.Helper()
+func cheap(tb testing.TB, password string) string {
+	tb.Helper()
 	b, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
-	must(t, err)
+	must(tb, err)
 	return string(b)
 }
 
 // fill makes the people.
-func fill(t testing.TB, d *Directory) {
-	t.Helper()
+func fill(tb testing.TB, d *Directory) {
+	tb.Helper()
 	for _, p := range []string{"admin", "demo", "other", "hidden"} {
 		_, err := d.CreateProject(p, "the project "+p)
-		must(t, err)
+		must(tb, err)
 	}
-	hash := cheap(t, secret)
+	hash := cheap(tb, secret)
 	for _, u := range []NewUser{
 		{Name: "admin", Projects: []string{"admin"}, Admin: true},
 		{Name: "demo", Projects: []string{"demo", "other"}},
@@ -80,7 +83,7 @@ func fill(t testing.TB, d *Directory) {
 	} {
 		u.Password = []byte(secret)
 		made, err := d.CreateUser(u)
-		must(t, err)
+		must(tb, err)
 		d.userByID(made.ID).Password = hash
 	}
 	other := d.projectByName("other")
@@ -93,7 +96,6 @@ func newRig(t *testing.T) *rig {
 	r.edit(t, func(d *Directory) error { fill(t, d); return nil })
 	s, err := New(Options{File: r.name, Now: r.clock.Now})
 	must(t, err)
-	r.Service = s
 	d, err := s.users.Current()
 	must(t, err)
 	for _, p := range d.projects {
@@ -102,10 +104,16 @@ func newRig(t *testing.T) *rig {
 	for _, u := range d.users {
 		r.ids["user "+u.Name] = u.ID
 	}
+	r.serve(t, s)
+	return r
+}
+
+// serve makes the rig that of another service.
+func (r *rig) serve(t *testing.T, s *Service) {
+	t.Helper()
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
-	r.url = server.URL
-	return r
+	r.Service, r.url = s, server.URL
 }
 
 func (r *rig) edit(t *testing.T, change func(*Directory) error) {
