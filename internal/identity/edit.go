@@ -33,7 +33,7 @@ func Edit(ctx context.Context, fsys vfs.FS, name string, change func(*Directory)
 	if err = takeLock(ctx, lock, name); err != nil {
 		return err
 	}
-	d, err := readOrNew(fsys, name)
+	d, err := Read(fsys, name)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,8 @@ func takeLock(ctx context.Context, lock vfs.File, name string) error {
 	}
 }
 
-func readOrNew(fsys vfs.FS, name string) (*Directory, error) {
+// Read returns what a users file says; one that is not there has nobody in it.
+func Read(fsys vfs.FS, name string) (*Directory, error) {
 	u, err := OpenUsers(fsys, name)
 	switch {
 	case err == nil:

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
@@ -18,7 +19,7 @@ import (
 func TestEditPowerLoss(t *testing.T) {
 	const name = "/state/identity.json"
 	projects := func(fsys vfs.FS) int {
-		d, err := readOrNew(fsys, name)
+		d, err := Read(fsys, name)
 		must(t, err)
 		return len(d.projects)
 	}
@@ -86,6 +87,26 @@ func TestEditAtOnce(t *testing.T) {
 	if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info.Mode(), err)
 	}
+}
+
+// An edit does not wait for ever for another one.
+func TestEditIsLocked(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "identity.json")
+	err := Edit(t.Context(), vfs.OS(), name, func(*Directory) error {
+		for ctxErr, want := range map[error]error{context.DeadlineExceeded: ErrConflict, context.Canceled: context.Canceled} {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			if errors.Is(ctxErr, context.Canceled) {
+				cancel()
+			}
+			err := Edit(ctx, vfs.OS(), name, func(*Directory) error { t.Error("two edits at once"); return nil })
+			cancel()
+			if !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+		}
+		return nil
+	})
+	must(t, err)
 }
 
 func TestEdits(t *testing.T) {

@@ -20,19 +20,13 @@ import (
 // A count is forgotten a quarter of an hour after its last failure. Attempts while it
 // is closed are refused unseen and not counted.
 //
-// Each list keeps the 4096 that were last used. Behind a proxy all clients have one
-// address; it should limit by itself.
+// Each list keeps the 4096 that were last used, and of a user the 16 addresses. Behind
+// a proxy all clients have one address; it should limit by itself.
 type limiter struct {
 	mu    sync.Mutex
 	addrs *recent[netip.Addr, *failures]
 	names *recent[string, *failures]
-	known *recent[place, *failures] // where users have logged in
-}
-
-// place is a user at an address.
-type place struct {
-	name string
-	addr netip.Addr
+	known *recent[string, *recent[netip.Addr, *failures]] // where users have logged in
 }
 
 // failures counts wrong passwords.
@@ -45,6 +39,7 @@ type failures struct {
 
 const (
 	limitEntries = 4096
+	limitPlaces  = 16
 	limitFree    = 10
 	limitForget  = 15 * time.Minute
 	limitKnown   = 30 * 24 * time.Hour
@@ -58,7 +53,7 @@ func newLimiter() *limiter {
 	return &limiter{
 		addrs: newRecent[netip.Addr, *failures](limitEntries),
 		names: newRecent[string, *failures](limitEntries),
-		known: newRecent[place, *failures](limitEntries),
+		known: newRecent[string, *recent[netip.Addr, *failures]](limitEntries),
 	}
 }
 
@@ -103,7 +98,11 @@ func (l *limiter) check(name string, addr netip.Addr, now time.Time) error {
 }
 
 func (l *limiter) knownPlace(name string, addr netip.Addr, now time.Time) *failures {
-	f, ok := l.known.get(place{name, addr})
+	places, ok := l.known.get(name)
+	if !ok {
+		return nil
+	}
+	f, ok := places.get(addr)
 	if !ok || now.Sub(f.success) > limitKnown {
 		return nil
 	}
@@ -151,5 +150,10 @@ func (f *failures) add(now time.Time, most time.Duration) {
 func (l *limiter) succeeded(name string, addr netip.Addr, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known.put(place{name, addr}, &failures{success: now})
+	places, ok := l.known.get(name)
+	if !ok {
+		places = newRecent[netip.Addr, *failures](limitPlaces)
+		l.known.put(name, places)
+	}
+	places.put(addr, &failures{success: now})
 }

@@ -114,6 +114,22 @@ func TestLimiterIsBounded(t *testing.T) {
 	}
 }
 
+// Who logs in from everywhere makes the places of nobody else be forgotten.
+func TestPlacesOfOthersStay(t *testing.T) {
+	l, c := newLimiter(), newClock()
+	home := netip.MustParseAddr("10.0.0.1")
+	l.succeeded("u", home, c.Now())
+	for i := range 3 * limitEntries {
+		l.succeeded("attacker", netip.AddrFrom4([4]byte{11, 0, byte(i >> 8), byte(i)}), c.Now())
+	}
+	if l.knownPlace("u", home, c.Now()) == nil {
+		t.Fatal("forgotten")
+	}
+	if places, _ := l.known.get("attacker"); len(places.items) != limitPlaces {
+		t.Fatalf("%d places are kept", len(places.items))
+	}
+}
+
 func TestSource(t *testing.T) {
 	for remote, want := range map[string]string{
 		"10.0.0.1:5": "10.0.0.1", "[::ffff:10.0.0.1]:5": "10.0.0.1", "[2001:db8:1:2:3:4:5:6]:7": "2001:db8:1:2::", "[fe80::1%eth0]:7": "fe80::", "@": "invalid IP", "": "invalid IP",
