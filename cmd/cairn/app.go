@@ -46,7 +46,7 @@ EXIT CODES:
   0    done
   1    failed; the sentence on standard error says what and why
   2    wrong usage: an unknown command or flag, a bad value
-  3    there is no such volume, snapshot, backup, job or export
+  3    there is no such volume, snapshot, backup, job, export, project or user
   4    busy, or against the state of things: later or with another flag it may work
   5    refused because of the repository: wrong password, another version,
        a store of another repository, too few stores
@@ -128,6 +128,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			unexportCommand(),
 			mountCommand(),
 			umountCommand(),
+			projectCommands(),
+			userCommands(),
 			copyCommand(),
 			statusCommand(),
 			versionCommand(),

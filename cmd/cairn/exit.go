@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/identity"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -47,14 +48,14 @@ func exitCode(err error) int {
 		return 0
 	case is(errInterrupted):
 		return exitInterrupted
-	case isUsage(err), is(agent.ErrInvalid, serve.ErrInvalid, repository.ErrInvalid):
+	case isUsage(err), is(agent.ErrInvalid, serve.ErrInvalid, repository.ErrInvalid, identity.ErrInvalid):
 		return exitUsage
-	case is(agent.ErrNotFound, serve.ErrNotFound, repository.ErrNotFound):
+	case is(agent.ErrNotFound, serve.ErrNotFound, repository.ErrNotFound, identity.ErrNotFound):
 		return exitNotFound
 	case is(repository.ErrPassword, repository.ErrForeign, repository.ErrVersion, repository.ErrTooFewStores):
 		return exitRepository
 	case is(agent.ErrBusy, agent.ErrConflict, serve.ErrBusy, serve.ErrConflict, repository.ErrAmbiguous, repository.ErrNotEmpty, repository.ErrChange, repository.ErrRetained, repository.ErrPruning,
-		restore.ErrExists, restore.ErrHeld, fs.ErrExist, syscall.EBUSY):
+		identity.ErrConflict, restore.ErrExists, restore.ErrHeld, fs.ErrExist, syscall.EBUSY):
 		return exitBusy
 	case is(agent.ErrUnreachable, agent.ErrUnavailable, serve.ErrUnreachable):
 		return exitUnreachable

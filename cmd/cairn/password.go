@@ -70,8 +70,8 @@ func askPassword(fd int) ([]byte, error) {
 	return p, nil
 }
 
-// readPassword reads a password file. One that others can read is refused: the
-// password opens every backup. A line break at its end does not count.
+// readPassword reads a password file. One that others can read is refused: what it
+// opens would be theirs. A line break at its end does not count.
 func readPassword(name string) (p []byte, err error) {
 	f, err := os.Open(name)
 	switch {
@@ -97,7 +97,7 @@ func readPassword(name string) (p []byte, err error) {
 	p = bytes.TrimRight(p, "\r\n")
 	switch {
 	case len(p) == 0:
-		return nil, fmt.Errorf("password file %s is empty: write the repository's password into it, or name another file", name)
+		return nil, fmt.Errorf("password file %s is empty: write the password into it, or name another file", name)
 	case len(p) > maxPassword:
 		return nil, fmt.Errorf("password file %s is longer than %d bytes: is it the right file?", name, maxPassword)
 	}
