@@ -50,7 +50,7 @@ func (c *call) ownCatalog() error {
 	case err != nil:
 		return err
 	case x.project == nil:
-		return refuse(http.StatusForbidden, "You are not authorized to perform the requested action: a project-scoped token is required to produce a service catalog.")
+		return refuse(http.StatusForbidden, "You are not authorized to perform the requested action.")
 	}
 	return c.send(http.StatusOK, object{"catalog": c.catalog(x.project.ID), "links": c.self("/auth/catalog")})
 }

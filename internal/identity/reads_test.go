@@ -57,7 +57,7 @@ func TestReads(t *testing.T) {
 		{"loner", "/auth/projects", 200, ""},
 		{"", "/auth/projects", 401, ""},
 		{"demo", "/auth/catalog", 200, "identity"},
-		{"unscoped", "/auth/catalog", 403, "project-scoped token"},
+		{"unscoped", "/auth/catalog", 403, "not authorized"},
 		{"demo", "/domains/default", 200, "Default"},
 		{"demo", "/domains/x", 403, ""},
 		{"admin", "/domains/x", 404, "Could not find domain: x."},
