@@ -15,7 +15,7 @@ import (
 // Whom a thing belongs to is the API's business: it asks for a thing and refuses
 // what the caller must not see, before it asks for a change. A Service trusts its
 // caller. Sizes of volumes and backups are in GiB, rounded up.
-type Service interface {
+type Service interface { //nolint:interfacebloat // one thing: all that Cinder's API asks for
 	Volumes(ctx context.Context) ([]Volume, error)
 	Volume(ctx context.Context, id string) (Volume, error)
 	CreateVolume(ctx context.Context, by identity.Caller, v NewVolume) (Volume, error)
@@ -28,6 +28,7 @@ type Service interface {
 	Snapshot(ctx context.Context, id string) (Snapshot, error)
 	CreateSnapshot(ctx context.Context, by identity.Caller, s NewSnapshot) (Snapshot, error)
 	UpdateSnapshot(ctx context.Context, id string, u Update) (Snapshot, error)
+	ResetSnapshot(ctx context.Context, id, status string) error
 	DeleteSnapshot(ctx context.Context, id string) error
 
 	// Backups returns those of a project, or all when it is "".
