@@ -93,15 +93,16 @@ func (l *listing[T]) order(keys []sortKey) (func(a, b T) int, error) {
 			keys = append(keys, sortKey{last, keys[0].desc})
 		}
 	}
-	for _, k := range keys {
-		if l.columns[k.name].compare == nil {
+	compares := make([]func(a, b T) int, len(keys))
+	for i, k := range keys {
+		if compares[i] = l.columns[k.name].compare; compares[i] == nil {
 			return nil, invalidInput("Sort key supplied is invalid: %s", clip(k.name))
 		}
 	}
 	return func(a, b T) int {
-		for _, k := range keys {
-			if n := l.columns[k.name].compare(a, b); n != 0 {
-				if k.desc {
+		for i, compare := range compares {
+			if n := compare(a, b); n != 0 {
+				if keys[i].desc {
 					return -n
 				}
 				return n

@@ -33,7 +33,7 @@ func (c *call) volumeCreateSchema() *schema {
 	case c.since(13):
 		s = isVolumeCreate13
 	}
-	return in("volume", s).plus("OS-SCH-HNT:scheduler_hints", &schema{types: []string{"object", "null"}})
+	return in("volume", s).plus("OS-SCH-HNT:scheduler_hints", &schema{types: []string{"object", "null"}, open: true})
 }
 
 func (c *call) createVolume() (answer, error) {

@@ -1,0 +1,137 @@
+package cinderapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cairnbackup/cairn/internal/identity"
+)
+
+func TestFaults(t *testing.T) {
+	s := newServer(t)
+	vol := s.newVolume(t, "alice", "db")
+	for _, tt := range []struct {
+		err    error
+		status int
+		key    string
+		text   string
+	}{
+		{Invalid("no %d", 1), 400, "badRequest", "no 1"},
+		{fmt.Errorf("wrapped: %w", Invalid("no")), 400, "badRequest", "no"},
+		{Forbidden("x"), 403, "forbidden", "Policy doesn't allow x to be performed."},
+		{&Fault{409, "busy"}, 409, "conflictingRequest", "busy"},
+		{OverQuota("too much"), 413, "overLimit", "too much"},
+		{&Fault{501, "never"}, 501, "notImplemented", "never"},
+		{Unavailable("no agent"), 503, "serviceUnavailable", "no agent"},
+		{context.DeadlineExceeded, 503, "serviceUnavailable", "The request was not completed in time: try again."},
+		{errors.New("open /secret: no"), 500, "computeFault", internal},
+		{&Fault{200, "odd"}, 500, "computeFault", internal},
+	} {
+		s.fail = tt.err
+		got := s.as(t, "alice", "", "GET", "/volumes/"+vol, "")
+		o := got.want(t, tt.status, tt.key)
+		if o["message"] != tt.text || o["code"] != float64(tt.status) || strings.Contains(got.raw, "secret") {
+			t.Errorf("%v: %s", tt.err, got.raw)
+		}
+		if (got.header.Get("Retry-After") == "0") != (tt.status == 413) || (o["retryAfter"] == "0") != (tt.status == 413) {
+			t.Errorf("%v: %v %s", tt.err, got.header, got.raw)
+		}
+	}
+	if !strings.Contains(s.log.String(), "open /secret: no") {
+		t.Error("the cause of a 500 was not logged")
+	}
+}
+
+// broken panics.
+type broken struct{ *memory }
+
+func (broken) Types() []Type { panic("out of types") }
+
+func TestPanic(t *testing.T) {
+	s := newServer(t)
+	o := s.options()
+	o.Service = broken{s.memory}
+	s.handler = New(o)
+	if text := s.as(t, "alice", "", "GET", "/types", "").fault(t, 500); text != internal {
+		t.Error(text)
+	}
+	if !strings.Contains(s.log.String(), "out of types") {
+		t.Error("the panic was not logged")
+	}
+}
+
+func TestAudit(t *testing.T) {
+	s := newServer(t)
+	vol := s.newVolume(t, "alice", "db")
+	b := s.newBackup(t, "alice", vol, "one")
+	s.entries = nil
+	for _, tt := range []struct {
+		caller, method, path, body string
+		action, kind, id           string
+		status                     int
+		fault                      string
+	}{
+		{"alice", "POST", "/backups", `{"backup":{"volume_id":"` + vol + `","name":"two"}}`, "backup.create", "backup", "new", 202, ""},
+		{"alice", "PUT", "/backups/" + b, `{"backup":{"name":"x"}}`, "backup.update", "backup", b, 200, ""},
+		{"alice", "POST", "/backups/" + b + "/action", `{"os-force_delete":{}}`, "backup.force_delete", "backup", b, 403, "Policy doesn't allow"},
+		{"alice", "POST", "/backups/" + b + "/action", `{"x":{}}`, "backup.action", "backup", b, 400, "no such action"},
+		{"bob", "DELETE", "/backups/" + b, "", "backup.delete", "backup", b, 404, "could not be found"},
+		{"root", "PUT", "/os-quota-sets/science", `{"quota_set":{"backups":1}}`, "quota.update", "project", "science", 200, ""},
+		{"alice", "POST", "/backups", `{"backup":{"volume_id":"` + vol + `"}}`, "backup.create", "backup", "", 413, "Maximum number"},
+		{"alice", "POST", "/backups/" + b + "/restore", `{"restore":{}}`, "backup.restore", "backup", b, 202, ""},
+		{"alice", "DELETE", "/backups/" + b, "", "backup.delete", "backup", b, 202, ""},
+		{"alice", "PUT", "/volumes/" + vol + "/metadata", `{"metadata":{"a":"1"}}`, "volume.metadata", "volume", vol, 200, ""},
+		{"alice", "DELETE", "/volumes/" + vol, "", "volume.delete", "volume", vol, 202, ""},
+	} {
+		got := s.as(t, tt.caller, "3.60", tt.method, tt.path, tt.body)
+		if len(s.entries) != 1 {
+			t.Fatalf("%s %s: %d entries: %s", tt.method, tt.path, len(s.entries), got.raw)
+		}
+		e := s.entries[0]
+		s.entries = nil
+		if tt.id == "new" {
+			tt.id = str(got.want(t, 202, "backup"), "id")
+		}
+		if e.Action != tt.action || e.Object != (Object{tt.kind, tt.id}) || e.Status != tt.status || e.Status != got.status ||
+			!strings.Contains(e.Fault, tt.fault) || (e.Fault == "") != (tt.fault == "") ||
+			e.Caller.UserName != tt.caller || e.RequestID != got.header.Get("X-Openstack-Request-Id") {
+			t.Errorf("%s %s: %+v", tt.method, tt.path, e)
+		}
+	}
+	for _, path := range []string{"/backups", "/volumes/x", "/limits", "/nothing"} {
+		s.as(t, "alice", "", "GET", path, "")
+	}
+	if len(s.entries) != 0 {
+		t.Errorf("reading was audited: %+v", s.entries)
+	}
+}
+
+// TestEveryChangeIsAudited has no call that changes something without an entry.
+func TestEveryChangeIsAudited(t *testing.T) {
+	for _, r := range routes {
+		reads := r.method == http.MethodGet || r.path == "workers/cleanup" // there is none
+		if (r.action == "") != reads {
+			t.Errorf("%s %s: action %q", r.method, r.path, r.action)
+		}
+	}
+	if !slices.ContainsFunc(routes, func(r route) bool { return r.path == "backups/{id}/restore" }) {
+		t.Error("no routes")
+	}
+}
+
+// TestNoOptions has a handler without anything that can be left out.
+func TestNoOptions(t *testing.T) {
+	h := New(Options{Service: newMemory(), Authenticate: func(*http.Request) (identity.Caller, error) { return callers["alice"], nil }})
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(t.Context(), "POST", "http://192.0.2.7:8776/volume/v3/volumes", strings.NewReader(`{"volume":{"size":1}}`))
+	h.ServeHTTP(w, r)
+	if w.Code != 202 || !strings.Contains(w.Body.String(), `"http://192.0.2.7:8776/volume/v3/`+projectA+`/volumes/`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
