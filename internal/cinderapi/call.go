@@ -34,6 +34,7 @@ type call struct {
 	object string            // ID of what is changed, when the path does not say it
 	query  url.Values        // once it was asked for
 	read   *decoded          // the body, once it was asked for
+	types  map[string]string // IDs of volume types by name, once they were asked for
 }
 
 func (c *call) ctx() context.Context { return c.r.Context() }
@@ -142,7 +143,8 @@ func (c *call) audit(ctx context.Context, ans answer, err error) {
 	if err != nil {
 		e.Fault = faultOf(err).Message
 	}
-	c.api.Audit(ctx, e)
+	// What was done is told also when the client has hung up meanwhile.
+	c.api.Audit(context.WithoutCancel(ctx), e)
 }
 
 // The limits of a body: Cinder's of its size, and what is nested deeper than any

@@ -21,15 +21,19 @@ func quotaRoutes() []route {
 // quotaKeys are what a project has limits of.
 var quotaKeys = []string{"volumes", "snapshots", "gigabytes", "backups", "backup_gigabytes", "per_volume_gigabytes", "groups"}
 
-// project is the ID of the project that a path names.
+// project is the ID of the project that a path names. Clients send what their user
+// has typed, which may be a name.
 func (c *call) project(named string) string {
-	if named == c.caller.ProjectID || named == c.caller.ProjectName {
-		return c.caller.ProjectID
+	if named == c.caller.ProjectID {
+		return named
 	}
-	if c.api.Project != nil {
+	if c.api.Project != nil && c.caller.Admin {
 		if id := c.api.Project(c.ctx(), named); id != "" {
 			return id
 		}
+	}
+	if named == c.caller.ProjectName {
+		return c.caller.ProjectID
 	}
 	return named
 }

@@ -100,7 +100,7 @@ func (c *call) showSnapshot() (answer, error) {
 }
 
 var isSnapshotCreate = &schema{types: []string{"object"}, required: []string{"volume_id"}, props: map[string]*schema{
-	"name": isText, "display_name": isText, "description": isDescription, "display_description": isDescription,
+	"name": isText, "display_name": isText, "description": isDescription,
 	"volume_id": isUUID, "force": isBoolMaybe, "metadata": isMetadataMaybe,
 }}
 
@@ -123,7 +123,7 @@ func (c *call) createSnapshot() (answer, error) {
 		return answer{}, err
 	}
 	s, err := c.service().CreateSnapshot(c.ctx(), c.caller, NewSnapshot{
-		VolumeID: v.ID, Name: f.name("name", "display_name"), Description: f.name("description", "display_description"),
+		VolumeID: v.ID, Name: f.name("name", "display_name"), Description: f.name("description"),
 		Force: force, Metadata: f.metadata(),
 	})
 	if err != nil {

@@ -1,10 +1,6 @@
 package cinderapi
 
-import (
-	"slices"
-
-	"github.com/google/uuid"
-)
+import "github.com/google/uuid"
 
 // volumeBody is the body of a volume as creating and updating answer it.
 func (c *call) volumeBody(v Volume) object {
@@ -74,9 +70,11 @@ func (c *call) attachments(v Volume) []object {
 
 // typeID is the ID of a volume type, or null.
 func (c *call) typeID(name string) any {
-	types := c.service().Types()
-	if i := slices.IndexFunc(types, func(t Type) bool { return t.Name == name }); i >= 0 {
-		return types[i].ID
+	if c.types == nil {
+		c.types = make(map[string]string)
+		for _, t := range c.service().Types() {
+			c.types[t.Name] = t.ID
+		}
 	}
-	return nil
+	return orNull(c.types[name])
 }
