@@ -53,6 +53,84 @@ type broken struct{ *memory }
 
 func (broken) Types() []Type { panic("out of types") }
 
+// unwilling is a memory that takes no change.
+type unwilling struct{ *memory }
+
+var errUnwilling = Unavailable("No live agent for the volume's host.")
+
+func (unwilling) CreateVolume(context.Context, identity.Caller, NewVolume) (Volume, error) {
+	return Volume{}, errUnwilling
+}
+
+func (unwilling) UpdateVolume(context.Context, string, Update) (Volume, error) {
+	return Volume{}, errUnwilling
+}
+func (unwilling) ExtendVolume(context.Context, string, int64) error { return errUnwilling }
+func (unwilling) ResetVolume(context.Context, string, string) error { return errUnwilling }
+func (unwilling) DeleteVolume(context.Context, string, bool) error  { return errUnwilling }
+func (unwilling) CreateSnapshot(context.Context, identity.Caller, NewSnapshot) (Snapshot, error) {
+	return Snapshot{}, errUnwilling
+}
+
+func (unwilling) UpdateSnapshot(context.Context, string, Update) (Snapshot, error) {
+	return Snapshot{}, errUnwilling
+}
+func (unwilling) ResetSnapshot(context.Context, string, string) error { return errUnwilling }
+func (unwilling) DeleteSnapshot(context.Context, string) error        { return errUnwilling }
+func (unwilling) CreateBackup(context.Context, identity.Caller, NewBackup) (Backup, error) {
+	return Backup{}, errUnwilling
+}
+
+func (unwilling) UpdateBackup(context.Context, string, Update) (Backup, error) {
+	return Backup{}, errUnwilling
+}
+func (unwilling) DeleteBackup(context.Context, string, bool) error  { return errUnwilling }
+func (unwilling) ResetBackup(context.Context, string, string) error { return errUnwilling }
+func (unwilling) Restore(context.Context, identity.Caller, string, NewRestore) (Restoring, error) {
+	return Restoring{}, errUnwilling
+}
+
+// TestRefusedChanges has each change refused by the service: that is what the
+// client is told, and never that it was done.
+func TestRefusedChanges(t *testing.T) {
+	for _, m := range members {
+		if m.method == "GET" {
+			continue
+		}
+		s := newServer(t)
+		v, sn, b := s.things(t)
+		ids := strings.NewReplacer("/V", "/"+v, `"V"`, `"`+v+`"`, "/S", "/"+sn, `"S"`, `"`+sn+`"`, "/B", "/"+b, `"B"`, `"`+b+`"`)
+		o := s.options()
+		o.Service = unwilling{s.memory}
+		s.handler, s.entries = New(o), nil
+		got := s.as(t, "root", "3.60", m.method, ids.Replace(m.path), ids.Replace(m.body))
+		if text := got.fault(t, 503); text != errUnwilling.Message {
+			t.Errorf("%s %s: %q", m.method, m.path, text)
+		}
+		if len(s.entries) != 1 || s.entries[0].Status != 503 || s.entries[0].Fault != errUnwilling.Message {
+			t.Errorf("%s %s: audited %+v", m.method, m.path, s.entries)
+		}
+	}
+}
+
+// TestBrokenService has every look fail.
+func TestBrokenService(t *testing.T) {
+	s := newServer(t)
+	s.gold()
+	s.fail = errors.New("disk is gone")
+	for _, path := range []string{
+		"/volumes", "/volumes/detail", "/volumes/summary", "/volumes/" + goldVolume, "/snapshots", "/snapshots/detail", "/snapshots/" + goldSnapshot,
+		"/backups", "/backups/detail", "/backups/" + goldBackup, "/os-quota-sets/science", "/limits", "/os-services",
+		"/volumes/" + goldVolume + "/metadata", "/volumes/" + goldVolume + "/metadata/a", "/backups/" + goldBackup + "/export_record",
+	} {
+		if text := s.as(t, "root", "3.70", "GET", path, "").fault(t, 500); text != internal {
+			t.Errorf("%s: %s", path, text)
+		}
+	}
+	s.as(t, "root", "", "PUT", "/os-quota-sets/science", `{"quota_set":{"backups":1}}`).fault(t, 500)
+	s.as(t, "root", "", "DELETE", "/os-quota-sets/science", "").fault(t, 500)
+}
+
 func TestPanic(t *testing.T) {
 	s := newServer(t)
 	o := s.options()

@@ -112,7 +112,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		slog.String("user", c.caller.UserID), slog.String("project", c.caller.ProjectID),
 		slog.Duration("duration", time.Since(begun)),
 	}
-	if err != nil {
+	if err != nil && c.known {
 		attrs = append(attrs, slog.String("fault", faultOf(err).Message))
 	}
 	c.log.LogAttrs(r.Context(), level, "API request", attrs...)

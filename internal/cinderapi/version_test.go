@@ -151,6 +151,9 @@ func TestUnknownCaller(t *testing.T) {
 	if !strings.Contains(s.log.String(), "dial 10.0.0.7") {
 		t.Error("the cause was not logged")
 	}
+	if strings.Contains(s.log.String(), internal) {
+		t.Errorf("a refused caller is logged as an error of ours: %s", s.log.String())
+	}
 	if len(s.entries) != 0 || len(s.volumes) != 0 {
 		t.Errorf("done by nobody: %v, %v", s.entries, s.volumes)
 	}
