@@ -58,6 +58,7 @@ type Backup struct { //nolint:recvcheck // JSON wants a value to write and a poi
 	VolumeNotes json.RawMessage   `json:"volume_notes,omitempty"` // what the agent noted of the volume then
 	StoredAs    string            `json:"stored_as,omitempty"`    // its ID in the repository, if that is another: it was imported
 
+	Shown      Status `json:"shown,omitempty"`    // what an administrator wants to be shown as its state; empty = Status
 	Unwanted   bool   `json:"unwanted,omitempty"` // to be deleted as soon as its job has ended
 	Session    string `json:"session,omitempty"`  // of the repository
 	Checkpoint string `json:"checkpoint,omitempty"`
@@ -92,17 +93,17 @@ func (b *Backup) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-const backupColumns = `id, name, description, metadata, unwanted, project, user_id, container, status, volume, volume_id, volume_notes, snapshot_id,
+const backupColumns = `id, name, description, metadata, unwanted, shown, project, user_id, container, status, volume, volume_id, volume_notes, snapshot_id,
 	size, incremental, parent, bytes_read, bytes_audited, bytes_changed, bytes_new, bytes_stored, bytes_shards,
 	duration_ns, full_compare_reason, created, updated, data_time, fail_reason, warning, session, checkpoint, undecided, retain_until, stored_as`
 
 // kept is how many of the first columns PutBackup leaves as they are.
-const kept = 5
+const kept = 6
 
 func (b *Backup) values() ([]any, error) {
 	metadata, err := encodeMetadata(b.Metadata)
 	return []any{
-		b.ID, b.Name, b.Description, metadata, b.Unwanted, b.Project, b.User, b.Container, b.Status, b.Volume, b.VolumeID, string(b.VolumeNotes), b.SnapshotID,
+		b.ID, b.Name, b.Description, metadata, b.Unwanted, b.Shown, b.Project, b.User, b.Container, b.Status, b.Volume, b.VolumeID, string(b.VolumeNotes), b.SnapshotID,
 		b.Size, b.Incremental, b.Parent, b.BytesRead, b.BytesAudited, b.BytesChanged, b.BytesNew, b.BytesStored, b.BytesShards,
 		int64(b.Duration), b.FullCompareReason, stamp(b.Created), stamp(b.Updated), stamp(b.DataTime), b.FailReason, b.Warning, b.Session, b.Checkpoint, b.Undecided, stamp(b.RetainUntil), b.StoredAs,
 	}, err
@@ -124,7 +125,7 @@ func scanBackup(r *sql.Rows) (Backup, error) {
 	var created, updated, data, duration, retain int64
 	var metadata, notes string
 	err := r.Scan(
-		&b.ID, &b.Name, &b.Description, &metadata, &b.Unwanted, &b.Project, &b.User, &b.Container, &b.Status, &b.Volume, &b.VolumeID, &notes, &b.SnapshotID,
+		&b.ID, &b.Name, &b.Description, &metadata, &b.Unwanted, &b.Shown, &b.Project, &b.User, &b.Container, &b.Status, &b.Volume, &b.VolumeID, &notes, &b.SnapshotID,
 		&b.Size, &b.Incremental, &b.Parent, &b.BytesRead, &b.BytesAudited, &b.BytesChanged, &b.BytesNew, &b.BytesStored, &b.BytesShards,
 		&duration, &b.FullCompareReason, &created, &updated, &data, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided, &retain, &b.StoredAs)
 	b.Created, b.Updated, b.DataTime = moment(created), moment(updated), moment(data)
@@ -141,10 +142,10 @@ func scanBackup(r *sql.Rows) (Backup, error) {
 }
 
 // PutBackup writes a record. Of one that is there its name, description, metadata and
-// whether it is unwanted stay: those change while a job works on it, by
-// [Catalog.DescribeBackup] and [Catalog.UnwantBackup]. So does its warning, in front
-// of b's if b's does not have it: somebody may have warned of the backup since b was
-// read.
+// what others made of it stay: those change while a job works on it, by
+// [Catalog.DescribeBackup], [Catalog.UnwantBackup] and [Catalog.ShowBackup]. So does
+// its warning, in front of b's if b's does not have it: somebody may have warned of
+// the backup since b was read.
 func (c *Catalog) PutBackup(ctx context.Context, b Backup) error {
 	v, err := b.values()
 	if err != nil {
@@ -205,6 +206,11 @@ func (c *Catalog) SetBackupStatus(ctx context.Context, id string, from, to Statu
 // It is [ErrNotFound] when the backup is not in the state from (any more).
 func (c *Catalog) UnwantBackup(ctx context.Context, id string, from Status) error {
 	return c.one(ctx, "record that backup "+id+" is unwanted", `UPDATE backups SET unwanted = ? WHERE id = ? AND status = ?`, true, id, from)
+}
+
+// ShowBackup sets what is shown as the state of a backup; "" is the state itself.
+func (c *Catalog) ShowBackup(ctx context.Context, id string, shown Status) error {
+	return c.one(ctx, "set what is shown as the state of backup "+id, `UPDATE backups SET shown = ? WHERE id = ?`, shown, id)
 }
 
 // WarnBackup adds a sentence to the warning of a backup, and changes nothing

@@ -65,6 +65,7 @@ var drawBackup = rapid.Custom(func(t *rapid.T) Backup {
 		Session: text.Draw(t, "session"), Checkpoint: text.Draw(t, "checkpoint"), Undecided: rapid.Bool().Draw(t, "undecided"),
 		RetainUntil: moment(rapid.Int64Range(0, 1<<62).Draw(t, "retain until")),
 		User:        text.Draw(t, "user"), Container: text.Draw(t, "container"), StoredAs: text.Draw(t, "stored as"), Unwanted: rapid.Bool().Draw(t, "unwanted"),
+		Shown:       rapid.SampledFrom([]Status{"", Failed}).Draw(t, "shown"),
 		Metadata:    rapid.SampledFrom([]map[string]string{nil, {"a": "b"}, {"ä": "", "x": "\x00"}}).Draw(t, "metadata"),
 		VolumeNotes: rapid.SampledFrom([]json.RawMessage{nil, json.RawMessage(`{"name":"x"}`)}).Draw(t, "notes"),
 		Updated:     moment(rapid.Int64Range(0, 1<<61).Draw(t, "updated")), DataTime: moment(rapid.Int64Range(0, 1<<61).Draw(t, "data time")),
@@ -88,7 +89,7 @@ func TestBackups(t *testing.T) {
 			b.Warning = old + "; " + b.Warning
 		}
 		if old, ok := model[b.ID]; ok { // these have their own ways to change
-			b.Name, b.Description, b.Metadata, b.Unwanted = old.Name, old.Description, old.Metadata, old.Unwanted
+			b.Name, b.Description, b.Metadata, b.Unwanted, b.Shown = old.Name, old.Description, old.Metadata, old.Unwanted, old.Shown
 		}
 		model[b.ID] = b
 		if rapid.IntRange(0, 3).Draw(t, "remove") == 0 {

@@ -39,9 +39,10 @@ type Job struct {
 	State    JobState        `json:"state"`
 	Volume   string          `json:"volume,omitempty"`
 	VolumeID string          `json:"volume_id,omitempty"`
-	Backup   string          `json:"backup"`           // ID
-	Target   string          `json:"target,omitempty"` // of a restore: the volume's name or the file's path
-	Owner    string          `json:"owner"`            // host and process
+	Snapshot string          `json:"snapshot_id,omitempty"` // that a backup is made of, if the caller named one
+	Backup   string          `json:"backup"`                // ID
+	Target   string          `json:"target,omitempty"`      // of a restore: the volume's name or the file's path
+	Owner    string          `json:"owner"`                 // host and process
 	Error    string          `json:"error,omitempty"`
 	Code     string          `json:"code,omitempty"` // of a failed job: what kind of failure Error is; see the HTTP interface
 	Progress Progress        `json:"progress"`
@@ -63,7 +64,7 @@ type Progress struct {
 	Hole    int64  `json:"bytes_hole"`    // neither read nor written, as there is nothing
 }
 
-const jobColumns = `id, kind, state, volume, volume_id, backup_id, target, owner, error, progress, result, created, started, finished, code`
+const jobColumns = `id, kind, state, volume, volume_id, backup_id, target, owner, error, progress, result, created, started, finished, code, snapshot_id`
 
 // PutJob writes a record, in place of the one with its ID if there is one.
 func (c *Catalog) PutJob(ctx context.Context, j Job) error {
@@ -73,7 +74,7 @@ func (c *Catalog) PutJob(ctx context.Context, j Job) error {
 	}
 	v := []any{
 		j.ID, j.Kind, j.State, j.Volume, j.VolumeID, j.Backup, j.Target, j.Owner, j.Error,
-		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code,
+		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code, j.Snapshot,
 	}
 	return c.exec(ctx, "record job "+j.ID,
 		`INSERT OR REPLACE INTO jobs (`+jobColumns+`) VALUES (?`+strings.Repeat(", ?", len(v)-1)+`)`, v...)
@@ -84,7 +85,7 @@ func scanJob(r *sql.Rows) (Job, error) {
 	var progress, result string
 	var created, started, finished int64
 	if err := r.Scan(&j.ID, &j.Kind, &j.State, &j.Volume, &j.VolumeID, &j.Backup, &j.Target, &j.Owner, &j.Error,
-		&progress, &result, &created, &started, &finished, &j.Code); err != nil {
+		&progress, &result, &created, &started, &finished, &j.Code, &j.Snapshot); err != nil {
 		return j, err
 	}
 	j.Created, j.Started, j.Finished = moment(created), moment(started), moment(finished)

@@ -93,6 +93,8 @@ var migrations = []string{
 	ALTER TABLE backups ADD COLUMN stored_as TEXT NOT NULL DEFAULT '';
 	ALTER TABLE backups ADD COLUMN data_time INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE backups ADD COLUMN updated INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE backups ADD COLUMN shown TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs ADD COLUMN snapshot_id TEXT NOT NULL DEFAULT '';
 	CREATE INDEX backups_project ON backups (project, created);
 	CREATE INDEX backups_parent ON backups (parent);
 	CREATE TABLE quotas (
