@@ -36,6 +36,10 @@ type Options struct {
 	Open       Opener
 	Others     []Repo // besides the default
 
+	API     *API   // nil = the Block Storage API is not served
+	Host    string // what other hosts call this one; empty = the machine's name
+	Webhook string // URL that notifications go to; empty = none
+
 	Serve   *serve.Client
 	Logger  *slog.Logger // nil = none
 	Limits  Limits

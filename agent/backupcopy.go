@@ -55,8 +55,19 @@ func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) 
 	r.rec.FullCompareReason = r.parent.reason
 	r.rec.BytesRead, r.rec.BytesAudited, r.rec.BytesChanged = res.BytesRead, res.BytesAudited, res.BytesChanged
 	r.rec.BytesNew, r.rec.BytesStored = res.BytesNew, r.sess.Stored().BytesStored
+	// Its texts may have been changed meanwhile.
+	now, err := r.cat.Backup(ctx, r.rec.ID)
+	if err != nil {
+		return root, err
+	}
+	r.rec.Name, r.rec.Description, r.rec.Metadata = now.Name, now.Description, now.Metadata
+	notes, err := notesForRoot(r.rec)
+	if err != nil {
+		return root, err
+	}
 	return repository.Root{
-		BackupID: r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: plan.Geometry, Top: res.Top,
+		Attributes: notes,
+		BackupID:   r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: plan.Geometry, Top: res.Top,
 		Stats: repository.Stats{
 			Read: res.BytesRead, Audited: res.BytesAudited, Changed: res.BytesChanged, New: res.BytesNew, Stored: r.rec.BytesStored, Hole: res.BytesHole,
 		},
@@ -120,12 +131,25 @@ func (r *backupRun) run(ctx context.Context, c *nbd.Client, p backup.Plan) (back
 	limit, done := r.hub.reads.of(r.vol.ID)
 	defer done()
 	res, err := backup.Run(ctx, source{c, limit}, session{r.sess}, p, func(g backup.Progress) {
-		r.task.update(func(j *Job) { j.Progress = backupProgress(g) })
+		p := backupProgress(g)
+		r.task.update(func(j *Job) { j.Progress = p })
+		r.tellProgress(ctx, p)
 	})
 	if err != nil {
 		return res, r.explain(ctx, err)
 	}
 	return res, nil
+}
+
+// tellProgress tells of every tenth part.
+func (r *backupRun) tellProgress(ctx context.Context, p Progress) {
+	if p.Total <= 0 {
+		return
+	}
+	if percent := p.Done * 100 / p.Total; percent >= r.told+10 {
+		r.told = percent - percent%10
+		r.tell(ctx, eventProgress, r.rec, map[string]any{"backup_percent": r.told})
+	}
 }
 
 // explain adds why, if the data plane knows: a snapshot that broke, for want

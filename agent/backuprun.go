@@ -35,7 +35,7 @@ var errFailed = errors.New("too few stores confirmed the backup, so it was given
 type backupRun struct {
 	*server
 	task   *task
-	req    CreateBackup
+	req    newBackup
 	rec    Backup
 	vol    Volume
 	parent parent
@@ -43,7 +43,8 @@ type backupRun struct {
 	snap   Snapshot
 	log    *slog.Logger
 
-	committing bool // the commit was begun: only the stores know its outcome
+	committing bool  // the commit was begun: only the stores know its outcome
+	told       int64 // percent of progress that a notification told of last
 }
 
 // tempSnapshot is the name of the snapshot that a backup reads. It is short, as
@@ -53,8 +54,10 @@ func tempSnapshot(backup string) string {
 }
 
 // runBackup is the work of a backup job.
-func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec Backup) (any, error) {
+func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Backup) (any, error) {
 	r := &backupRun{server: s, task: t, req: req, rec: rec, log: s.log.With(slog.String("backup", rec.ID))}
+	s.tell(ctx, eventCreateStart, rec, nil)
+	defer func() { s.tell(context.WithoutCancel(ctx), eventCreateEnd, r.rec, nil) }()
 	outcome, err := r.steps(ctx)
 	// What follows must happen whatever ended ctx.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
@@ -66,6 +69,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req CreateBackup, rec B
 		}
 	}
 	var failed *Error
+	r.rec.Updated = time.Now().UTC()
 	switch outcome {
 	case repository.OutcomeCommitted:
 		r.rec.Status, r.rec.Undecided, r.rec.FailReason = catalog.Available, false, ""
@@ -182,7 +186,7 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 		return fmt.Errorf("the data plane answered with %d snapshots of one volume", len(l))
 	}
 	r.snap = l[0]
-	r.rec.Size = r.snap.Size
+	r.rec.Size, r.rec.DataTime = r.snap.Size, r.snap.Created
 	return r.cat.PutBackup(ctx, r.rec)
 }
 

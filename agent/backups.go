@@ -48,7 +48,7 @@ func (s *server) findBackup(ctx context.Context, ref string) (Backup, error) {
 	return Backup{}, refuse(CodeConflict, "%d backups are named %q: give the ID of one (%s)", len(l), ref, strings.Join(ids, ", "))
 }
 
-// createBackup checks a request and queues its job.
+// createBackup makes a backup of a volume for whom it belongs to.
 func (s *server) createBackup(ctx context.Context, r request) (any, error) {
 	var req CreateBackup
 	if err := r.decode(&req); err != nil {
@@ -61,29 +61,57 @@ func (s *server) createBackup(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.submitBackup(ctx, newBackup{CreateBackup: req, project: notesOf(vol).Project})
+}
+
+// newBackup is a request for a backup, and whose it is to be.
+type newBackup struct {
+	CreateBackup
+	project, user, container string
+	metadata                 map[string]string
+	limits                   map[string]int64 // of a project for which none were set; nil = no quota counts
+}
+
+// submitBackup checks a request and queues its job.
+func (s *server) submitBackup(ctx context.Context, req newBackup) (Job, error) {
+	vol, err := s.serve.Volume(ctx, req.Volume)
+	if err != nil {
+		return Job{}, err
+	}
+	notes := notesOf(vol)
+	now := time.Now().UTC()
 	rec := Backup{
-		ID: uuid.NewString(), Name: req.Name, Description: req.Description, Status: catalog.Creating,
-		Volume: vol.Name, VolumeID: vol.ID, Size: vol.Size, Created: time.Now().UTC(),
+		ID: uuid.NewString(), Name: req.Name, Description: req.Description, Status: catalog.Creating, Incremental: req.Incremental,
+		Volume: vol.Name, VolumeID: vol.ID, Size: vol.Size, Created: now, Updated: now,
+		Project: req.project, User: req.user, Container: req.container, Metadata: req.metadata,
+	}
+	if rec.VolumeNotes, err = notes.ofContent(vol); err != nil {
+		return Job{}, err
 	}
 	var snap Snapshot
 	if req.Snapshot != "" {
 		if snap, err = s.snapshotOf(ctx, vol, req.Snapshot); err != nil {
-			return nil, err
+			return Job{}, err
 		}
-		rec.SnapshotID, rec.Size = snap.ID, snap.Size
+		rec.SnapshotID, rec.Size, rec.DataTime = snap.ID, snap.Size, snap.Created
 	} else if ierr := mayBackUp(vol, req.Force); ierr != nil {
-		return nil, ierr
+		return Job{}, ierr
 	}
 	if _, ierr := s.chooseParent(ctx, vol, snap, req); ierr != nil {
-		return nil, ierr
+		return Job{}, ierr
 	}
-	if ierr := s.cat.PutBackup(ctx, rec); ierr != nil {
-		return nil, ierr
+	add := s.cat.PutBackup
+	if req.limits != nil {
+		add = func(ctx context.Context, b Backup) error { return s.cat.AddBackup(ctx, b, req.limits) }
 	}
-	j, err := s.jobs.submit(ctx, Job{Kind: catalog.BackupJob, Volume: vol.Name, VolumeID: vol.ID, Backup: rec.ID, Progress: Progress{Phase: "waiting", Total: rec.Size}},
-		func(ctx context.Context, t *task) (any, error) { return s.runBackup(ctx, t, req, rec) })
+	if ierr := add(ctx, rec); ierr != nil {
+		return Job{}, ierr
+	}
+	j, err := s.jobs.submit(ctx, Job{
+		Kind: catalog.BackupJob, Volume: vol.Name, VolumeID: vol.ID, Snapshot: rec.SnapshotID, Backup: rec.ID, Progress: Progress{Phase: "waiting", Total: rec.Size},
+	}, func(ctx context.Context, t *task) (any, error) { return s.runBackup(ctx, t, req, rec) })
 	if err != nil {
-		return nil, errors.Join(err, s.cat.RemoveBackup(ctx, rec.ID))
+		return Job{}, errors.Join(err, s.cat.RemoveBackup(context.WithoutCancel(ctx), rec.ID))
 	}
 	return j, nil
 }
@@ -174,12 +202,13 @@ type parent struct {
 	reason     string // why everything is compared
 }
 
-// chooseParent finds the backup that this one starts from: the latest whose
-// checkpoint the volume still has, or else the newest, with which everything
-// has to be compared. For a snapshot it is the one whose checkpoint is nearest
+// chooseParent finds the backup that this one starts from, of the same project: the
+// latest whose checkpoint the volume still has, or else the newest, with which
+// everything has to be compared. [ErrConflict]: an incremental one was asked for, and
+// there is none. For a snapshot it is the one whose checkpoint is nearest
 // to it, before or behind. The date alone never decides what is read: what may
 // differ, the checkpoint tells.
-func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, req CreateBackup) (parent, error) {
+func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, req newBackup) (parent, error) {
 	if !req.Incremental && !req.Auto {
 		return parent{}, nil
 	}
@@ -192,7 +221,7 @@ func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, re
 	at := 0
 	var best parent
 	for _, b := range l {
-		if b.Undecided || b.Status != catalog.Available && b.Status != catalog.Restoring {
+		if b.Undecided || b.Project != req.project || b.StoredAs != "" || b.Status != catalog.Available && b.Status != catalog.Restoring {
 			continue
 		}
 		newest = parent{backup: b, reason: fmt.Sprintf("the checkpoint of backup %s is gone", b.ID)}
@@ -258,13 +287,10 @@ func (s *server) drop(ctx context.Context, ref string) error {
 	if err := s.unused(b); err != nil {
 		return err
 	}
+	s.tell(ctx, eventDeleteStart, b, nil)
 	if b.Status == catalog.Failed {
 		// It never was in the repository.
-		if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
-			return err
-		}
-		s.wakeTidy()
-		return nil
+		return s.forget(ctx, b)
 	}
 	if b.Status == catalog.Available {
 		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting); err != nil {
@@ -277,7 +303,14 @@ func (s *server) drop(ctx context.Context, ref string) error {
 // finishDelete puts the tombstone and forgets the record. A failure leaves it
 // deleting, and the deletion is tried again now and then.
 func (s *server) finishDelete(ctx context.Context, b Backup) error {
-	err := s.repo.Delete(ctx, b.ID)
+	shared, err := s.storedElsewhere(ctx, b)
+	if err != nil {
+		return err
+	}
+	if shared {
+		return s.forget(ctx, b) // the data stay for the other record
+	}
+	err = s.repo.Delete(ctx, b.Stored())
 	if errors.Is(err, repository.ErrRetained) {
 		// The catalog did not know.
 		return errors.Join(refuse(CodeConflict, "%v", err), s.cat.SetBackupStatus(ctx, b.ID, catalog.Deleting, catalog.Available))
@@ -285,9 +318,15 @@ func (s *server) finishDelete(ctx context.Context, b Backup) error {
 	if err != nil && !errors.Is(err, repository.ErrNotFound) {
 		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", b.ID, err)
 	}
+	return s.forget(ctx, b)
+}
+
+// forget removes the record of a backup that is no more.
+func (s *server) forget(ctx context.Context, b Backup) error {
 	if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
 		return err
 	}
+	s.tell(ctx, eventDeleteEnd, b, nil)
 	s.wakeTidy()
 	return nil
 }

@@ -55,11 +55,7 @@ type task struct {
 }
 
 func newEngine(cat *catalog.Catalog, log *slog.Logger, p *pool, ended func()) *engine {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "localhost"
-	}
-	e := &engine{cat: cat, log: log, pool: p, mu: &p.mu, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", host, os.Getpid())}
+	e := &engine{cat: cat, log: log, pool: p, mu: &p.mu, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", hostName(), os.Getpid())}
 	p.engines = append(p.engines, e)
 	return e
 }

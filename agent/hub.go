@@ -39,7 +39,13 @@ type hub struct {
 	servers []*server  // the default first; never changes
 	broken  []broken   // the repositories that have none; never changes
 
+	host   string
+	notify *notifier
+	audit  *auditLog // while the agent runs
+
 	checkpoints sync.Mutex // held while checkpoints are dropped
+	making      sync.Mutex // held while volumes and snapshots of projects are counted and made
+	noting      sync.Mutex // held while what is noted of a volume changes
 
 	mu sync.Mutex // of what the servers claim
 }
@@ -55,7 +61,11 @@ func newHub(o Options) *hub {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &hub{o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond)}
+	host := orElse(o.Host, hostName())
+	return &hub{
+		o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
+		host: host, notify: newNotifier(o.Logger, host, o.Webhook),
+	}
 }
 
 // add makes one more server, whose state is in the folder dir.
@@ -87,6 +97,13 @@ func CheckRepository(name string) error {
 }
 
 func run(ctx context.Context, o Options, ready func()) (err error) {
+	if o.API != nil { // also when it never comes to serving
+		defer func() {
+			if cerr := o.API.Listener.Close(); !errors.Is(cerr, net.ErrClosed) {
+				err = errors.Join(err, cerr)
+			}
+		}()
+	}
 	h := newHub(o)
 	if !o.KeepPriority {
 		lowerPriority(ctx, h.o.Logger)
@@ -121,6 +138,10 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 		s.o.Limits.Retain = other.Retain
 		openers = append(openers, other.Open)
 	}
+	if h.audit, err = openAudit(o.State); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.audit.close()) }()
 	l, err := listen(ctx, o.Socket, 0o600)
 	if err != nil {
 		return err
@@ -140,6 +161,7 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	for _, s := range h.servers {
 		wg.Go(func() { s.exports.run(exporting) })
 	}
+	wg.Go(func() { h.notify.run(exporting) })
 	working, stopWork := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -153,9 +175,16 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		s.work(working, &work)
 	}
 	h.openAll(working, &work, openers)
-	web := &http.Server{Handler: h.routes(), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout, BaseContext: func(net.Listener) context.Context { return base }}
-	failed := make(chan error, 1)
-	wg.Go(func() { failed <- web.Serve(l) })
+	webs := []*http.Server{{
+		Handler: h.audited(h.routes()), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout,
+		BaseContext: func(net.Listener) context.Context { return base }, ConnContext: withPeer,
+	}}
+	failed := make(chan error, 2)
+	wg.Go(func() { failed <- webs[0].Serve(l) })
+	if h.o.API != nil {
+		webs = append(webs, h.apiServer(base))
+		wg.Go(func() { failed <- webs[1].Serve(h.o.API.Listener) })
+	}
 	if ready != nil {
 		ready()
 	}
@@ -164,16 +193,26 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
-		err = fmt.Errorf("serve %s: %w", h.o.Socket, err)
+		err = fmt.Errorf("serve requests: %w", err)
 	}
 	stopWork()
 	work.Wait()
 	closing, cancel := context.WithTimeout(base, stopTimeout)
 	defer cancel()
-	if serr := web.Shutdown(closing); serr != nil {
-		err = errors.Join(err, web.Close())
+	for _, web := range webs {
+		if serr := web.Shutdown(closing); serr != nil {
+			err = errors.Join(err, web.Close())
+		}
 	}
 	return err
+}
+
+// hostName is this machine's name.
+func hostName() string {
+	if host, err := os.Hostname(); err == nil {
+		return host
+	}
+	return "localhost"
 }
 
 // routes is the HTTP interface: each call is answered by the server of the

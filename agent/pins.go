@@ -56,7 +56,7 @@ func (s *server) pin(ctx context.Context, p catalog.Pin, x catalog.Export) error
 	if x.Purpose != "" {
 		by += ", " + x.Purpose
 	}
-	if err := s.repo.Pin(ctx, p.ID, p.Backup, by); err != nil {
+	if err := s.repo.Pin(ctx, p.ID, s.exports.stored(ctx, p.Backup), by); err != nil {
 		return fmt.Errorf("export %s: %w", x.Name, err)
 	}
 	p.Made = true
@@ -103,9 +103,17 @@ func (x *exports) unpin(p catalog.Pin) {
 	}
 }
 
+// stored is the ID that a backup has in the repository.
+func (x *exports) stored(ctx context.Context, id string) string {
+	if b, err := x.cat.Backup(ctx, id); err == nil {
+		return b.Stored()
+	}
+	return id // its record is gone, and what is left of it is found by its own ID or not at all
+}
+
 // image opens the backup of an export, by its pin if it was deleted meanwhile.
 func (x *exports) image(ctx context.Context, e catalog.Export) (*repository.Image, error) {
-	img, err := x.repo.Image(ctx, e.Backup)
+	img, err := x.repo.Image(ctx, x.stored(ctx, e.Backup))
 	x.mu.Lock()
 	p, ok := x.pins[e.Name]
 	x.mu.Unlock()

@@ -4,12 +4,15 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/identity"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
 // The records that the agent passes on have the type of the package that
 // makes them: there is one definition of each.
 type (
+	// Caller is who calls the Block Storage API.
+	Caller = identity.Caller
 	// Volume is a volume of the data plane.
 	Volume = serve.Volume
 	// Snapshot is a snapshot of the data plane.

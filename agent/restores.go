@@ -32,25 +32,30 @@ func (s *server) createRestore(ctx context.Context, r request) (any, error) {
 	// The backup must not be deleted between the check and the job.
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
+	return s.submitRestore(ctx, req)
+}
+
+// submitRestore checks a request and queues its job; s.deciding is held.
+func (s *server) submitRestore(ctx context.Context, req Restore) (Job, error) {
 	b, err := s.findBackup(ctx, req.Backup)
 	if err != nil {
-		return nil, err
+		return Job{}, err
 	}
 	if ierr := mayRead(b, "restored"); ierr != nil {
-		return nil, ierr
+		return Job{}, ierr
 	}
 	j, err := s.restoreTarget(ctx, &req, b)
 	if err != nil {
-		return nil, err
+		return Job{}, err
 	}
 	if b.Status == catalog.Available {
 		if ierr := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Restoring); ierr != nil {
-			return nil, ierr
+			return Job{}, ierr
 		}
 	}
 	queued, err := s.jobs.submit(ctx, j, func(ctx context.Context, t *task) (any, error) { return s.runRestore(ctx, t, req, b) })
 	if err != nil {
-		return nil, errors.Join(err, s.notRestoring(context.WithoutCancel(ctx), b.ID, ""))
+		return Job{}, errors.Join(err, s.notRestoring(context.WithoutCancel(ctx), b.ID, ""))
 	}
 	return queued, nil
 }
@@ -187,9 +192,28 @@ func mayRestoreTo(v Volume, b Backup) error {
 // runRestore is the work of a restore job.
 func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup) (any, error) {
 	clean := context.WithoutCancel(ctx)
+	target := map[string]any{"restore_target": orElse(t.volumeID(), req.File)}
+	s.tell(ctx, eventRestoreStart, b, target)
 	res, err := s.restoreTo(ctx, t, req, b)
-	if nerr := s.notRestoring(clean, b.ID, t.id()); nerr != nil {
-		s.log.LogAttrs(clean, slog.LevelError, "state of backup not recorded", slog.String("backup", b.ID), slog.Any("error", nerr))
+	ended := b
+	if err != nil {
+		ended.FailReason = failure(ctx, err).Text
+	}
+	s.tell(clean, eventRestoreEnd, ended, target)
+	nerr := s.notRestoring(clean, b.ID, t.id())
+	if req.Volume != "" {
+		state := ""
+		switch {
+		case err == nil:
+		case errors.Is(context.Cause(ctx), errCanceled):
+			state = noteError
+		default:
+			state = noteErrorRestore
+		}
+		nerr = errors.Join(nerr, s.restoreEnded(clean, t.volumeID(), b, res, state))
+	}
+	if nerr != nil {
+		s.log.LogAttrs(clean, slog.LevelError, "end of a restore not recorded", slog.String("backup", b.ID), slog.Any("error", nerr))
 	}
 	if err == nil {
 		return res, nil
@@ -211,7 +235,7 @@ func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) 
 		return res, context.Cause(ctx)
 	}
 	t.phase("opening")
-	img, err := s.repo.Image(ctx, b.ID)
+	img, err := s.repo.Image(ctx, b.Stored())
 	if err != nil {
 		return res, fmt.Errorf("open backup %s: %w", b.ID, err)
 	}

@@ -105,7 +105,7 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 	switch d {
 	case repository.Committed:
 		b.Status, b.Undecided, b.FailReason = catalog.Available, false, ""
-		if stored, err := s.repo.Backup(ctx, b.ID); err == nil {
+		if stored, err := s.repo.Backup(ctx, b.Stored()); err == nil {
 			fillStats(&b, stored.Stats)
 			b.RetainUntil = stored.RetainUntil
 		}
@@ -181,7 +181,8 @@ func (s *server) adopt(ctx context.Context) {
 		if x.State != repository.Available {
 			continue
 		}
-		if _, err := s.cat.Backup(ctx, x.ID); err == nil || !errors.Is(err, catalog.ErrNotFound) {
+		// Also one whose record was deleted while an imported one has the same data.
+		if l, err := s.cat.BackupsStoredAs(ctx, x.ID); err != nil || len(l) > 0 {
 			continue
 		}
 		b := known(x)
@@ -199,6 +200,7 @@ func known(x repository.Backup) Backup {
 		Created: x.Created, Session: x.Session, Checkpoint: x.ID, RetainUntil: x.RetainUntil,
 	}
 	fillStats(&b, x.Stats)
+	takeNotes(&b, x.Attributes)
 	return b
 }
 
@@ -223,7 +225,7 @@ func (s *server) reconcile(ctx context.Context) {
 		s.exports.retry(ctx)
 		for what, f := range map[string]func(context.Context) error{
 			"records": s.recordLate, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
-			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring, "pins": s.tidyPins,
+			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring, "canceled backups": s.dropUnwanted, "volumes that were restored to": s.tidyRestored, "pins": s.tidyPins,
 		} {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
 				level := slog.LevelWarn

@@ -93,12 +93,17 @@ func (s *server) reopenVolume(ctx context.Context, r request) (any, error) {
 }
 
 func (s *server) deleteVolume(ctx context.Context, r request) (any, error) {
-	v, err := s.idleVolume(ctx, r.ref, "delete it")
+	return nil, s.removeVolume(ctx, r.ref)
+}
+
+// removeVolume deletes a volume that no job works on.
+func (s *server) removeVolume(ctx context.Context, ref string) error {
+	v, err := s.idleVolume(ctx, ref, "delete it")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.serve.DeleteVolume(ctx, v.ID); err != nil {
-		return nil, err
+		return err
 	}
 	// Its checkpoints went with it.
 	for _, o := range s.all() {
@@ -108,7 +113,7 @@ func (s *server) deleteVolume(ctx context.Context, r request) (any, error) {
 			o.log.LogAttrs(ctx, slog.LevelWarn, "policy of a deleted volume not forgotten", slog.String("volume", v.Name), slog.Any("error", err))
 		}
 	}
-	return nil, nil
+	return nil
 }
 
 // idleVolume finds a volume that no job works on.

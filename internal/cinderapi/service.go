@@ -163,14 +163,20 @@ type Record struct{ Service, URL string }
 type Quota map[string]Usage
 
 // Usage is one line of a quota.
-type Usage struct{ Limit, InUse, Reserved int64 } // -1 is no limit
+type Usage struct {
+	Limit    int64 `json:"limit"` // -1 is none
+	InUse    int64 `json:"in_use"`
+	Reserved int64 `json:"reserved"`
+}
 
 // Host is an agent that takes part, one line of the service list.
 type Host struct {
-	Binary, Name, Zone string
-	Up                 bool
-	Disabled           string // why, "" = it is enabled
-	Updated            time.Time
+	Binary   string    `json:"binary"`
+	Name     string    `json:"host"`
+	Zone     string    `json:"zone"`
+	Up       bool      `json:"up"`
+	Disabled string    `json:"disabled_reason"` // "" = it is enabled
+	Updated  time.Time `json:"updated_at"`
 }
 
 // Type is a volume type.

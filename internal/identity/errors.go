@@ -41,6 +41,9 @@ type Error struct {
 // Error returns the sentence for the user, and nothing of the cause.
 func (e *Error) Error() string { return e.Text }
 
+// HTTPStatus is the status of the answer.
+func (e *Error) HTTPStatus() int { return e.Status }
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
 

@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/cinderapi"
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// backend is what the API calls this program behind a host's name.
+const backend = "cairn"
+
+// blockStorage is the agent as the Block Storage API sees it: the volumes of the data
+// plane, and the backups in the default repository.
+type blockStorage struct {
+	*server
+	host   string
+	strict bool // a backup that others were started from is not deleted, as Cinder has it
+}
+
+var _ cinderapi.Service = (*blockStorage)(nil)
+
+// blockStorage is the API's view of the agent.
+func (h *hub) blockStorage() *blockStorage {
+	return &blockStorage{server: h.servers[0], host: h.host, strict: h.o.API != nil && h.o.API.StrictChains}
+}
+
+// Zone is what Cinder calls the zone when nobody chose another.
+func (*blockStorage) Zone() string { return "nova" }
+
+// types are the volume types that there are. Cairn encrypts all backups; the second
+// says that the volume's content is encrypted by whoever uses it.
+var types = []cinderapi.Type{
+	{ID: "6a3c4c38-6b8c-4f1e-9d53-1f2f5d0a7c01", Name: "__DEFAULT__", Description: "A volume on the agent's host", Default: true},
+	{ID: "6a3c4c38-6b8c-4f1e-9d53-1f2f5d0a7c02", Name: "encrypted", Description: "A volume whose content its user encrypts", Encrypted: true},
+}
+
+// Types returns the volume types.
+func (*blockStorage) Types() []cinderapi.Type { return types }
+
+// typeOf returns the type of this name or ID; "" is the default.
+func typeOf(ref string) (cinderapi.Type, bool) {
+	for _, t := range types {
+		if t.Name == ref || t.ID == ref || ref == "" && t.Default {
+			return t, true
+		}
+	}
+	return cinderapi.Type{}, false
+}
+
+// Hosts returns the services that there are.
+func (b *blockStorage) Hosts(ctx context.Context) ([]cinderapi.Host, error) {
+	now := time.Now().UTC()
+	_, err := b.serve.Status(ctx)
+	return []cinderapi.Host{
+		{Binary: "cinder-backup", Name: b.host, Zone: b.Zone(), Up: b.closed() == nil, Updated: now},
+		{Binary: "cinder-volume", Name: b.host + "@" + backend, Zone: b.Zone(), Up: err == nil, Updated: now},
+	}, nil
+}
+
+// What a project may have when nobody said otherwise, as in Cinder.
+var defaultLimits = map[string]int64{
+	"volumes": 10, "snapshots": 10, "gigabytes": 1000, catalog.QuotaBackups: 10, catalog.QuotaGigabytes: 1000,
+	"per_volume_gigabytes": -1, "groups": 10,
+}
+
+// DefaultQuota returns the defaults.
+func (*blockStorage) DefaultQuota() cinderapi.Quota {
+	q := cinderapi.Quota{}
+	for resource, most := range defaultLimits {
+		q[resource] = cinderapi.Usage{Limit: most}
+	}
+	return q
+}
+
+// Quota returns what a project may have, and what it has, counted now.
+func (b *blockStorage) Quota(ctx context.Context, project string) (cinderapi.Quota, error) {
+	set, err := b.cat.Limits(ctx, project)
+	if err != nil {
+		return nil, err
+	}
+	used, err := b.cat.BackupUsage(ctx, project)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := b.volumeUsage(ctx, project)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(used, volumes)
+	q := b.DefaultQuota()
+	for resource, u := range q {
+		if most, ok := set[resource]; ok {
+			u.Limit = most
+		}
+		u.InUse = used[resource]
+		q[resource] = u
+	}
+	return q, nil
+}
+
+// volumeUsage counts what a project has on the data plane.
+func (b *blockStorage) volumeUsage(ctx context.Context, project string) (map[string]int64, error) {
+	used := map[string]int64{}
+	all, err := b.serve.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	theirs := map[string]bool{}
+	for _, v := range all {
+		if notesOf(v).Project == project {
+			theirs[v.ID] = true
+			used["volumes"]++
+			used["gigabytes"] += gib(v.Size)
+		}
+	}
+	snaps, err := b.serve.Snapshots(ctx, "")
+	for _, x := range snaps {
+		if theirs[x.VolumeID] && !x.Temporary {
+			used["snapshots"]++
+			used["gigabytes"] += gib(x.Size)
+		}
+	}
+	return used, err
+}
+
+// SetQuota sets limits.
+func (b *blockStorage) SetQuota(ctx context.Context, project string, limits map[string]int64) error {
+	for resource := range limits {
+		if _, ok := defaultLimits[resource]; !ok {
+			return cinderapi.Invalid("Bad key(s) in quota set: %s", resource)
+		}
+	}
+	return b.cat.SetLimits(ctx, project, limits)
+}
+
+// DeleteQuota forgets what was set.
+func (b *blockStorage) DeleteQuota(ctx context.Context, project string) error {
+	return b.cat.RemoveLimits(ctx, project)
+}
+
+// room refuses what would be too much for a project; b.hub.making is held.
+func (b *blockStorage) room(ctx context.Context, project, what string, size int64) error {
+	q, err := b.Quota(ctx, project)
+	if err != nil {
+		return err
+	}
+	if most := q["per_volume_gigabytes"].Limit; what == "volumes" && most >= 0 && size > most {
+		return cinderapi.OverQuota("Requested volume size %dG is larger than maximum allowed limit %dG.", size, most)
+	}
+	if u := q[what]; u.Limit >= 0 && u.InUse+1 > u.Limit {
+		return cinderapi.OverQuota("Maximum number of %s allowed (%d) exceeded", what, u.Limit)
+	}
+	if u := q["gigabytes"]; u.Limit >= 0 && u.InUse+size > u.Limit {
+		return cinderapi.OverQuota("Requested volume or snapshot exceeds allowed gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", size, u.Limit, u.InUse)
+	}
+	return nil
+}
+
+// gib is a size in GiB, rounded up.
+func gib(bytes int64) int64 {
+	const unit = 1 << 30
+	return bytes/unit + min(1, bytes%unit)
+}
+
+// fault makes what the agent refuses an answer of the API: what begins the sentence is
+// what Cinder begins it with.
+func fault(err error, begin string) error {
+	if err == nil {
+		return nil
+	}
+	if f, ok := errors.AsType[*cinderapi.Fault](err); ok {
+		return f
+	}
+	if q, ok := errors.AsType[*catalog.QuotaError](err); ok {
+		if q.Resource == catalog.QuotaBackups {
+			return cinderapi.OverQuota("Maximum number of backups allowed (%d) exceeded", q.Limit)
+		}
+		return cinderapi.OverQuota("Requested backup exceeds allowed Backup gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", q.Requested, q.Limit, q.Used)
+	}
+	switch e := asError(err); e.Code {
+	case CodeInvalid, CodeBusy, CodeConflict:
+		return cinderapi.Invalid("%s%s", begin, e.Text)
+	case CodeNotFound:
+		return &cinderapi.Fault{Status: http.StatusNotFound, Message: e.Text}
+	case CodeUnavailable:
+		return cinderapi.Unavailable("Service unavailable: %s", e.Text)
+	default:
+		return err
+	}
+}
+
+// notThere makes an ID that the data plane does not know the API's 404.
+func notThere(err error, what, id string) error {
+	if errors.Is(err, serve.ErrNotFound) || errors.Is(err, catalog.ErrNotFound) || errors.Is(err, ErrNotFound) {
+		return cinderapi.NotFound(what, id)
+	}
+	return fault(err, "")
+}

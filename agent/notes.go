@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cairnbackup/cairn/internal/serve"
+)
+
+// volumeNotes is what the agent has the data plane keep with a volume, so that it
+// outlives the catalog: whose it is, and what of it only people care about. A volume
+// without notes is the operator's.
+type volumeNotes struct {
+	Project     string                   `json:"project,omitempty"`
+	User        string                   `json:"user,omitempty"`
+	Name        *string                  `json:"name,omitempty"` // nil = what the data plane calls it
+	Description string                   `json:"description,omitempty"`
+	Type        string                   `json:"type,omitempty"`
+	Bootable    bool                     `json:"bootable,omitempty"`
+	Metadata    map[string]string        `json:"metadata,omitempty"`
+	Backup      string                   `json:"backup,omitempty"` // that it was restored from, ID
+	Status      string                   `json:"status,omitempty"` // one that outlasts what caused it; empty = as the data plane says
+	Updated     time.Time                `json:"updated,omitzero"`
+	Snapshots   map[string]snapshotNotes `json:"snapshots,omitempty"` // by ID
+}
+
+// snapshotNotes are those of a snapshot, which belongs to whom its volume does.
+type snapshotNotes struct {
+	User        string            `json:"user,omitempty"`
+	Name        *string           `json:"name,omitempty"`
+	Description string            `json:"description,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+	Updated     time.Time         `json:"updated,omitzero"`
+}
+
+// The states of a volume that are noted.
+const (
+	noteRestoring    = "restoring-backup"
+	noteErrorRestore = "error_restoring" // a restore to it failed
+	noteError        = "error"           // nobody knows what it holds
+)
+
+// notesOf reads a volume's notes. Those that are not ours, or of a later version that
+// has them otherwise, are none.
+func notesOf(v Volume) volumeNotes {
+	var n volumeNotes
+	if len(v.Attributes) > 0 && json.Unmarshal(v.Attributes, &n) != nil {
+		return volumeNotes{}
+	}
+	return n
+}
+
+func (n *volumeNotes) encode() (json.RawMessage, error) {
+	data, err := json.Marshal(n)
+	if err != nil {
+		return nil, fmt.Errorf("notes of a volume: %w", err)
+	}
+	return data, nil
+}
+
+// name is what people call the volume.
+func (n *volumeNotes) name(v Volume) string {
+	if n.Name != nil {
+		return *n.Name
+	}
+	return v.Name
+}
+
+// note changes the notes of a volume: whoever changes them at the same time is waited
+// for. A volume that is not there has none.
+func (s *server) note(ctx context.Context, volumeID string, change func(n *volumeNotes)) (Volume, error) {
+	s.hub.noting.Lock()
+	defer s.hub.noting.Unlock()
+	v, err := s.serve.Volume(ctx, volumeID)
+	if err != nil {
+		return v, err
+	}
+	n := notesOf(v)
+	change(&n)
+	data, err := n.encode()
+	if err != nil {
+		return v, err
+	}
+	return s.serve.SetAttributes(ctx, v.ID, serve.SetAttributes{Attributes: data, Was: v.Attributes})
+}
+
+// restoreEnded notes at a volume in which state a restore to it left it, "" is a good one.
+// One that wrote nothing leaves a volume as it was, unless that was announced as
+// restoring.
+func (s *server) restoreEnded(ctx context.Context, volumeID string, b Backup, res RestoreResult, state string) error {
+	v, verr := s.serve.Volume(ctx, volumeID)
+	if errors.Is(verr, serve.ErrNotFound) {
+		return nil
+	}
+	if verr != nil {
+		return verr
+	}
+	was := notesOf(v).Status
+	if state != "" && res.BytesWritten == 0 && was != noteRestoring {
+		return nil
+	}
+	_, nerr := s.note(ctx, volumeID, func(n *volumeNotes) {
+		n.Status = state
+		if state == "" {
+			n.restored(b)
+		}
+		n.Updated = time.Now().UTC()
+	})
+	return nerr
+}
+
+// tidyRestored notes the end of restores that a stopped agent left: what such a volume
+// holds is a mixture.
+func (s *server) tidyRestored(ctx context.Context) error {
+	if s.name != DefaultRepository {
+		return nil // only to its restores it is noted that they run
+	}
+	s.deciding.Lock() // against a restore that is about to be queued
+	defer s.deciding.Unlock()
+	all, err := s.serve.Volumes(ctx)
+	for _, v := range all {
+		if notesOf(v).Status != noteRestoring {
+			continue
+		}
+		if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == v.ID }); !busy {
+			_, nerr := s.note(ctx, v.ID, func(n *volumeNotes) { n.Status = noteErrorRestore })
+			err = errors.Join(err, nerr)
+		}
+	}
+	return err
+}
+
+// restored takes over what was noted of the volume that the backup is of.
+func (n *volumeNotes) restored(b Backup) {
+	if len(b.VolumeNotes) == 0 {
+		return
+	}
+	was := notesOfBackup(b)
+	n.Bootable, n.Backup = was.Bootable, b.ID
+	for k, v := range was.Metadata {
+		if n.Metadata == nil {
+			n.Metadata = map[string]string{}
+		}
+		n.Metadata[k] = v
+	}
+}
+
+// notesOfBackup is what was noted of a backup's volume then; what is not understood is
+// nothing.
+func notesOfBackup(b Backup) volumeNotes {
+	var n volumeNotes
+	if len(b.VolumeNotes) > 0 && json.Unmarshal(b.VolumeNotes, &n) != nil {
+		return volumeNotes{}
+	}
+	return n
+}
+
+// ofContent is the part of the notes that goes into a backup with the content.
+func (n *volumeNotes) ofContent(v Volume) (json.RawMessage, error) {
+	name := n.name(v)
+	part := volumeNotes{Name: &name, Description: n.Description, Type: n.Type, Bootable: n.Bootable, Metadata: n.Metadata}
+	return part.encode()
+}
+
+// backupNotes is what a backup's root record keeps beside what the repository knows
+// of it.
+type backupNotes struct {
+	User      string            `json:"user,omitempty"`
+	Container string            `json:"container,omitempty"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	Snapshot  string            `json:"snapshot,omitempty"`
+	DataTime  time.Time         `json:"data_time,omitzero"`
+	Volume    json.RawMessage   `json:"volume,omitempty"` // notes of the volume
+}
+
+func notesForRoot(b Backup) (json.RawMessage, error) {
+	data, err := json.Marshal(backupNotes{b.User, b.Container, b.Metadata, b.SnapshotID, b.DataTime, b.VolumeNotes})
+	if err != nil {
+		return nil, fmt.Errorf("notes of backup %s: %w", b.ID, err)
+	}
+	return data, nil
+}
+
+// takeNotes fills a record from what the root record keeps. What is not understood is
+// left out: the backup is as good.
+func takeNotes(b *Backup, data json.RawMessage) {
+	var n backupNotes
+	if len(data) == 0 || json.Unmarshal(data, &n) != nil {
+		return
+	}
+	b.User, b.Container, b.Metadata, b.SnapshotID, b.DataTime, b.VolumeNotes = n.User, n.Container, n.Metadata, n.Snapshot, n.DataTime, n.Volume
+}
