@@ -8,7 +8,7 @@ GOTESTSUM     = gotest.tools/gotestsum@v1.13.0
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION       = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers bench-s3 clean
+.PHONY: help build demo demo-openstack test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers bench-s3 clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,6 +19,9 @@ build: ## the static binary bin/cairn
 
 demo: build ## the main job, end to end, on local folders
 	scripts/demo.sh bin/cairn
+
+demo-openstack: build ## an agent with the OpenStack Block Storage API, and what to try on it
+	scripts/demo-openstack.sh bin/cairn
 
 tools: ## the Debian packages and the S3 servers that the tests drive
 	@scripts/tools.sh

@@ -35,6 +35,17 @@ func agentCommand() *cli.Command {
 		storeFlag(),
 		passwordFlag(),
 		&cli.StringSliceFlag{Name: "repo", Usage: "`NAME=FILE`: one more repository, which commands mean with --repo NAME; FILE has its stores, password-file and retain, as the settings file; once for each"},
+		&cli.StringFlag{Name: "api-listen", Usage: "serve OpenStack's Block Storage API on this `HOST:PORT`"},
+		&cli.StringFlag{Name: "api-tls-cert", Usage: "`file` with the certificate of the API in PEM, and those between it and the authority"},
+		&cli.StringFlag{Name: "api-tls-key", Usage: "`file` with its key"},
+		&cli.StringFlag{Name: "api-url", Usage: "`URL` that clients reach the API by, when it is not the one that they call"},
+		usersFlag(),
+		&cli.StringFlag{Name: "keystone", Usage: "`URL` of the OpenStack Identity service whose tokens count, besides the users file if there is one"},
+		&cli.StringFlag{Name: "admin-token-file", Usage: "`file` with a token that makes whoever sends it an administrator"},
+		&cli.BoolFlag{Name: "api-noauth", Usage: "believe every caller of the API who they are; only on a loopback address"},
+		&cli.BoolFlag{Name: "strict-chains", Usage: "refuse to delete a backup from which incremental ones were made, as Cinder does; Cairn does not need them"},
+		&cli.StringFlag{Name: "webhook", Usage: "`URL` that gets a POST for what happens to backups"},
+		&cli.StringFlag{Name: "host", Usage: "`name` of this machine in the service list (its own, if not given)"},
 		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets of volumes, when this command starts the data plane"},
 		&cli.BoolFlag{Name: "init", Usage: "make a repository of six local folders if there is none, also when the state folder is in use already"},
 		&cli.IntFlag{Name: "jobs", Usage: "`number` of jobs that run at once (2 if not given); one is kept free for each repository that has none"},
@@ -71,6 +82,13 @@ func runAgent(c *cli.Context) (err error) {
 	if err = agent.Check(c.Context, s.State, s.Socket); err != nil {
 		return err
 	}
+	api, err := s.api(c.Context, log)
+	if err != nil {
+		return err
+	}
+	if api != nil {
+		defer func() { _ = api.Listener.Close() }() // the agent has closed it, unless it never ran
+	}
 	if !s.NoServe {
 		if _, err = k.runs(c.Context); err != nil {
 			return err
@@ -80,7 +98,7 @@ func runAgent(c *cli.Context) (err error) {
 		return err
 	}
 	o := s.options(log)
-	o.Serve = plane
+	o.Serve, o.API = plane, api
 	if o.Open, err = s.opener(log); err != nil {
 		return err
 	}
@@ -111,6 +129,7 @@ func (s *agentSettings) options(log *slog.Logger) agent.Options {
 		Logger: log, Version: version, KeepPriority: s.KeepPriority,
 		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit, Retain: s.retain},
 		Scrub:  agent.Scrub{Every: s.scrub, Rate: s.scrubRate},
+		Host:   s.Host, Webhook: s.Webhook,
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Repositories)) {
 		x := s.Repositories[name]

@@ -129,6 +129,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			mountCommand(),
 			umountCommand(),
 			projectCommands(),
+			quotaCommands(),
+			serviceCommands(),
 			userCommands(),
 			copyCommand(),
 			statusCommand(),

@@ -38,6 +38,18 @@ type agentSettings struct {
 	LogLevel     string   `yaml:"log-level"`
 	LogFormat    string   `yaml:"log-format"`
 
+	APIListen    string `yaml:"api-listen"`
+	APICert      string `yaml:"api-tls-cert"`
+	APIKey       string `yaml:"api-tls-key"`
+	APIURL       string `yaml:"api-url"`
+	Users        string `yaml:"users"`
+	Keystone     string `yaml:"keystone"`
+	AdminToken   string `yaml:"admin-token-file"`
+	NoAuth       bool   `yaml:"api-noauth"`
+	StrictChains bool   `yaml:"strict-chains"`
+	Webhook      string `yaml:"webhook"`
+	Host         string `yaml:"host"`
+
 	Repositories map[string]*repoSettings `yaml:"repositories"`
 
 	readLimit int64 // bytes per second
@@ -73,9 +85,18 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.Retain, "retain")
 	text(&s.Scrub, "scrub")
 	text(&s.ScrubRate, "scrub-rate")
+	text(&s.APIListen, "api-listen")
+	text(&s.APICert, "api-tls-cert")
+	text(&s.APIKey, "api-tls-key")
+	text(&s.APIURL, "api-url")
+	text(&s.Users, "users")
+	text(&s.Keystone, "keystone")
+	text(&s.AdminToken, "admin-token-file")
+	text(&s.Webhook, "webhook")
+	text(&s.Host, "host")
 	text(&s.LogLevel, "log-level")
 	text(&s.LogFormat, "log-format")
-	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority"} {
+	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority", &s.NoAuth: "api-noauth", &s.StrictChains: "strict-chains"} {
 		if c.IsSet(flag) {
 			*p = c.Bool(flag)
 		}
@@ -137,7 +158,7 @@ func (s *agentSettings) read(name string) error {
 	if err := readYAML(name, s); err != nil {
 		return err
 	}
-	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile} {
+	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile, &s.APICert, &s.APIKey, &s.Users, &s.AdminToken} {
 		*p = beside(name, *p)
 	}
 	for repo, x := range s.Repositories {

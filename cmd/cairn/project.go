@@ -21,12 +21,23 @@ func projectCommands() *cli.Command {
 
 // identityFlags are those of the commands for projects and users.
 func identityFlags(more ...cli.Flag) []cli.Flag {
-	return append(more, stateFlag(), outputFlag())
+	return append(more, usersFlag(), stateFlag(), outputFlag())
+}
+
+func usersFlag() cli.Flag {
+	return &cli.StringFlag{Name: "users", EnvVars: []string{"CAIRN_USERS"}, Usage: "`file` with the projects and users (identity.json in the state folder if not given)"}
+}
+
+// usersFile is where the projects and users are.
+func usersFile(named, state string) (string, error) {
+	if named == "" {
+		named = filepath.Join(state, "identity.json")
+	}
+	return absolute(named)
 }
 
 func identityFile(c *cli.Context) (string, error) {
-	state, err := absolute(c.String("state"))
-	return filepath.Join(state, "identity.json"), err
+	return usersFile(c.String("users"), c.String("state"))
 }
 
 // editIdentity changes the users file.

@@ -16,6 +16,7 @@ func volumeCommands() *cli.Command {
 			&cli.StringFlag{Name: "file", Usage: "an existing raw image `file`, which stays where it is"},
 			&cli.StringFlag{Name: "device", Usage: "a block `device`"},
 			&cli.BoolFlag{Name: "allow-format", Usage: "take a file that looks like qcow2, VMDK, LUKS… as raw bytes"},
+			&cli.StringFlag{Name: "project", Usage: "whose it is, name or ID of a `project`: who may see it through the Block Storage API"}, usersFlag(), stateFlag(),
 		), withAgent(createVolume)),
 		leaf("list", "", "all volumes", agentFlags(), withAgent(listVolumes)),
 		leaf("show", "VOLUME", "one volume, with its checkpoints", agentFlags(), withAgent(showVolume)),
@@ -24,6 +25,10 @@ func volumeCommands() *cli.Command {
 		), withAgent(extendVolume)),
 		leaf("reopen", "VOLUME", "open a volume again whose data had gone or whose disk had failed", agentFlags(), withAgent(reopenVolume)),
 		policyCommand(),
+		leaf("assign", "VOLUME", "say whose a volume is: which project sees it through the Block Storage API; backups that there are stay whose they are", agentFlags(
+			&cli.StringFlag{Name: "project", Usage: "name or ID of a `project`"},
+			&cli.BoolFlag{Name: "none", Usage: "nobody's but the operator's"}, usersFlag(), stateFlag(),
+		), withAgent(assignVolume)),
 		leaf("delete", "VOLUME", "forget a volume; a file or device that was given to create stays, backups stay", agentFlags(), withAgent(deleteVolume)),
 	)
 }
@@ -48,6 +53,13 @@ func createVolume(c *cli.Context, a *agent.Client) error {
 	}
 	if req.Device, err = absolute(c.String("device")); err != nil {
 		return err
+	}
+	project, err := projectOf(c, c.String("project"))
+	if err != nil {
+		return err
+	}
+	if project != "" {
+		req.Attributes = agent.VolumeOf(project)
 	}
 	v, err := a.CreateVolume(c.Context, req)
 	if err != nil {

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+
+	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/identity"
+	"github.com/cairnbackup/cairn/internal/vfs"
+)
+
+// api opens the address of the Block Storage API and says who is let in; nil if it is
+// not to be served.
+func (s *agentSettings) api(ctx context.Context, log *slog.Logger) (a *agent.API, err error) {
+	if s.APIListen == "" {
+		if s.Keystone != "" || s.NoAuth || s.AdminToken != "" || s.APICert != "" || s.APIURL != "" {
+			return nil, usagef("there is no address for the Block Storage API that the settings speak of: give one with --api-listen HOST:PORT")
+		}
+		return nil, nil
+	}
+	conf, err := s.apiTLS()
+	if err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", s.APIListen)
+	if err != nil {
+		return nil, usagef("the Block Storage API cannot be served on %s: %v", s.APIListen, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	a = &agent.API{Listener: l, Public: s.APIURL, StrictChains: s.StrictChains}
+	if conf != nil {
+		a.Listener = tls.NewListener(l, conf)
+	} else if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsLoopback() {
+		log.LogAttrs(ctx, slog.LevelWarn, "the Block Storage API sends passwords and tokens without encryption: give --api-tls-cert and --api-tls-key", slog.String("address", s.APIListen))
+	}
+	return a, s.authenticate(ctx, a, log)
+}
+
+// authenticate fills in who is let in.
+func (s *agentSettings) authenticate(ctx context.Context, a *agent.API, log *slog.Logger) error {
+	var chain identity.Chain
+	users, err := usersFile(s.Users, s.State)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(users)
+	switch {
+	case err == nil:
+		svc, nerr := identity.New(identity.Options{File: users, PublicURL: s.APIURL, Logger: log})
+		if nerr != nil {
+			return nerr
+		}
+		basic, berr := svc.Basic()
+		if berr != nil {
+			return berr
+		}
+		chain = append(chain, svc, basic)
+		dir, derr := identity.OpenUsers(vfs.OS(), users)
+		if derr != nil {
+			return derr
+		}
+		a.Identity, a.Project = svc, func(_ context.Context, ref string) string {
+			if d, cerr := dir.Current(); cerr == nil {
+				if p, perr := d.Project(ref); perr == nil {
+					return p.ID
+				}
+			}
+			return ""
+		}
+	case !errors.Is(err, fs.ErrNotExist) || s.Users != "":
+		return fmt.Errorf("users file: %w", err)
+	}
+	if s.Keystone != "" {
+		k, kerr := identity.NewKeystone(s.Keystone, identity.KeystoneOptions{})
+		if kerr != nil {
+			return usagef("keystone: %v", kerr)
+		}
+		chain = append(chain, k)
+		if a.Identity == nil {
+			a.AuthURL = s.Keystone
+		}
+	}
+	if s.AdminToken != "" {
+		t, terr := identity.NewAdminToken(vfs.OS(), s.AdminToken, identity.Project{})
+		if terr != nil {
+			return terr
+		}
+		chain = append(chain, t)
+	}
+	if s.NoAuth {
+		n, nerr := identity.NewNoAuth(a.Listener.Addr())
+		if nerr != nil {
+			return usagef("api-noauth: %v", nerr)
+		}
+		chain = append(chain, n)
+	}
+	if len(chain) == 0 {
+		return usagef("nobody could use the Block Storage API: make a project and a user first (\"cairn project create\", \"cairn user create\"), or name a Keystone with --keystone")
+	}
+	a.Authenticate = chain.Authenticate
+	log.LogAttrs(ctx, slog.LevelInfo, "serving the Block Storage API", slog.String("address", a.Listener.Addr().String()))
+	return nil
+}
+
+// apiTLS reads the certificate of the API; nil if none is named.
+func (s *agentSettings) apiTLS() (*tls.Config, error) {
+	if s.APICert == "" && s.APIKey == "" {
+		return nil, nil
+	}
+	if s.APICert == "" || s.APIKey == "" {
+		return nil, usagef("a certificate needs its key, and a key its certificate: give both --api-tls-cert and --api-tls-key")
+	}
+	pair, err := tls.LoadX509KeyPair(s.APICert, s.APIKey)
+	if err != nil {
+		return nil, usagef("the certificate of the API cannot be used: %v", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+}
