@@ -23,10 +23,11 @@ import (
 // host is one machine under test: the two processes, their folders and their
 // clients.
 type host struct {
-	t      *testing.T
-	bin    string
-	dir    string
-	stores []string
+	t        *testing.T
+	bin      string
+	dir      string
+	stores   []string
+	settings []string // of the agent, besides those that each has
 
 	serve, agent *process
 	kills        atomic.Int64 // ends and starts of the data plane: odd while it is down
@@ -57,16 +58,22 @@ func newHostOn(t *testing.T, data, parity int, stores func(dir string) []string)
 	t.Helper()
 	h := emptyHost(t, cairnBinary(t))
 	h.stores = stores(h.dir)
+	h.initRepository(data, parity)
+	h.startServe()
+	h.startAgent()
+	return h
+}
+
+// initRepository makes a repository on the host's stores.
+func (h *host) initRepository(data, parity int) {
+	h.t.Helper()
 	args := []string{"repo", "init", "--data", strconv.Itoa(data), "--parity", strconv.Itoa(parity), "--password-file", h.path("password")}
 	for _, s := range h.stores {
 		args = append(args, "--store", s)
 	}
-	if out, err := exec.CommandContext(t.Context(), h.bin, args...).CombinedOutput(); err != nil {
-		t.Fatalf("repo init: %v\n%s", err, out)
+	if out, err := exec.CommandContext(h.t.Context(), h.bin, args...).CombinedOutput(); err != nil {
+		h.t.Fatalf("repo init: %v\n%s", err, out)
 	}
-	h.startServe()
-	h.startAgent()
-	return h
 }
 
 // another is a second machine with the same repository.
@@ -139,6 +146,7 @@ func (h *host) launchAgent() {
 		"agent", "--state", h.path("state"), "--control", h.path("serve.sock"), "--socket", h.path("agent.sock"),
 		"--nbd-dir", h.path("nbd"), "--password-file", h.path("password"),
 	}
+	args = append(args, h.settings...)
 	for _, s := range h.stores {
 		args = append(args, "--store", s)
 	}
