@@ -106,6 +106,11 @@ func (c *Client) DeleteBackup(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/backups/"+unixhttp.Segment(ref), nil)
 }
 
+// RebuildCatalog records all backups that the repository has and the catalog has not.
+func (c *Client) RebuildCatalog(ctx context.Context) (Rebuilt, error) {
+	return ask[Rebuilt](ctx, c, http.MethodPost, "/v1/catalog/rebuild", nil)
+}
+
 // Pins returns who uses backups of the repository, through any agent.
 func (c *Client) Pins(ctx context.Context) ([]Pin, error) {
 	return ask[[]Pin](ctx, c, http.MethodGet, "/v1/pins", nil)

@@ -124,6 +124,11 @@ type ExportInfo struct {
 	Created time.Time `json:"created_at,omitzero"`
 }
 
+// Rebuilt is what filling the catalog from the repository came to.
+type Rebuilt struct {
+	Found int `json:"found"` // backups that the catalog did not know
+}
+
 // Pin is somebody's use of a backup: what the backup holds stays on the stores
 // until that ends, also when it is deleted.
 type Pin struct {

@@ -39,6 +39,7 @@ func (s *server) routes() http.Handler {
 	handle(m, "GET /v1/backups/{ref}", func(ctx context.Context, r request) (any, error) { return s.findBackup(ctx, r.ref) })
 	handle(m, "DELETE /v1/backups/{ref}", s.whenOpen(s.deleteBackup))
 	handle(m, "GET /v1/pins", s.whenOpen(s.pins))
+	handle(m, "POST /v1/catalog/rebuild", s.whenOpen(s.rebuildCatalog))
 	handle(m, "GET /v1/trash", s.whenOpen(func(ctx context.Context, _ request) (any, error) { return s.trash(ctx) }))
 	handle(m, "POST /v1/trash/{ref}/undelete", s.whenOpen(s.undelete))
 	handle(m, "POST /v1/restores", s.whenOpen(s.createRestore))

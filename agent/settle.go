@@ -48,7 +48,10 @@ func (s *server) recover(ctx context.Context) error {
 	if err := s.cat.TrimJobs(ctx, keepJobs); err != nil {
 		return err
 	}
-	s.adopt(ctx)
+	// Without stores there is nothing to adopt, which is no reason not to start.
+	if _, err := s.adopt(ctx); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "backups that the catalog does not know stay unknown until \"cairn catalog rebuild\" or the next start", slog.Any("error", err))
+	}
 	s.wakeTidy()
 	return nil
 }
@@ -169,27 +172,42 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // adopt records backups that the repository has and the catalog has not: the
-// catalog was lost, or another agent made them. Without stores there is
-// nothing to adopt, which is no reason not to start.
-func (s *server) adopt(ctx context.Context) {
+// catalog was lost, or another agent made them. It returns how many.
+func (s *server) adopt(ctx context.Context) (int, error) {
 	l, err := s.repo.Backups(ctx)
 	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "repository not listed: backups that the catalog does not know stay unknown until the next start", slog.Any("error", err))
-		return
+		return 0, fmt.Errorf("list the repository: %w", err)
 	}
+	found := 0
 	for _, x := range l {
 		if x.State != repository.Available {
 			continue
 		}
 		// Also one whose record was deleted while an imported one has the same data.
-		if l, err := s.cat.BackupsStoredAs(ctx, x.ID); err != nil || len(l) > 0 {
+		have, err := s.cat.BackupsStoredAs(ctx, x.ID)
+		if err != nil {
+			return found, err
+		}
+		if len(have) > 0 {
 			continue
 		}
-		b := known(x)
 		// The checkpoint, if the volume is still there and has it, is ours by its name.
-		err := errors.Join(s.cat.PutBackup(ctx, b), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID}))
-		s.log.LogAttrs(ctx, slog.LevelInfo, "backup found in the repository", slog.String("backup", x.ID), slog.String("volume", x.Volume), slog.Any("error", err))
+		if err := errors.Join(s.cat.PutBackup(ctx, known(x)), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID})); err != nil {
+			return found, err
+		}
+		found++
+		s.log.LogAttrs(ctx, slog.LevelInfo, "backup found in the repository", slog.String("backup", x.ID), slog.String("volume", x.Volume))
 	}
+	return found, nil
+}
+
+// rebuildCatalog is what an agent does when it starts, on request: records of what was
+// made by others, or was not to be read then.
+func (s *server) rebuildCatalog(ctx context.Context, _ request) (any, error) {
+	s.deciding.Lock() // against deletions, whose records go last
+	defer s.deciding.Unlock()
+	found, err := s.adopt(ctx)
+	return Rebuilt{Found: found}, err
 }
 
 // known is a backup of the repository as the catalog has it.

@@ -131,6 +131,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			projectCommands(),
 			quotaCommands(),
 			serviceCommands(),
+			catalogCommands(),
 			userCommands(),
 			copyCommand(),
 			statusCommand(),

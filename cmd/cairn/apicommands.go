@@ -39,6 +39,20 @@ func serviceCommands() *cli.Command {
 	)
 }
 
+func catalogCommands() *cli.Command {
+	return group("catalog", "the agent's records of backups",
+		leaf("rebuild", "", "record all backups that the repository has and the catalog does not know; an agent that starts does so by itself", agentRepoFlags(), withAgent(rebuildCatalog)),
+	)
+}
+
+func rebuildCatalog(c *cli.Context, a *agent.Client) error {
+	r, err := a.RebuildCatalog(c.Context)
+	if err != nil {
+		return err
+	}
+	return emit(c, r, func(t *table) { t.field("backups found", r.Found) })
+}
+
 // projectOf is the ID of a project of the users file. Without one there, what was named
 // is the ID of a project of a Keystone.
 func projectOf(c *cli.Context, ref string) (string, error) {
