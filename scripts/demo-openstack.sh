@@ -7,40 +7,8 @@ set -euo pipefail
 cairn=$(realpath "${1:?usage: demo-openstack.sh PATH/TO/cairn}")
 port=${CAIRN_DEMO_PORT:-8776}
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/cairn-demo.XXXXXX")
-run=$(mktemp -d /tmp/cairn-run.XXXXXX) # sockets: their paths must be short
-export CAIRN_STATE=$work/state CAIRN_SOCKET=$run/agent.sock CAIRN_CONTROL=$run/serve.sock CAIRN_NBD_DIR=$run/nbd
-agent=''
-
-end_process() { # PID: asks, waits, and kills what does not listen
-	[ -n "$1" ] && kill -TERM "$1" 2>/dev/null || return 0
-	for _ in $(seq 100); do
-		kill -0 "$1" 2>/dev/null || return 0
-		sleep 0.1
-	done
-	kill -KILL "$1" 2>/dev/null || true
-}
-
-cleanup() {
-	code=$?
-	trap - EXIT
-	end_process "$agent"
-	# The data plane outlives the agent on purpose; its number is in its lock.
-	if [ -s "$CAIRN_STATE/serve.lock" ]; then
-		pid=$(tr -dc 0-9 <"$CAIRN_STATE/serve.lock")
-		if [ -n "$pid" ] && grep -qa "$work" "/proc/$pid/cmdline" 2>/dev/null; then
-			end_process "$pid"
-		fi
-	fi
-	if [ $code != 0 ] && [ $code != 130 ] && [ -s "$work/agent.log" ]; then
-		echo "--- the end of agent.log"
-		tail -n 15 "$work/agent.log"
-	fi
-	rm -rf --one-file-system "$work" "$run"
-	exit $code
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
+# shellcheck source=scripts/demohost.sh
+. "$(dirname "$0")/demohost.sh"
 
 password() { head -c 12 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
 (umask 077 && password >"$work/user.pw" && password >"$work/admin.pw")
@@ -49,10 +17,10 @@ password() { head -c 12 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
 "$cairn" user create admin --project demo --admin --password-file "$work/admin.pw" >/dev/null
 
 "$cairn" agent --init --api-listen "127.0.0.1:$port" >"$work/agent.log" 2>&1 &
-agent=$!
+agent_pid=$!
 for _ in $(seq 300); do
 	"$cairn" status >/dev/null 2>&1 && break
-	kill -0 "$agent" 2>/dev/null || exit 1
+	kill -0 "$agent_pid" 2>/dev/null || exit 1
 	sleep 0.1
 done
 
@@ -90,4 +58,4 @@ EOF
 if [ -n "${CAIRN_DEMO_ONCE:-}" ]; then # for tests: what was said is enough
 	exit 0
 fi
-wait "$agent"
+wait "$agent_pid"

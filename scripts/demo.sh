@@ -21,43 +21,10 @@ command -v mke2fs >/dev/null && command -v debugfs >/dev/null ||
 [ "$(id -u)" = 0 ] || command -v fusermount3 >/dev/null ||
 	die "needs fusermount3 to mount without root: install the Debian package fuse3, or run the demo as root"
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/cairn-demo.XXXXXX")
-run=$(mktemp -d /tmp/cairn-run.XXXXXX) # sockets: their paths must be short
-agent_pid='' mount_pid=''
+# shellcheck source=scripts/demohost.sh
+. "$(dirname "$0")/demohost.sh"
+logs="agent.log mount.log state/serve.log"
 free=$(df -Pk "$work" | awk 'NR==2 {print int($4/1024)}')
-export CAIRN_STATE=$work/state CAIRN_SOCKET=$run/agent.sock CAIRN_CONTROL=$run/serve.sock CAIRN_NBD_DIR=$run/nbd
-
-end_process() { # PID: asks, waits, and kills what does not listen
-	[ -n "$1" ] && kill -TERM "$1" 2>/dev/null || return 0
-	for _ in $(seq 100); do
-		kill -0 "$1" 2>/dev/null || return 0
-		sleep 0.1
-	done
-	kill -KILL "$1" 2>/dev/null || true
-}
-
-cleanup() {
-	code=$?
-	trap - EXIT
-	end_process "$mount_pid"
-	end_process "$agent_pid"
-	# The data plane outlives the agent on purpose; its number is in its lock.
-	if [ -s "$CAIRN_STATE/serve.lock" ]; then
-		pid=$(tr -dc 0-9 <"$CAIRN_STATE/serve.lock")
-		if [ -n "$pid" ] && grep -qa "$work" "/proc/$pid/cmdline" 2>/dev/null; then
-			end_process "$pid"
-		fi
-	fi
-	if [ $code != 0 ]; then
-		for log in agent.log mount.log state/serve.log; do
-			[ -s "$work/$log" ] && { echo "--- the end of $log"; tail -n 15 "$work/$log"; }
-		done
-	fi
-	rm -rf --one-file-system "$work" "$run"
-	exit $code
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
 [ "$free" -ge $((fill_mib * 12)) ] || die "needs $((fill_mib * 12)) MiB free in $work, there are $free: set TMPDIR"
 
 # field NAME <<<JSON: the value of a key.
