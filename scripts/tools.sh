@@ -11,11 +11,13 @@ strict=0
 # program:package
 wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
 mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd \
-openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone"
+openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone initdb:postgresql"
 
 missing() {
+	# Debian has the programs of PostgreSQL in a folder of each version.
+	postgresql=$(printf ':%s' /usr/lib/postgresql/*/bin)
 	for pair in $wanted; do
-		PATH="$PATH:/sbin:/usr/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || echo "$pair"
+		PATH="$PATH:/sbin:/usr/sbin$postgresql" command -v "${pair%%:*}" >/dev/null 2>&1 || echo "$pair"
 	done
 }
 

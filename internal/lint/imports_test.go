@@ -20,11 +20,12 @@ const module = "github.com/cairnbackup/cairn/"
 // imports only packages listed above it.
 var layers = []struct{ pkg, imports string }{
 	// Leaves: data structures, codecs and seams. Standard library only, plus
-	// the one third-party module each of them wraps.
+	// the third-party module that each of them wraps.
 	{"internal/vfs", ""},
 	{"internal/chunk", ""},
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
+	{"internal/catalog/pgtest", ""},
 	{"internal/unixhttp", ""},
 	{"internal/attributes", ""},
 	{"internal/protocol/explore", ""},
