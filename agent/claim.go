@@ -59,7 +59,7 @@ func (h *hub) claim(ctx context.Context, s *server, id string) (lost []*server, 
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s.bound != "" && s.bound != id {
-		return nil, refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or move the file away, so that a new one is made from what the repository has", s.catalog, s.bound, id)
+		return nil, s.foreign(id)
 	}
 	mine := false // s is passed in order
 	for i, o := range h.servers {
@@ -76,16 +76,25 @@ func (h *hub) claim(ctx context.Context, s *server, id string) (lost []*server, 
 		}
 	}
 	if s.bound == "" {
-		if err = s.cat.SetSetting(ctx, bindingKey, id); err != nil {
+		// Agents that share the catalog may come at once: the first binds it for all.
+		was, err := s.cat.SharedSetting(ctx, bindingKey, id)
+		if err != nil {
 			return nil, fmt.Errorf("record in the catalog whose it is: %w", err)
 		}
-		s.bound = id
+		if s.bound = was; was != id {
+			return nil, s.foreign(id)
+		}
 	}
 	s.claimed = true
 	for _, o := range lost {
 		o.claimed = false
 	}
 	return lost, nil
+}
+
+// foreign refuses the repository with this ID, as the catalog is of another.
+func (s *server) foreign(id string) *Error {
+	return refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or move the file away, so that a new one is made from what the repository has", s.catalog, s.bound, id)
 }
 
 // refusal says that what s would open is o's.

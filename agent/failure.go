@@ -116,13 +116,15 @@ func asError(err error) *Error {
 		code = Code(e.Code) // the same words
 	}
 	switch {
-	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone),
+	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone), errors.Is(err, catalog.ErrUnavailable),
 		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted):
 		code = CodeUnavailable
 	case errors.Is(err, catalog.ErrNotFound), errors.Is(err, repository.ErrNotFound):
 		code = CodeNotFound
 	case errors.Is(err, repository.ErrVersion), errors.Is(err, repository.ErrForeign), errors.Is(err, restore.ErrExists):
 		code = CodeConflict
+	case errors.Is(err, catalog.ErrText):
+		code = CodeInvalid
 	case errors.Is(err, restore.ErrHeld), errors.Is(err, repository.ErrPruning):
 		code = CodeBusy
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -1,145 +1,12 @@
 package catalog
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 )
-
-// Status is the state of a backup.
-type Status string
-
-// The states of a backup.
-const (
-	Creating  Status = "creating"
-	Available Status = "available"
-	Failed    Status = "error"
-	Deleting  Status = "deleting"
-	Restoring Status = "restoring"
-)
-
-// Backup is the record of one backup. Sizes are in bytes.
-type Backup struct { //nolint:recvcheck // JSON wants a value to write and a pointer to read
-	ID          string `json:"id"`
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Project     string `json:"project,omitempty"` // whose it is; empty = the operator's
-	User        string `json:"user,omitempty"`    // who asked for it, ID; empty = the operator
-	Status      Status `json:"status"`
-	Volume      string `json:"volume"`
-	VolumeID    string `json:"volume_id"`
-	SnapshotID  string `json:"snapshot_id,omitempty"` // the snapshot that the caller asked to have backed up
-	Size        int64  `json:"size"`
-	Incremental bool   `json:"incremental"`
-	Parent      string `json:"parent"`
-
-	BytesRead    int64 `json:"bytes_read"`    // read from the volume
-	BytesAudited int64 `json:"bytes_audited"` // besides, from blocks known as clean
-	BytesChanged int64 `json:"bytes_changed"` // in blocks that differ from the parent's
-	BytesNew     int64 `json:"bytes_new"`     // of them, not yet in the repository
-	BytesStored  int64 `json:"bytes_stored"`  // sealed, before parity
-	BytesShards  int64 `json:"bytes_shards"`  // with parity
-
-	Duration          time.Duration `json:"-"` // MarshalJSON writes it as duration_seconds
-	FullCompareReason string        `json:"full_compare_reason"`
-	Created           time.Time     `json:"created_at"`
-	Updated           time.Time     `json:"updated_at,omitzero"`
-	DataTime          time.Time     `json:"data_timestamp,omitzero"` // of the content: when its snapshot was made
-	FailReason        string        `json:"fail_reason"`
-	Warning           string        `json:"warning,omitempty"`
-	RetainUntil       time.Time     `json:"retain_until,omitzero"` // it cannot be deleted before
-
-	Container   string            `json:"container,omitempty"` // a label
-	Metadata    map[string]string `json:"metadata,omitempty"`
-	VolumeNotes json.RawMessage   `json:"volume_notes,omitempty"` // what the agent noted of the volume then
-	StoredAs    string            `json:"stored_as,omitempty"`    // its ID in the repository, if that is another: it was imported
-
-	Shown      Status `json:"shown,omitempty"`    // what an administrator wants to be shown as its state; empty = Status
-	Unwanted   bool   `json:"unwanted,omitempty"` // to be deleted as soon as its job has ended
-	Session    string `json:"session,omitempty"`  // of the repository
-	Checkpoint string `json:"checkpoint,omitempty"`
-	Undecided  bool   `json:"undecided,omitempty"` // whether the session committed is not known yet
-}
-
-// Stored is the ID that the backup has in the repository.
-func (b *Backup) Stored() string { return cmp.Or(b.StoredAs, b.ID) }
-
-// plainBackup is Backup without its methods.
-type plainBackup Backup
-
-// backupJSON adds the fields whose form in JSON is another.
-type backupJSON struct {
-	plainBackup
-	Seconds float64 `json:"duration_seconds"`
-}
-
-// MarshalJSON writes the fields of the HTTP interface.
-func (b Backup) MarshalJSON() ([]byte, error) {
-	return json.Marshal(backupJSON{plainBackup(b), b.Duration.Seconds()})
-}
-
-// UnmarshalJSON reads what MarshalJSON wrote.
-func (b *Backup) UnmarshalJSON(data []byte) error {
-	var j backupJSON
-	if err := json.Unmarshal(data, &j); err != nil {
-		return err
-	}
-	*b = Backup(j.plainBackup)
-	b.Duration = time.Duration(j.Seconds * float64(time.Second))
-	return nil
-}
-
-const backupColumns = `id, name, description, metadata, unwanted, shown, project, user_id, container, status, volume, volume_id, volume_notes, snapshot_id,
-	size, incremental, parent, bytes_read, bytes_audited, bytes_changed, bytes_new, bytes_stored, bytes_shards,
-	duration_ns, full_compare_reason, created, updated, data_time, fail_reason, warning, session, checkpoint, undecided, retain_until, stored_as`
-
-// kept is how many of the first columns PutBackup leaves as they are.
-const kept = 6
-
-func (b *Backup) values() ([]any, error) {
-	metadata, err := encodeMetadata(b.Metadata)
-	return []any{
-		b.ID, b.Name, b.Description, metadata, b.Unwanted, b.Shown, b.Project, b.User, b.Container, b.Status, b.Volume, b.VolumeID, string(b.VolumeNotes), b.SnapshotID,
-		b.Size, b.Incremental, b.Parent, b.BytesRead, b.BytesAudited, b.BytesChanged, b.BytesNew, b.BytesStored, b.BytesShards,
-		int64(b.Duration), b.FullCompareReason, stamp(b.Created), stamp(b.Updated), stamp(b.DataTime), b.FailReason, b.Warning, b.Session, b.Checkpoint, b.Undecided, stamp(b.RetainUntil), b.StoredAs,
-	}, err
-}
-
-func encodeMetadata(m map[string]string) (string, error) {
-	if len(m) == 0 {
-		return "", nil
-	}
-	text, err := json.Marshal(m)
-	if err != nil {
-		return "", fmt.Errorf("metadata: %w", err)
-	}
-	return string(text), nil
-}
-
-func scanBackup(r *sql.Rows) (Backup, error) {
-	var b Backup
-	var created, updated, data, duration, retain int64
-	var metadata, notes string
-	err := r.Scan(
-		&b.ID, &b.Name, &b.Description, &metadata, &b.Unwanted, &b.Shown, &b.Project, &b.User, &b.Container, &b.Status, &b.Volume, &b.VolumeID, &notes, &b.SnapshotID,
-		&b.Size, &b.Incremental, &b.Parent, &b.BytesRead, &b.BytesAudited, &b.BytesChanged, &b.BytesNew, &b.BytesStored, &b.BytesShards,
-		&duration, &b.FullCompareReason, &created, &updated, &data, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided, &retain, &b.StoredAs)
-	b.Created, b.Updated, b.DataTime = moment(created), moment(updated), moment(data)
-	b.Duration, b.RetainUntil = time.Duration(duration), moment(retain)
-	if notes != "" {
-		b.VolumeNotes = json.RawMessage(notes)
-	}
-	if err == nil && metadata != "" {
-		if err = json.Unmarshal([]byte(metadata), &b.Metadata); err != nil {
-			err = fmt.Errorf("metadata of backup %s: %w", b.ID, err)
-		}
-	}
-	return b, err
-}
 
 // PutBackup writes a record. Of one that is there its name, description, metadata and
 // what others made of it stay: those change while a job works on it, by
@@ -147,34 +14,33 @@ func scanBackup(r *sql.Rows) (Backup, error) {
 // its warning, in front of b's if b's does not have it: somebody may have warned of
 // the backup since b was read.
 func (c *Catalog) PutBackup(ctx context.Context, b Backup) error {
-	v, err := b.values()
+	v, err := b.values(c.host)
 	if err != nil {
 		return fmt.Errorf("record backup %s: %w", b.ID, err)
 	}
 	return c.exec(ctx, "record backup "+b.ID, putBackup, v...)
 }
 
-// putBackup inserts a backup or changes all but the columns that are kept.
-var putBackup = func() string {
-	columns := strings.Split(backupColumns, ",")
-	set := make([]string, 0, len(columns))
-	for _, name := range columns[kept:] {
-		name = strings.TrimSpace(name)
-		value := "excluded." + name
-		if name == "warning" {
-			value = bothWarnings
-		}
-		set = append(set, name+" = "+value)
-	}
-	return `INSERT INTO backups (` + backupColumns + `) VALUES (?` + strings.Repeat(", ?", len(columns)-1) + `)
-		ON CONFLICT (id) DO UPDATE SET ` + strings.Join(set, ", ")
-}()
+var putBackup = strings.Replace(upsert("backups", backupColumns, kept), "warning = excluded.warning", "warning = "+bothWarnings, 1)
 
 // bothWarnings is the new and the old warning of a backup, each once.
 const bothWarnings = `CASE
 	WHEN backups.warning = '' OR replace(excluded.warning, backups.warning, '') <> excluded.warning THEN excluded.warning
 	WHEN excluded.warning = '' OR replace(backups.warning, excluded.warning, '') <> backups.warning THEN backups.warning
 	ELSE backups.warning || '; ' || excluded.warning END`
+
+// upsert is a statement that inserts a record or changes the one that has its ID,
+// the first of the columns, but for the first keep columns.
+func upsert(table, columns string, keep int) string {
+	names := strings.Split(columns, ",")
+	set := make([]string, 0, len(names))
+	for _, name := range names[keep:] {
+		name = strings.TrimSpace(name)
+		set = append(set, name+" = excluded."+name)
+	}
+	return `INSERT INTO ` + table + ` (` + columns + `) VALUES (?` + strings.Repeat(", ?", len(names)-1) + `)
+		ON CONFLICT (id) DO UPDATE SET ` + strings.Join(set, ", ")
+}
 
 // DescribeBackup changes those of a backup's texts that are not nil.
 func (c *Catalog) DescribeBackup(ctx context.Context, id string, name, description *string, metadata *map[string]string, now time.Time) error {
@@ -196,10 +62,11 @@ func (c *Catalog) DescribeBackup(ctx context.Context, id string, name, descripti
 }
 
 // SetBackupStatus moves a backup from one state to another. It is
-// [ErrNotFound] when the backup is not in the state from (any more).
+// [ErrNotFound] when the backup is not in the state from (any more): of several
+// that try at once one succeeds, and its host is the backup's.
 func (c *Catalog) SetBackupStatus(ctx context.Context, id string, from, to Status) error {
 	return c.one(ctx, fmt.Sprintf("set backup %s from %s to %s", id, from, to),
-		`UPDATE backups SET status = ? WHERE id = ? AND status = ?`, to, id, from)
+		`UPDATE backups SET status = ?, host = ? WHERE id = ? AND status = ?`, to, c.host, id, from)
 }
 
 // UnwantBackup records that a backup is to be deleted as soon as its job has ended.
@@ -215,9 +82,10 @@ func (c *Catalog) ShowBackup(ctx context.Context, id string, shown Status) error
 
 // WarnBackup adds a sentence to the warning of a backup, and changes nothing
 // else of it; one that is not there (any more) needs none.
-func (c *Catalog) WarnBackup(ctx context.Context, id, sentence string) error {
+func (c *Catalog) WarnBackup(ctx context.Context, id, text string) error {
+	text = sentence(text)
 	return c.exec(ctx, "warn of backup "+id,
-		`UPDATE backups SET warning = CASE warning WHEN '' THEN ? ELSE warning || '; ' || ? END WHERE id = ?`, sentence, sentence, id)
+		`UPDATE backups SET warning = CASE warning WHEN '' THEN ? ELSE warning || '; ' || ? END WHERE id = ?`, text, text, id)
 }
 
 // RemoveBackup forgets a record; one that is not there is forgotten already.
@@ -265,14 +133,16 @@ func (c *Catalog) BackupsStoredAs(ctx context.Context, id string) ([]Backup, err
 
 // Parents returns the IDs of all backups that another was started from.
 func (c *Catalog) Parents(ctx context.Context) (map[string]bool, error) {
-	got := map[string]bool{}
-	err := c.rows(ctx, "list parents", func(r *sql.Rows) error {
-		var id string
-		err := r.Scan(&id)
+	l, err := list(ctx, c, "list parents", func(r *sql.Rows) (id string, err error) { return id, r.Scan(&id) },
+		`SELECT DISTINCT parent FROM backups WHERE parent <> ''`)
+	if err != nil {
+		return nil, err
+	}
+	got := make(map[string]bool, len(l))
+	for _, id := range l {
 		got[id] = true
-		return err
-	}, `SELECT DISTINCT parent FROM backups WHERE parent <> ''`)
-	return got, err
+	}
+	return got, nil
 }
 
 // UndecidedBackups returns the backups of which nobody knows yet whether their
@@ -282,11 +152,5 @@ func (c *Catalog) UndecidedBackups(ctx context.Context) ([]Backup, error) {
 }
 
 func (c *Catalog) backups(ctx context.Context, where string, args ...any) ([]Backup, error) {
-	var l []Backup
-	err := c.rows(ctx, "list backups", func(r *sql.Rows) error {
-		b, err := scanBackup(r)
-		l = append(l, b)
-		return err
-	}, `SELECT `+backupColumns+` FROM backups `+where+` ORDER BY created, id`, args...)
-	return l, err
+	return list(ctx, c, "list backups", scanBackup, `SELECT `+backupColumns+` FROM backups `+where+` ORDER BY created, id`, args...)
 }

@@ -1,11 +1,11 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -43,6 +43,7 @@ type Job struct {
 	Backup   string          `json:"backup"`                // ID
 	Target   string          `json:"target,omitempty"`      // of a restore: the volume's name or the file's path
 	Owner    string          `json:"owner"`                 // host and process
+	Host     string          `json:"host,omitempty"`        // that runs it; of one that is offered: that shall, empty = any
 	Error    string          `json:"error,omitempty"`
 	Code     string          `json:"code,omitempty"` // of a failed job: what kind of failure Error is; see the HTTP interface
 	Progress Progress        `json:"progress"`
@@ -64,28 +65,32 @@ type Progress struct {
 	Hole    int64  `json:"bytes_hole"`    // neither read nor written, as there is nothing
 }
 
-const jobColumns = `id, kind, state, volume, volume_id, backup_id, target, owner, error, progress, result, created, started, finished, code, snapshot_id`
+const jobColumns = `id, kind, state, volume, volume_id, backup_id, target, owner, error, progress, result, created, started, finished, code, snapshot_id, host`
 
-// PutJob writes a record, in place of the one with its ID if there is one.
+// PutJob writes a record, in place of the one with its ID if there is one. A job
+// that names no host is the host's.
 func (c *Catalog) PutJob(ctx context.Context, j Job) error {
+	return c.putJob(ctx, "record job "+j.ID, j, cmp.Or(j.Host, c.host), false)
+}
+
+func (c *Catalog) putJob(ctx context.Context, op string, j Job, host string, offered bool) error {
 	progress, err := json.Marshal(j.Progress)
 	if err != nil {
-		return fmt.Errorf("record job %s: %w", j.ID, err)
+		return fmt.Errorf("%s: %w", op, err)
 	}
-	v := []any{
-		j.ID, j.Kind, j.State, j.Volume, j.VolumeID, j.Backup, j.Target, j.Owner, j.Error,
-		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code, j.Snapshot,
-	}
-	return c.exec(ctx, "record job "+j.ID,
-		`INSERT OR REPLACE INTO jobs (`+jobColumns+`) VALUES (?`+strings.Repeat(", ?", len(v)-1)+`)`, v...)
+	return c.exec(ctx, op, putJob,
+		j.ID, j.Kind, j.State, j.Volume, j.VolumeID, j.Backup, j.Target, j.Owner, sentence(j.Error),
+		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code, j.Snapshot, host, offered)
 }
+
+var putJob = upsert("jobs", jobColumns+", offered", 1)
 
 func scanJob(r *sql.Rows) (Job, error) {
 	var j Job
 	var progress, result string
 	var created, started, finished int64
 	if err := r.Scan(&j.ID, &j.Kind, &j.State, &j.Volume, &j.VolumeID, &j.Backup, &j.Target, &j.Owner, &j.Error,
-		&progress, &result, &created, &started, &finished, &j.Code, &j.Snapshot); err != nil {
+		&progress, &result, &created, &started, &finished, &j.Code, &j.Snapshot, &j.Host); err != nil {
 		return j, err
 	}
 	j.Created, j.Started, j.Finished = moment(created), moment(started), moment(finished)
@@ -115,9 +120,10 @@ func (c *Catalog) Jobs(ctx context.Context, limit int) ([]Job, error) {
 	return c.jobs(ctx, `WHERE id IN (SELECT id FROM jobs ORDER BY created DESC, id DESC LIMIT ?)`, limit)
 }
 
-// UnfinishedJobs returns the jobs that are queued or running, oldest first.
+// UnfinishedJobs returns the host's jobs that are queued or running, oldest first,
+// without those that are offered to it.
 func (c *Catalog) UnfinishedJobs(ctx context.Context) ([]Job, error) {
-	return c.jobs(ctx, `WHERE state IN (?, ?)`, Queued, Running)
+	return c.jobs(ctx, `WHERE host = ? AND NOT offered AND state IN (?, ?)`, c.host, Queued, Running)
 }
 
 // TrimJobs forgets all finished jobs but the newest keep.
@@ -127,11 +133,5 @@ func (c *Catalog) TrimJobs(ctx context.Context, keep int) error {
 }
 
 func (c *Catalog) jobs(ctx context.Context, where string, args ...any) ([]Job, error) {
-	var l []Job
-	err := c.rows(ctx, "list jobs", func(r *sql.Rows) error {
-		j, err := scanJob(r)
-		l = append(l, j)
-		return err
-	}, `SELECT `+jobColumns+` FROM jobs `+where+` ORDER BY created, id`, args...)
-	return l, err
+	return list(ctx, c, "list jobs", scanJob, `SELECT `+jobColumns+` FROM jobs `+where+` ORDER BY created, id`, args...)
 }

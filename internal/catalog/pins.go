@@ -14,9 +14,11 @@ type Pin struct {
 	Made   bool   // the repository has it
 }
 
-// PutPin records a pin.
+// PutPin records a pin of the host's.
 func (c *Catalog) PutPin(ctx context.Context, p Pin) error {
-	return c.exec(ctx, "record pin "+p.ID, `INSERT OR REPLACE INTO pins (id, backup_id, export, made) VALUES (?, ?, ?, ?)`, p.ID, p.Backup, p.Export, p.Made)
+	return c.exec(ctx, "record pin "+p.ID, `INSERT INTO pins (id, backup_id, export, made, host) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET backup_id = excluded.backup_id, export = excluded.export, made = excluded.made, host = excluded.host`,
+		p.ID, p.Backup, p.Export, p.Made, c.host)
 }
 
 // RemovePin forgets a pin; one that is not there is forgotten already.
@@ -24,14 +26,9 @@ func (c *Catalog) RemovePin(ctx context.Context, id string) error {
 	return c.exec(ctx, "forget pin "+id, `DELETE FROM pins WHERE id = ?`, id)
 }
 
-// Pins returns all pins.
+// Pins returns all pins of the host's exports.
 func (c *Catalog) Pins(ctx context.Context) ([]Pin, error) {
-	var l []Pin
-	err := c.rows(ctx, "list pins", func(r *sql.Rows) error {
-		var p Pin
-		err := r.Scan(&p.ID, &p.Backup, &p.Export, &p.Made)
-		l = append(l, p)
-		return err
-	}, `SELECT id, backup_id, export, made FROM pins ORDER BY export, id`)
-	return l, err
+	return list(ctx, c, "list pins", func(r *sql.Rows) (p Pin, err error) {
+		return p, r.Scan(&p.ID, &p.Backup, &p.Export, &p.Made)
+	}, `SELECT id, backup_id, export, made FROM pins WHERE host = ? ORDER BY export, id`, c.host)
 }

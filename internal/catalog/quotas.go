@@ -3,7 +3,6 @@ package catalog
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,16 +33,21 @@ func (e *QuotaError) Error() string {
 // same transaction, whatever their state: there is no figure beside them that could
 // drift. Limits that nobody set are those of defaults; one below zero is none.
 func (c *Catalog) AddBackup(ctx context.Context, b Backup, defaults map[string]int64) error {
-	v, err := b.values()
+	v, err := b.values(c.host)
 	if err != nil {
 		return fmt.Errorf("record backup %s: %w", b.ID, err)
 	}
-	return c.tx(ctx, "record backup "+b.ID, func(tx *sql.Tx) error {
-		limits := maps.Clone(defaults)
-		if err := readLimits(ctx, tx, b.Project, limits); err != nil {
+	return c.tx(ctx, "record backup "+b.ID, func(ctx context.Context, q conn) error {
+		// Of the same project one at a time: what is counted stays true until the record is there.
+		if err := c.d.alone(ctx, q, "cairn quota "+b.Project); err != nil {
 			return err
 		}
-		used, err := readUsage(ctx, tx, b.Project)
+		limits := map[string]int64{}
+		maps.Copy(limits, defaults)
+		if err := readLimits(ctx, q, b.Project, limits); err != nil {
+			return err
+		}
+		used, err := readUsage(ctx, q, b.Project)
 		if err != nil {
 			return err
 		}
@@ -56,7 +60,7 @@ func (c *Catalog) AddBackup(ctx context.Context, b Backup, defaults map[string]i
 				return &QuotaError{x.resource, most, used[x.resource], x.more}
 			}
 		}
-		_, err = tx.ExecContext(ctx, putBackup, v...)
+		_, err = q.exec(ctx, putBackup, v...)
 		return err
 	})
 }
@@ -64,49 +68,42 @@ func (c *Catalog) AddBackup(ctx context.Context, b Backup, defaults map[string]i
 // BackupUsage returns what a project has of QuotaBackups and QuotaGigabytes.
 func (c *Catalog) BackupUsage(ctx context.Context, project string) (map[string]int64, error) {
 	var used map[string]int64
-	err := c.tx(ctx, "count backups", func(tx *sql.Tx) (err error) {
-		used, err = readUsage(ctx, tx, project)
+	err := c.tx(ctx, "count backups", func(ctx context.Context, q conn) (err error) {
+		used, err = readUsage(ctx, q, project)
 		return err
 	})
 	return used, err
 }
 
-func readUsage(ctx context.Context, tx *sql.Tx, project string) (map[string]int64, error) {
+func readUsage(ctx context.Context, q conn, project string) (map[string]int64, error) {
 	var n, size int64
-	err := tx.QueryRowContext(ctx, `SELECT COUNT(*), COALESCE(SUM((size + 1073741823) / 1073741824), 0) FROM backups WHERE project = ?`, project).Scan(&n, &size)
+	err := q.row(ctx, []any{&n, &size}, `SELECT COUNT(*), CAST(COALESCE(SUM((size + 1073741823) / 1073741824), 0) AS BIGINT) FROM backups WHERE project = ?`, project)
 	return map[string]int64{QuotaBackups: n, QuotaGigabytes: size}, err
 }
 
 // Limits returns the limits that were set for a project.
 func (c *Catalog) Limits(ctx context.Context, project string) (map[string]int64, error) {
 	limits := map[string]int64{}
-	err := c.tx(ctx, "read quota", func(tx *sql.Tx) error { return readLimits(ctx, tx, project, limits) })
+	err := c.tx(ctx, "read quota", func(ctx context.Context, q conn) error { return readLimits(ctx, q, project, limits) })
 	return limits, err
 }
 
 // readLimits puts the limits of a project over those that are there.
-func readLimits(ctx context.Context, tx *sql.Tx, project string, limits map[string]int64) (err error) {
-	rows, err := tx.QueryContext(ctx, `SELECT resource, most FROM quotas WHERE project = ?`, project)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
+func readLimits(ctx context.Context, q conn, project string, limits map[string]int64) error {
+	return q.rows(ctx, func(r *sql.Rows) error {
 		var resource string
 		var most int64
-		if err := rows.Scan(&resource, &most); err != nil {
-			return err
-		}
+		err := r.Scan(&resource, &most)
 		limits[resource] = most
-	}
-	return rows.Err()
+		return err
+	}, `SELECT resource, most FROM quotas WHERE project = ?`, project)
 }
 
 // SetLimits sets limits of a project, all or none; those that are not named stay.
 func (c *Catalog) SetLimits(ctx context.Context, project string, limits map[string]int64) error {
-	return c.tx(ctx, "set quota", func(tx *sql.Tx) error {
+	return c.tx(ctx, "set quota", func(ctx context.Context, q conn) error {
 		for _, resource := range slices.Sorted(maps.Keys(limits)) {
-			if _, err := tx.ExecContext(ctx, `INSERT INTO quotas (project, resource, most) VALUES (?, ?, ?)
+			if _, err := q.exec(ctx, `INSERT INTO quotas (project, resource, most) VALUES (?, ?, ?)
 				ON CONFLICT (project, resource) DO UPDATE SET most = excluded.most`, project, resource, limits[resource]); err != nil {
 				return err
 			}
@@ -118,20 +115,4 @@ func (c *Catalog) SetLimits(ctx context.Context, project string, limits map[stri
 // RemoveLimits forgets what was set for a project.
 func (c *Catalog) RemoveLimits(ctx context.Context, project string) error {
 	return c.exec(ctx, "forget quota", `DELETE FROM quotas WHERE project = ?`, project)
-}
-
-// tx runs f in a transaction, which is committed when f returns nil.
-func (c *Catalog) tx(ctx context.Context, op string, f func(tx *sql.Tx) error) error {
-	tx, err := c.db.BeginTx(ctx, nil)
-	if err != nil {
-		return c.explain(op, err)
-	}
-	if err = f(tx); err != nil {
-		_ = tx.Rollback() // the error that led here matters
-		return c.explain(op, err)
-	}
-	if err = tx.Commit(); err != nil {
-		return c.explain(op, err)
-	}
-	return nil
 }
