@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -43,6 +44,8 @@ func TestCodes(t *testing.T) {
 		{restore.ErrExists, CodeConflict},
 		{restore.ErrHeld, CodeBusy},
 		{serve.ErrBusy, CodeBusy},
+		{catalog.ErrUnavailable, CodeUnavailable},
+		{catalog.ErrText, CodeInvalid},
 	} {
 		if e := asError(fmt.Errorf("do it: %w", x.err)); e.Code != x.want {
 			t.Errorf("%v: code %s, want %s", x.err, e.Code, x.want)

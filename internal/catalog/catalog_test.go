@@ -37,6 +37,16 @@ func openTest(t *testing.T, where string) *Catalog {
 	return c
 }
 
+// agents opens a catalog as several agents do that share it. Of SQLite there is one.
+func agents(t *testing.T, where string) []*Catalog {
+	t.Helper()
+	l := []*Catalog{openTest(t, where)}
+	for isPostgres(where) && len(l) < 3 {
+		l = append(l, openTest(t, where))
+	}
+	return l
+}
+
 func reopen(t *testing.T, c *Catalog, where string) *Catalog {
 	t.Helper()
 	if err := c.Close(); err != nil {

@@ -2,9 +2,12 @@ package catalog
 
 import (
 	"crypto/sha256"
+	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -133,5 +136,37 @@ func TestForeign(t *testing.T) {
 	var n int
 	if err = c.db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&n); err != nil || n != 1 {
 		t.Errorf("%d tables, %v", n, err)
+	}
+}
+
+// Both databases have the same tables and columns, and the page names each of them.
+func TestSchemaPage(t *testing.T) {
+	page, err := os.ReadFile("SCHEMA.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	column := func(r *sql.Rows) (s string, err error) { return s, r.Scan(&s) }
+	columns := map[string][]string{}
+	for name, query := range map[string]string{
+		"sqlite": `SELECT m.name || '.' || p.name FROM sqlite_master m JOIN pragma_table_info(m.name) p WHERE m.type = 'table' ORDER BY 1`,
+		"postgres": `SELECT table_name || '.' || column_name COLLATE "C" FROM information_schema.columns
+			WHERE table_schema = 'public' AND table_name <> 'schema_version' ORDER BY 1`,
+	} {
+		c := openTest(t, databases[name](t))
+		if columns[name], err = list(t.Context(), c, "list columns", column, query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(columns["sqlite"]) < 60 || !slices.Equal(columns["sqlite"], columns["postgres"]) {
+		t.Errorf("sqlite: %v\npostgres: %v", columns["sqlite"], columns["postgres"])
+	}
+	for _, name := range columns["sqlite"] {
+		table, col, _ := strings.Cut(name, ".")
+		if !strings.Contains(string(page), "`"+table+"`") || !strings.Contains(string(page), "`"+col+"`") {
+			t.Errorf("%s is not in SCHEMA.md", name)
+		}
+	}
+	if last := fmt.Sprintf("| %d | ", len(migrations)); !strings.Contains(string(page), last) {
+		t.Errorf("version %d is not in SCHEMA.md", len(migrations))
 	}
 }

@@ -44,12 +44,11 @@ var postgresDialect = &dialect{
 	version:    pgVersion,
 	setVersion: pgSetVersion,
 	begin: func(ctx context.Context, q conn) error {
-		// The first upgrade to come does it; its statements take what they take.
-		if err := lock(ctx, q, "cairn schema"); err != nil {
+		// The first to come does the upgrade, of a large catalog perhaps; the others wait for it.
+		if _, err := q.exec(ctx, `SET LOCAL statement_timeout = '10min'`); err != nil {
 			return err
 		}
-		_, err := q.exec(ctx, `SET LOCAL statement_timeout = 0`)
-		return err
+		return lock(ctx, q, "cairn schema")
 	},
 	alone: lock,
 	again: func(err error) bool {
@@ -117,6 +116,7 @@ func openPostgres(cfg *pgx.ConnConfig) *Catalog {
 
 // explainPostgres makes an error of PostgreSQL one of ours.
 func explainPostgres(name string, err error) error {
+	err = flat(err)
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch class := e.Code[:min(2, len(e.Code))]; {
 		case e.Code == "53100":
@@ -140,6 +140,23 @@ func explainPostgres(name string, err error) error {
 	}
 	return err
 }
+
+// flatError is an error on one line: the driver puts each address that it tried on
+// one of its own.
+type flatError struct{ error }
+
+func flat(err error) error {
+	if strings.ContainsRune(err.Error(), '\n') {
+		return flatError{err}
+	}
+	return err
+}
+
+func (e flatError) Error() string {
+	return strings.NewReplacer(":\n\t", ": ", "\n\t", "; ", "\n", "; ").Replace(e.error.Error())
+}
+
+func (e flatError) Unwrap() error { return e.error }
 
 func unavailable(name string, err error) error {
 	return fmt.Errorf("%w: check %s (%w)", ErrUnavailable, name, err)

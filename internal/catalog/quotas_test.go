@@ -15,13 +15,14 @@ import (
 func TestQuotaAtOnce(t *testing.T) {
 	for name, place := range databases {
 		t.Run(name, func(t *testing.T) {
-			c := openTest(t, place(t))
+			all := agents(t, place(t))
+			c := all[0]
 			var wg sync.WaitGroup
 			made, refused := make(chan string, 50), make(chan error, 50)
 			for i := range 50 {
 				wg.Go(func() {
 					b := Backup{ID: fmt.Sprint("b", i), Project: "p", Status: Creating, Size: 3 << 30}
-					if err := c.AddBackup(t.Context(), b, map[string]int64{QuotaBackups: 10, QuotaGigabytes: -1}); err != nil {
+					if err := all[i%len(all)].AddBackup(t.Context(), b, map[string]int64{QuotaBackups: 10, QuotaGigabytes: -1}); err != nil {
 						refused <- err
 						return
 					}
