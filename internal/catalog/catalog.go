@@ -79,6 +79,15 @@ func (c *Catalog) For(host string) *Catalog {
 	return &v
 }
 
+// Host returns the host as which the catalog is seen.
+func (c *Catalog) Host() string { return c.host }
+
+// Name returns where the catalog is, for people: without secrets.
+func (c *Catalog) Name() string { return c.name }
+
+// Shared says whether the agents of several hosts may have the catalog open.
+func (c *Catalog) Shared() bool { return c.d == postgresDialect }
+
 // Close closes the catalog.
 func (c *Catalog) Close() error {
 	if err := c.db.Close(); err != nil {

@@ -126,6 +126,13 @@ func (c *Catalog) UnfinishedJobs(ctx context.Context) ([]Job, error) {
 	return c.jobs(ctx, `WHERE host = ? AND NOT offered AND state IN (?, ?)`, c.host, Queued, Running)
 }
 
+// JobsElsewhere returns the jobs that work on a backup, or will, at other hosts that
+// are up, oldest first.
+func (c *Catalog) JobsElsewhere(ctx context.Context, backup string) ([]Job, error) {
+	return c.jobs(ctx, `WHERE backup_id = ? AND host <> ? AND NOT offered AND state IN (?, ?)
+		AND host IN (SELECT name FROM hosts WHERE beat > `+c.d.now+` - ?)`, backup, c.host, Queued, Running, int64(DownAfter))
+}
+
 // TrimJobs forgets all finished jobs but the newest keep.
 func (c *Catalog) TrimJobs(ctx context.Context, keep int) error {
 	return c.exec(ctx, "trim jobs", `DELETE FROM jobs WHERE state NOT IN (?, ?)

@@ -49,3 +49,30 @@ func TestJobs(t *testing.T) {
 		})
 	}
 }
+
+// What other hosts work on is told as long as they are up.
+func TestJobsElsewhere(t *testing.T) {
+	for name, place := range databases {
+		t.Run(name, func(t *testing.T) {
+			c := openTest(t, place(t))
+			ctx := t.Context()
+			a := c.For("a")
+			must(
+				t, c.BeatHost(ctx, Host{Name: "a", ID: "1"}), c.BeatHost(ctx, Host{Name: "b", ID: "2"}),
+				a.PutJob(ctx, Job{ID: "runs", Backup: "x", State: Running}), a.PutJob(ctx, Job{ID: "ended", Backup: "x", State: Succeeded}),
+				a.PutJob(ctx, Job{ID: "other", Backup: "y", State: Running}), c.For("gone").PutJob(ctx, Job{ID: "left", Backup: "x", State: Running}),
+				a.OfferJob(ctx, Job{ID: "offered", Backup: "x", Host: "a"}),
+			)
+			if l, err := c.For("b").JobsElsewhere(ctx, "x"); err != nil || len(l) != 1 || l[0].ID != "runs" || l[0].Host != "a" {
+				t.Errorf("%+v, %v", l, err)
+			}
+			if l, err := a.JobsElsewhere(ctx, "x"); err != nil || len(l) != 0 {
+				t.Errorf("its own: %+v, %v", l, err)
+			}
+			must(t, c.one(ctx, "age", `UPDATE hosts SET beat = beat - ? WHERE name = 'a'`, int64(DownAfter)))
+			if l, err := c.For("b").JobsElsewhere(ctx, "x"); err != nil || len(l) != 0 {
+				t.Errorf("of a host that is down: %+v, %v", l, err)
+			}
+		})
+	}
+}

@@ -18,6 +18,17 @@ type place struct {
 
 var scheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 
+// Check refuses an address of a catalog that [Open] would refuse without looking.
+func Check(where string) error {
+	if _, err := parsePlace(where); err != nil {
+		return fmt.Errorf("catalog: %w", err)
+	}
+	return nil
+}
+
+// HasPassword says whether an address of a catalog may have a password in it.
+func HasPassword(where string) bool { return isPostgres(where) && secret(where) }
+
 // parsePlace reads what [Open] is given.
 func parsePlace(where string) (place, error) {
 	switch file, sqlite := strings.CutPrefix(where, "sqlite:"); {

@@ -55,6 +55,22 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+func TestHasPassword(t *testing.T) {
+	for where, want := range map[string]bool{
+		"sqlite:/x:y@z": false, "postgres://u@db:5432/cairn": false, "postgres:///cairn?host=/run/postgresql": false,
+		"postgres://u:x@db/cairn": true, "postgresql://db/cairn?user=u&password=x": true, "postgres://db/cairn?pass%77ord=x": true,
+	} {
+		if got := HasPassword(where); got != want {
+			t.Errorf("%s: %v", where, got)
+		}
+	}
+	for where, want := range map[string]bool{"sqlite:x": true, "postgres://u@db/cairn": true, "mysql://db/x": false, "sqlite:": false} {
+		if err := Check(where); (err == nil) != want {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
+}
+
 // No password is shown, whatever it is and wherever it stands, when nobody answers
 // or when the address makes no sense.
 func TestNoPasswordShown(t *testing.T) {
