@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
@@ -38,6 +39,7 @@ type Options struct {
 
 	API     *API   // nil = the Block Storage API is not served
 	Host    string // what other hosts call this one; empty = the machine's name
+	Catalog string // of the default repository, see [catalog.Open]; empty = a file in State
 	Webhook string // URL that notifications go to; empty = none
 
 	Serve   *serve.Client
@@ -89,6 +91,17 @@ func Check(ctx context.Context, state, socket string) error {
 	}
 	return lock.Close()
 }
+
+// CheckCatalog refuses what cannot be where a catalog is, see [Options].
+func CheckCatalog(where string) error {
+	if err := catalog.Check(where); err != nil {
+		return refuse(CodeInvalid, "%v", err)
+	}
+	return nil
+}
+
+// HasPassword says whether there may be a password in where a catalog is.
+func HasPassword(where string) bool { return catalog.HasPassword(where) }
 
 // Run runs an agent until ctx ends, and calls ready once it answers on the
 // socket. Jobs that run when ctx ends are canceled: they are settled before

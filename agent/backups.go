@@ -284,7 +284,7 @@ func (s *server) drop(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.unused(b); err != nil {
+	if err := s.unused(ctx, b); err != nil {
 		return err
 	}
 	s.tell(ctx, eventDeleteStart, b, nil)
@@ -332,12 +332,15 @@ func (s *server) forget(ctx context.Context, b Backup) error {
 }
 
 // unused refuses a backup that somebody uses.
-func (s *server) unused(b Backup) error {
+func (s *server) unused(ctx context.Context, b Backup) error {
 	if how, ok := s.exports.of(b.ID); ok {
 		return refuse(CodeBusy, "backup %s is %s: end that first (\"cairn unexport\" or \"cairn umount\")", b.ID, how)
 	}
 	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
 		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)
+	}
+	if err := s.unusedElsewhere(ctx, b); err != nil {
+		return err
 	}
 	if s.late.has(b.ID) {
 		return refuse(CodeBusy, "backup %s has ended, but that could not be recorded yet: see to it that there is room in the agent's state folder %s", b.ID, s.o.State)

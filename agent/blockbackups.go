@@ -83,7 +83,7 @@ func (b *blockStorage) shownBackup(x Backup, parents map[string]bool, progress m
 	out := cinderapi.Backup{
 		ID: x.ID, Project: x.Project, User: x.User, Name: x.Name, Description: x.Description, Status: shownStatus(x), FailReason: x.FailReason,
 		VolumeID: x.VolumeID, SnapshotID: x.SnapshotID, Container: orElse(x.Container, backend), Size: gib(x.Size), Objects: (x.BytesShards + packBytes - 1) / packBytes,
-		Incremental: x.Incremental, Dependent: parents[x.ID], Metadata: x.Metadata, Host: b.host, Created: x.Created, Updated: x.Updated, DataTime: x.DataTime,
+		Incremental: x.Incremental, Dependent: parents[x.ID], Metadata: x.Metadata, Host: orElse(x.Host, b.host), Created: x.Created, Updated: x.Updated, DataTime: x.DataTime,
 	}
 	if out.DataTime.IsZero() {
 		out.DataTime = x.Created
@@ -230,6 +230,11 @@ func (b *blockStorage) ResetBackup(ctx context.Context, id, status string) error
 	default:
 		return cinderapi.Invalid("Invalid backup: Cairn knows the state of its backups: only available and error can be set, not %q", status)
 	}
+	if l, jerr := b.cat.JobsElsewhere(ctx, x.ID); jerr != nil {
+		return jerr
+	} else if len(l) > 0 {
+		return cinderapi.Invalid("Invalid backup: backup %s has a %s job at host %s: reset it there", x.ID, l[0].Kind, l[0].Host)
+	}
 	switch x.Status {
 	case catalog.Restoring:
 		b.cancelJobs(ctx, func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == x.ID })
@@ -252,9 +257,13 @@ func (b *blockStorage) ResetBackup(ctx context.Context, id, status string) error
 
 // dropUnwanted deletes the backups that somebody canceled, once their jobs have ended.
 func (s *server) dropUnwanted(ctx context.Context) error {
+	mine, err := s.settles(ctx)
+	if err != nil {
+		return err
+	}
 	all, err := s.cat.Backups(ctx)
 	for _, x := range all {
-		if !x.Unwanted || x.Status != catalog.Available && x.Status != catalog.Failed || x.Undecided {
+		if !mine(x) || !x.Unwanted || x.Status != catalog.Available && x.Status != catalog.Failed || x.Undecided {
 			continue
 		}
 		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == x.ID }); !busy {

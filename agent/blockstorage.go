@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/cinderapi"
@@ -51,16 +50,6 @@ func typeOf(ref string) (cinderapi.Type, bool) {
 		}
 	}
 	return cinderapi.Type{}, false
-}
-
-// Hosts returns the services that there are.
-func (b *blockStorage) Hosts(ctx context.Context) ([]cinderapi.Host, error) {
-	now := time.Now().UTC()
-	_, err := b.serve.Status(ctx)
-	return []cinderapi.Host{
-		{Binary: "cinder-backup", Name: b.host, Zone: b.Zone(), Up: b.closed() == nil, Updated: now},
-		{Binary: "cinder-volume", Name: b.host + "@" + backend, Zone: b.Zone(), Up: err == nil, Updated: now},
-	}, nil
 }
 
 // What a project may have when nobody said otherwise, as in Cinder.

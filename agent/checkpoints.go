@@ -145,6 +145,9 @@ func (s *server) tidySnapshots(ctx context.Context) error {
 	// drops it when it restarts.
 	ours := map[string]string{}
 	for _, b := range backups {
+		if !s.own(b) {
+			continue
+		}
 		ours[tempSnapshot(b.ID)] = b.ID
 	}
 	for _, snap := range l {

@@ -94,7 +94,11 @@ func (h *hub) claim(ctx context.Context, s *server, id string) (lost []*server, 
 
 // foreign refuses the repository with this ID, as the catalog is of another.
 func (s *server) foreign(id string) *Error {
-	return refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or move the file away, so that a new one is made from what the repository has", s.catalog, s.bound, id)
+	way := "move the file away"
+	if s.cat.Shared() {
+		way = "give an empty database"
+	}
+	return refuse(CodeConflict, "%s is of repository %s, and the stores that are given now are of repository %s: give the stores that belong to it, or %s, so that a new one is made from what the repository has", s.cat.Name(), s.bound, id, way)
 }
 
 // refusal says that what s would open is o's.

@@ -64,7 +64,7 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, p *pool, ended func()) *e
 // the job is canceled before its turn, or its start cannot be recorded: its
 // context has ended then.
 func (e *engine) submit(ctx context.Context, j Job, work func(ctx context.Context, t *task) (any, error)) (Job, error) {
-	j.ID, j.State, j.Owner, j.Created = uuid.NewString(), catalog.Queued, e.owner, time.Now().UTC()
+	j.ID, j.State, j.Owner, j.Host, j.Created = uuid.NewString(), catalog.Queued, e.owner, e.cat.Host(), time.Now().UTC()
 	t := &task{e: e, job: j, work: work, done: make(chan struct{})}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -245,6 +245,9 @@ func (e *engine) cancelJob(ctx context.Context, ref string) (Job, error) {
 			e.poke()
 			return t.job, nil
 		}
+	}
+	if !j.State.Final() {
+		return j, refuse(CodeConflict, "job %s is one of host %s: cancel it there", j.ID, j.Host)
 	}
 	return j, refuse(CodeConflict, "job %s has ended already (%s): there is nothing to cancel", j.ID, j.State)
 }

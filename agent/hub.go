@@ -48,6 +48,8 @@ type hub struct {
 	noting      sync.Mutex // held while what is noted of a volume changes
 
 	mu sync.Mutex // of what the servers claim
+
+	failed chan error // why the agent cannot go on
 }
 
 // broken is a repository whose state cannot be opened. The others work without it, and
@@ -64,7 +66,15 @@ func newHub(o Options) *hub {
 	host := orElse(o.Host, hostName())
 	return &hub{
 		o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
-		host: host, notify: newNotifier(o.Logger, host, o.Webhook),
+		host: host, notify: newNotifier(o.Logger, host, o.Webhook), failed: make(chan error, 3),
+	}
+}
+
+// fail ends the agent.
+func (h *hub) fail(err error) {
+	select {
+	case h.failed <- err:
+	default: // it ends already
 	}
 }
 
@@ -179,11 +189,10 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		Handler: h.audited(h.routes()), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return base }, ConnContext: withPeer,
 	}}
-	failed := make(chan error, 2)
-	wg.Go(func() { failed <- webs[0].Serve(l) })
+	wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", webs[0].Serve(l))) })
 	if h.o.API != nil {
 		webs = append(webs, h.apiServer(base))
-		wg.Go(func() { failed <- webs[1].Serve(h.o.API.Listener) })
+		wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", webs[1].Serve(h.o.API.Listener))) })
 	}
 	if ready != nil {
 		ready()
@@ -192,8 +201,7 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	var err error
 	select {
 	case <-ctx.Done():
-	case err = <-failed:
-		err = fmt.Errorf("serve requests: %w", err)
+	case err = <-h.failed:
 	}
 	stopWork()
 	work.Wait()

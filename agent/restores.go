@@ -389,9 +389,13 @@ func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Ext
 func (s *server) tidyRestoring(ctx context.Context) error {
 	s.deciding.Lock() // against a restore that is about to be queued
 	defer s.deciding.Unlock()
+	mine, err := s.settles(ctx)
+	if err != nil {
+		return err
+	}
 	l, err := s.cat.Backups(ctx)
 	for _, b := range l {
-		if b.Status == catalog.Restoring {
+		if b.Status == catalog.Restoring && mine(b) {
 			err = errors.Join(err, s.notRestoring(ctx, b.ID, ""))
 		}
 	}
@@ -403,6 +407,9 @@ func (s *server) tidyRestoring(ctx context.Context) error {
 func (s *server) notRestoring(ctx context.Context, backup, job string) error {
 	if _, busy := s.jobs.using(func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == backup && j.ID != job }); busy {
 		return nil
+	}
+	if busy, err := s.restoredElsewhere(ctx, backup); busy || err != nil {
+		return err
 	}
 	err := s.cat.SetBackupStatus(ctx, backup, catalog.Restoring, catalog.Available)
 	if errors.Is(err, catalog.ErrNotFound) {

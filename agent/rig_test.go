@@ -42,6 +42,8 @@ type rig struct {
 	scrub  Scrub
 	others []Repo
 
+	host, catalog string // see Options
+
 	stopServe, stopAgent func()
 }
 
@@ -49,14 +51,18 @@ type rig struct {
 func newRig(t tester, dir string) *rig {
 	t.Helper()
 	r := &rig{tester: t, dir: dir}
-	var stores []objstore.Store
+	r.init(r.six())
+	return r
+}
+
+// six makes the rig's stores.
+func (r *rig) six() (stores []objstore.Store) {
 	for i := range 6 {
 		f := memstore.WithFaults(memstore.New(fmt.Sprintf("mem%d", i)), memstore.Faults{})
 		r.stores = append(r.stores, f)
 		stores = append(stores, f)
 	}
-	r.init(stores)
-	return r
+	return stores
 }
 
 func (r *rig) init(stores []objstore.Store) {
@@ -69,6 +75,12 @@ func (r *rig) init(stores []objstore.Store) {
 	if r.repo, err = repository.Open(ctx, repository.Options{Stores: stores, Password: []byte("secret"), CacheDir: filepath.Join(r.dir, "cache"), Agent: "test"}); err != nil {
 		r.Fatal(err)
 	}
+	r.startBoth()
+}
+
+// startBoth starts the data plane and the agent.
+func (r *rig) startBoth() {
+	r.Helper()
 	r.serve, r.agent = serve.NewClient(filepath.Join(r.dir, "c")), NewClient(filepath.Join(r.dir, "a"))
 	r.startServe()
 	r.startAgent()
@@ -86,7 +98,7 @@ func (r *rig) startAgent() {
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, Host: r.host, Catalog: r.catalog, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
 		}, ready)
 	})
 }

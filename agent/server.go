@@ -30,7 +30,7 @@ type server struct {
 	hub     *hub
 	name    string
 	log     *slog.Logger
-	catalog string // its file
+	hostID  string // of the state folder, where the catalog is shared
 	cat     *catalog.Catalog
 	repo    *repository.Repository // once it is open
 	serve   *serve.Client
@@ -65,8 +65,11 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 	if err := os.MkdirAll(overlays, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder: %w", err)
 	}
-	file := filepath.Join(dir, "catalog.db")
-	cat, err := catalog.Open(ctx, file)
+	where := filepath.Join(dir, "catalog.db")
+	if name == DefaultRepository && h.o.Catalog != "" {
+		where = h.o.Catalog
+	}
+	cat, err := catalog.Open(ctx, where)
 	if err != nil {
 		return nil, err
 	}
@@ -75,13 +78,20 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		log = log.With(slog.String("repository", name))
 	}
 	s := &server{
-		o: h.o, hub: h, name: name, log: log, cat: cat, catalog: file, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
-		exports: newExports(cat, nil, log, h.o.NBDDir, overlays), reason: "it is being opened",
-		tried: make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
+		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
+		reason: "it is being opened",
+		tried:  make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if s.bound, err = cat.Setting(ctx, bindingKey); err != nil {
 		return nil, errors.Join(fmt.Errorf("read whose the catalog is: %w", err), cat.Close())
 	}
+	if cat.Shared() { // whose it is is the same for all of its hosts
+		if err = s.join(ctx); err != nil {
+			return nil, errors.Join(err, cat.Close())
+		}
+		cat = s.cat
+	}
+	s.exports = newExports(cat, nil, log, h.o.NBDDir, overlays)
 	// Their names are taken, also while the repository is not open.
 	exported, err := cat.Exports(ctx)
 	if err != nil {
@@ -106,6 +116,9 @@ func (s *server) close() error {
 
 // settle takes the repository, which is claimed, and what the last agent left.
 func (s *server) settle(ctx context.Context, r *repository.Repository) error {
+	if err := s.beat(ctx); err != nil { // the host's records might be another agent's now
+		return err
+	}
 	s.repo, s.exports.repo = r, r
 	err := s.recover(ctx)
 	if err != nil {
@@ -126,4 +139,7 @@ func (s *server) work(ctx context.Context, group *sync.WaitGroup) {
 	group.Go(func() { s.jobs.run(ctx) })
 	group.Go(func() { s.reconcile(ctx) })
 	group.Go(func() { s.scrub(ctx) })
+	if s.cat.Shared() {
+		group.Go(func() { s.keepBeating(ctx) })
+	}
 }

@@ -36,6 +36,9 @@ func (s *server) recover(ctx context.Context) error {
 		return err
 	}
 	for _, b := range backups {
+		if !s.own(b) { // its agent may run
+			continue
+		}
 		if err := s.recoverBackup(ctx, b); err != nil {
 			return err
 		}
@@ -195,6 +198,14 @@ func (s *server) adopt(ctx context.Context) (int, error) {
 		if err := errors.Join(s.cat.PutBackup(ctx, known(x)), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID})); err != nil {
 			return found, err
 		}
+		if s.cat.Shared() { // another agent may have deleted it since it was listed, and its record before this one came
+			if _, gerr := s.repo.Backup(ctx, x.ID); errors.Is(gerr, repository.ErrNotFound) {
+				if err := s.cat.RemoveBackup(ctx, x.ID); err != nil {
+					return found, err
+				}
+				continue
+			}
+		}
 		found++
 		s.log.LogAttrs(ctx, slog.LevelInfo, "backup found in the repository", slog.String("backup", x.ID), slog.String("volume", x.Volume))
 	}
@@ -304,8 +315,15 @@ func (s *server) recordLate(ctx context.Context) error {
 func (s *server) decideAll(ctx context.Context) error {
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
+	mine, err := s.settles(ctx)
+	if err != nil {
+		return err
+	}
 	l, err := s.cat.UndecidedBackups(ctx)
 	for _, b := range l {
+		if !mine(b) {
+			continue
+		}
 		if _, busy := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); busy {
 			continue
 		}
@@ -319,9 +337,13 @@ func (s *server) decideAll(ctx context.Context) error {
 func (s *server) deleteAll(ctx context.Context) error {
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
+	mine, err := s.settles(ctx)
+	if err != nil {
+		return err
+	}
 	l, err := s.cat.Backups(ctx)
 	for _, b := range l {
-		if b.Status == catalog.Deleting {
+		if b.Status == catalog.Deleting && mine(b) {
 			err = errors.Join(err, s.finishDelete(ctx, b))
 		}
 	}
