@@ -34,6 +34,7 @@ func agentCommand() *cli.Command {
 		nbdDirFlag(),
 		storeFlag(),
 		passwordFlag(),
+		&cli.StringFlag{Name: "catalog", Usage: "`where` the records are: sqlite:FILE, or postgres://USER@HOST/DATABASE, which the agents of several hosts may share; its password is not given here but in a file that PGPASSFILE names (a file in the state folder, if not given)"},
 		&cli.StringSliceFlag{Name: "repo", Usage: "`NAME=FILE`: one more repository, which commands mean with --repo NAME; FILE has its stores, password-file and retain, as the settings file; once for each"},
 		&cli.StringFlag{Name: "api-listen", Usage: "serve OpenStack's Block Storage API on this `HOST:PORT`"},
 		&cli.StringFlag{Name: "api-tls-cert", Usage: "`file` with the certificate of the API in PEM, and those between it and the authority"},
@@ -129,7 +130,7 @@ func (s *agentSettings) options(log *slog.Logger) agent.Options {
 		Logger: log, Version: version, KeepPriority: s.KeepPriority,
 		Limits: agent.Limits{ConcurrentJobs: s.Jobs, ReadBytesPerSecond: s.readLimit, Retain: s.retain},
 		Scrub:  agent.Scrub{Every: s.scrub, Rate: s.scrubRate},
-		Host:   s.Host, Webhook: s.Webhook,
+		Host:   s.Host, Webhook: s.Webhook, Catalog: s.Catalog,
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Repositories)) {
 		x := s.Repositories[name]
@@ -181,7 +182,7 @@ func inUse(state string) (string, error) {
 		return "", fmt.Errorf("look at the state folder: %w", err)
 	}
 	for _, e := range entries {
-		if n := e.Name(); n == "catalog.db" || n == "password" {
+		if n := e.Name(); n == "catalog.db" || n == "password" || n == agent.HostIDName {
 			return n, nil
 		}
 	}

@@ -26,6 +26,7 @@ type agentSettings struct {
 	NBDDir       string   `yaml:"nbd-dir"`
 	Stores       []string `yaml:"stores"`
 	PasswordFile string   `yaml:"password-file"`
+	Catalog      string   `yaml:"catalog"`
 	Group        string   `yaml:"group"`
 	Init         bool     `yaml:"init"`
 	Jobs         int      `yaml:"jobs"`
@@ -80,6 +81,9 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.Control, "control")
 	text(&s.NBDDir, "nbd-dir")
 	text(&s.PasswordFile, "password-file")
+	if err := s.takeCatalog(c); err != nil {
+		return nil, err
+	}
 	text(&s.Group, "group")
 	text(&s.ReadLimit, "read-limit")
 	text(&s.Retain, "retain")
@@ -116,7 +120,10 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 }
 
 func (s *agentSettings) check() error {
-	var err error
+	err := s.checkCatalog()
+	if err != nil {
+		return err
+	}
 	if s.ReadLimit != "" {
 		if s.readLimit, err = parseSize(s.ReadLimit); err != nil {
 			return fmt.Errorf("read-limit: %w", err)
@@ -160,6 +167,9 @@ func (s *agentSettings) read(name string) error {
 	}
 	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile, &s.APICert, &s.APIKey, &s.Users, &s.AdminToken} {
 		*p = beside(name, *p)
+	}
+	if file, ok := strings.CutPrefix(s.Catalog, sqliteScheme); ok && file != "" {
+		s.Catalog = sqliteScheme + beside(name, file)
 	}
 	for repo, x := range s.Repositories {
 		if x == nil {

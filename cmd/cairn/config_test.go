@@ -160,3 +160,48 @@ func TestSettingsAreComplete(t *testing.T) {
 		}
 	}
 }
+
+// The catalog is a file beside the settings, or a database whose password no command
+// line shows.
+func TestCatalogSettings(t *testing.T) {
+	const db = "postgres://cairn@db:5432/cairn?sslmode=verify-full"
+	for _, c := range []struct {
+		file string
+		args []string
+		want string
+	}{
+		{file: "catalog: sqlite:records.db", want: "sqlite:DIR/records.db"},
+		{file: "catalog: sqlite:/x/records.db", want: "sqlite:/x/records.db"},
+		{file: "catalog: " + db, want: db},
+		{file: "catalog: postgres://cairn:secret@db/cairn", want: "postgres://cairn:secret@db/cairn"},
+		{file: "catalog: sqlite:/x", args: []string{"--catalog", db}, want: db},
+		{args: []string{"--catalog", "sqlite:/x/y"}, want: "sqlite:/x/y"},
+		{},
+	} {
+		s, err := settings(t, c.file, c.args...)
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		dir := filepath.Dir(strings.TrimPrefix(s.Catalog, "sqlite:"))
+		if got := strings.Replace(s.Catalog, dir, "DIR", 1); got != c.want && s.Catalog != c.want {
+			t.Errorf("%+v: %s", c, s.Catalog)
+		}
+	}
+	for _, c := range []struct {
+		file string
+		args []string
+		want string
+	}{
+		{file: "catalog: records.db", want: "does not say which database"},
+		{file: "catalog: mysql://db/x", want: "neither sqlite nor postgres"},
+		{file: "catalog: 'sqlite:'", want: "no file is named"},
+		{file: "catalog: postgres://u:hunter2@db:x/c", want: "cannot be understood"},
+		{args: []string{"--catalog", "postgres://cairn:hunter2@db/cairn"}, want: "PGPASSFILE"},
+		{args: []string{"--catalog", "postgres://db/cairn?user=u&password=hunter2"}, want: "PGPASSFILE"},
+	} {
+		if _, err := settings(t, c.file, c.args...); !isUsage(err) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
