@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/nbd"
 )
@@ -22,9 +24,10 @@ import (
 // cloud is a host whose agent serves the Block Storage API, and the stock clients.
 type cloud struct {
 	*host
-	addr    string
-	rng     *rand.ChaCha8
-	session *transcript
+	addr     string
+	rng      *rand.ChaCha8
+	session  *transcript
+	database string // address of the catalog, with the password; empty: it is a file
 }
 
 // newCloud starts it, with a project, a user of it, and an administrator. Backups are
@@ -240,10 +243,33 @@ func (c *cloud) holds(id string, shadow []byte, what string) {
 	})
 }
 
+// emptyDatabase removes all that is in the catalog's database.
+func (c *cloud) emptyDatabase() {
+	c.t.Helper()
+	db, err := pgx.Connect(c.t.Context(), c.database)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var backups int
+	err = db.QueryRow(c.t.Context(), `SELECT COUNT(*) FROM backups WHERE host = 'node-1'`).Scan(&backups)
+	if err != nil || backups == 0 {
+		c.t.Fatalf("%d backups of the agent are in the database, %v", backups, err)
+	}
+	_, err = db.Exec(c.t.Context(), `DROP SCHEMA public CASCADE; CREATE SCHEMA public`)
+	if err = errors.Join(err, db.Close(c.t.Context())); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // loseCatalog ends the agent, and starts it again with an empty catalog.
 func (c *cloud) loseCatalog() {
 	c.t.Helper()
 	c.kill(c.agent)
+	if c.database != "" {
+		c.emptyDatabase()
+		c.startAgent()
+		return
+	}
 	files, err := filepath.Glob(c.path("state", "catalog.db*"))
 	for _, f := range files {
 		err = errors.Join(err, os.Remove(f))

@@ -5,11 +5,15 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
 
+	"github.com/cairnbackup/cairn/internal/catalog/pgtest"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -28,7 +32,36 @@ func TestOpenStackSession(t *testing.T) {
 	if testing.Short() {
 		t.Skip("long: not with -short")
 	}
-	c := newCloud(t)
+	newCloud(t).play(t)
+}
+
+// TestOpenStackSessionPostgres is the same with the catalog in PostgreSQL: no client sees a difference.
+func TestOpenStackSessionPostgres(t *testing.T) {
+	if testing.Short() {
+		t.Skip("long: not with -short")
+	}
+	const database = "postgres"
+	db := pgtest.New(t)
+	host, port, err := net.SplitHostPort(db.Addr)
+	secrets := filepath.Join(t.TempDir(), "pgpass")
+	if err == nil {
+		err = os.WriteFile(secrets, []byte(strings.Join([]string{host, port, database, pgtest.User, db.Password}, ":")+"\n"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PGPASSFILE", secrets)
+	c := newCloud(t, "--catalog", fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", pgtest.User, db.Addr, database))
+	c.database = db.URL(database)
+	c.play(t)
+	if files, gerr := filepath.Glob(c.path("state", "catalog.db*")); gerr != nil || len(files) > 0 {
+		t.Errorf("there is a catalog in the state folder as well: %v, %v", files, gerr)
+	}
+}
+
+// play runs the session and compares it with the page.
+func (c *cloud) play(t *testing.T) {
+	t.Helper()
 	s := c.session
 	content := make([]byte, 12*mib)
 
