@@ -24,16 +24,20 @@ const maxText = 255
 // MaxRetain is the longest retention.
 const MaxRetain = 100 * 365 * 24 * time.Hour
 
-// findBackup returns the backup with this ID, or the only one of this name.
+// findBackup returns the backup with this ID, or the only one of this name. What looks
+// like an ID is one: a project may call a backup anything, also as another's ID is, and
+// must not have it taken for that when the other is gone.
 func (s *server) findBackup(ctx context.Context, ref string) (Backup, error) {
+	if uuid.Validate(ref) == nil {
+		b, err := s.cat.Backup(ctx, ref)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return b, refuse(CodeNotFound, "Backup %s could not be found: \"cairn backup list\" shows what there is.", ref)
+		}
+		return b, err
+	}
 	l, err := s.cat.BackupsNamed(ctx, ref)
 	if err != nil {
 		return Backup{}, err
-	}
-	for _, b := range l {
-		if b.ID == ref {
-			return b, nil
-		}
 	}
 	switch len(l) {
 	case 0:
@@ -221,7 +225,7 @@ func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, re
 	at := 0
 	var best parent
 	for _, b := range l {
-		if b.Undecided || b.Project != req.project || b.StoredAs != "" || b.Status != catalog.Available && b.Status != catalog.Restoring {
+		if b.Undecided || b.Unwanted || b.Shown != "" || b.Project != req.project || b.StoredAs != "" || b.Status != catalog.Available && b.Status != catalog.Restoring {
 			continue
 		}
 		newest = parent{backup: b, reason: fmt.Sprintf("the checkpoint of backup %s is gone", b.ID)}

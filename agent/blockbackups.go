@@ -71,7 +71,7 @@ const packBytes = 16 << 20
 // shownStatus is the state of a backup as the API has it.
 func shownStatus(x Backup) string {
 	switch {
-	case x.Unwanted && x.Status == catalog.Creating:
+	case x.Unwanted: // also between the end of its job and the deletion
 		return string(catalog.Deleting)
 	case x.Shown != "" && x.Status == catalog.Available:
 		return string(x.Shown)
@@ -167,6 +167,8 @@ func (b *blockStorage) DeleteBackup(ctx context.Context, id string, force bool) 
 		return b.cancelBackup(ctx, x)
 	case status == string(catalog.Deleting) && force:
 		return nil // that is what is wanted
+	case x.Undecided && force: // it goes once the stores say what became of it
+		return notThere(b.cat.UnwantBackup(ctx, x.ID, x.Status), "Backup", id)
 	case status != string(catalog.Available) && status != string(catalog.Failed):
 		return cinderapi.Invalid("Invalid backup: Backup status must be available or error")
 	}

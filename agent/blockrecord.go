@@ -102,9 +102,11 @@ func decodeRecord(r cinderapi.Record) (envelope, error) {
 	if d.Decode(&e) != nil || d.More() {
 		return bad("its backup_url is no record of Cairn's, or is not whole")
 	}
-	if uuid.Validate(e.ID) != nil {
+	id, err := uuid.Parse(e.ID)
+	if err != nil {
 		return bad("the id in it is no UUID")
 	}
+	e.ID = id.String() // there are other ways to write one
 	if e.Record.Version != 1 {
 		return bad("a later version of Cairn made it: install that version")
 	}
@@ -132,10 +134,12 @@ func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.R
 	case subtle.ConstantTimeCompare([]byte(want), []byte(e.Signature)) != 1:
 		return cinderapi.Backup{}, cinderapi.Invalid("Invalid input received: The backup record was changed: only its id may be, all else is signed.")
 	}
-	e.ID = strings.ToLower(e.ID)
 	b.deciding.Lock()
 	defer b.deciding.Unlock()
 	if old, oerr := b.cat.Backup(ctx, e.ID); oerr == nil {
+		if old.Status == catalog.Deleting {
+			return cinderapi.Backup{}, cinderapi.Invalid("Invalid backup: Backup %s is being deleted.", e.ID)
+		}
 		if old.Stored() == e.Record.Stored && old.Project == e.Record.Project {
 			return b.Backup(ctx, old.ID)
 		}

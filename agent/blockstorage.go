@@ -98,7 +98,7 @@ func (b *blockStorage) volumeUsage(ctx context.Context, project string) (map[str
 	used := map[string]int64{}
 	all, err := b.serve.Volumes(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fault(err, "")
 	}
 	theirs := map[string]bool{}
 	for _, v := range all {
@@ -115,7 +115,7 @@ func (b *blockStorage) volumeUsage(ctx context.Context, project string) (map[str
 			used["gigabytes"] += gib(x.Size)
 		}
 	}
-	return used, err
+	return used, fault(err, "")
 }
 
 // SetQuota sets limits.
@@ -177,7 +177,7 @@ func fault(err error, begin string) error {
 		return cinderapi.Invalid("%s%s", begin, e.Text)
 	case CodeNotFound:
 		return &cinderapi.Fault{Status: http.StatusNotFound, Message: e.Text}
-	case CodeUnavailable:
+	case CodeUnavailable, CodeNoSpace:
 		return cinderapi.Unavailable("Service unavailable: %s", e.Text)
 	default:
 		return err

@@ -44,6 +44,11 @@ type rig struct {
 
 	host, catalog string // see Options
 
+	served  bool   // the Block Storage API too, at url, which changes with each start
+	url     string // of its root
+	strict  bool   // strict chains
+	webhook string
+
 	stopServe, stopAgent func()
 }
 
@@ -95,10 +100,12 @@ func (r *rig) startServe() {
 
 func (r *rig) startAgent() {
 	r.Helper()
+	api := r.api()
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, Host: r.host, Catalog: r.catalog, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			API: api, Webhook: r.webhook, Host: orElse(r.host, "here"), Catalog: r.catalog,
 		}, ready)
 	})
 }
