@@ -104,6 +104,9 @@ func (s *server) submitBackup(ctx context.Context, req newBackup) (Job, error) {
 	if _, ierr := s.chooseParent(ctx, vol, snap, req); ierr != nil {
 		return Job{}, ierr
 	}
+	if ierr := fitNotes(rec); ierr != nil {
+		return Job{}, ierr
+	}
 	add := s.cat.PutBackup
 	if req.limits != nil {
 		add = func(ctx context.Context, b Backup) error { return s.cat.AddBackup(ctx, b, req.limits) }
@@ -282,31 +285,57 @@ func (s *server) deleteBackup(ctx context.Context, r request) (any, error) {
 }
 
 func (s *server) drop(ctx context.Context, ref string) error {
+	b, err := s.beginDrop(ctx, ref)
+	if err != nil || b.Status == catalog.Failed {
+		return err
+	}
+	return s.finishDelete(ctx, b.ID)
+}
+
+// beginDrop decides that a backup is deleted, which [server.finishDelete] does; one that
+// failed is gone at once. No store is asked: whoever else decides does not wait for one.
+func (s *server) beginDrop(ctx context.Context, ref string) (Backup, error) {
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
 	b, err := s.findBackup(ctx, ref)
 	if err != nil {
-		return err
+		return b, err
 	}
 	if err := s.unused(ctx, b); err != nil {
-		return err
+		return b, err
 	}
-	s.tell(ctx, eventDeleteStart, b, nil)
-	if b.Status == catalog.Failed {
+	switch b.Status {
+	case catalog.Failed:
 		// It never was in the repository.
-		return s.forget(ctx, b)
+		s.tell(ctx, eventDeleteStart, b, nil)
+		return b, s.forget(ctx, b)
+	case catalog.Available:
+		s.tell(ctx, eventDeleteStart, b, nil)
+		return b, s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting)
+	case catalog.Deleting:
+		return b, nil
+	default:
+		return b, refuse(CodeBusy, "backup %s is %s: wait until that has ended", b.ID, b.Status)
 	}
-	if b.Status == catalog.Available {
-		if err := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting); err != nil {
-			return err
-		}
-	}
-	return s.finishDelete(ctx, b)
 }
 
-// finishDelete puts the tombstone and forgets the record. A failure leaves it
-// deleting, and the deletion is tried again now and then.
-func (s *server) finishDelete(ctx context.Context, b Backup) error {
+// finishDelete puts the tombstone and forgets the record of a backup that is being
+// deleted. A failure leaves it so, and the deletion is tried again now and then. They go
+// one after the other, and nothing else waits for them.
+func (s *server) finishDelete(ctx context.Context, id string) error {
+	select {
+	case s.removing <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", id, context.Cause(ctx))
+	}
+	defer func() { <-s.removing }()
+	b, err := s.cat.Backup(ctx, id)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil // somebody else was faster
+	}
+	if err != nil || b.Status != catalog.Deleting {
+		return err
+	}
 	shared, err := s.storedElsewhere(ctx, b)
 	if err != nil {
 		return err

@@ -101,7 +101,7 @@ func (b *blockStorage) shownBackup(x Backup, parents map[string]bool, progress m
 // CreateBackup begins a backup.
 func (b *blockStorage) CreateBackup(ctx context.Context, by Caller, req cinderapi.NewBackup) (cinderapi.Backup, error) {
 	if b.closed() != nil {
-		return cinderapi.Backup{}, cinderapi.Unavailable("Service cinder-backup could not be found: %s", b.why())
+		return cinderapi.Backup{}, notOpen()
 	}
 	vol, err := b.planeVolume(ctx, req.VolumeID)
 	if err != nil {
@@ -146,6 +146,16 @@ func (b *blockStorage) CreateBackup(ctx context.Context, by Caller, req cinderap
 
 // UpdateBackup changes a backup's texts.
 func (b *blockStorage) UpdateBackup(ctx context.Context, id string, u cinderapi.Update) (cinderapi.Backup, error) {
+	x, err := b.backupOf(ctx, id)
+	if err != nil {
+		return cinderapi.Backup{}, err
+	}
+	if u.Metadata != nil {
+		x.Metadata = *u.Metadata
+		if err := fitNotes(x); err != nil {
+			return cinderapi.Backup{}, fault(err, "Invalid input received: ")
+		}
+	}
 	if err := b.cat.DescribeBackup(ctx, id, u.Name, u.Description, u.Metadata, time.Now().UTC()); err != nil {
 		return cinderapi.Backup{}, notThere(err, "Backup", id)
 	}
@@ -160,7 +170,7 @@ func (b *blockStorage) DeleteBackup(ctx context.Context, id string, force bool) 
 		return err
 	}
 	if b.closed() != nil {
-		return cinderapi.Unavailable("Service cinder-backup could not be found: %s", b.why())
+		return notOpen()
 	}
 	switch status := shownStatus(x); {
 	case status == string(catalog.Creating) && force:
@@ -181,15 +191,25 @@ func (b *blockStorage) DeleteBackup(ctx context.Context, id string, force bool) 
 			return cinderapi.Invalid("Invalid backup: Incremental backups exist for this backup.")
 		}
 	}
-	err = b.drop(ctx, x.ID)
+	x, err = b.beginDrop(ctx, x.ID)
+	if err == nil && x.Status != catalog.Failed {
+		// Its end is waited for a little: stores that are fast need no second look.
+		ending, cancel := context.WithTimeout(ctx, deletePatience)
+		defer cancel()
+		err = b.finishDelete(ending, x.ID)
+	}
 	if errors.Is(err, catalog.ErrNotFound) || errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	if state, serr := b.cat.Backup(ctx, x.ID); err != nil && serr == nil && state.Status == catalog.Deleting {
-		return nil // it is on its way, and will be tried again
+		b.wakeTidy() // it is on its way
+		return nil
 	}
 	return fault(err, "Invalid backup: ")
 }
+
+// deletePatience is how long a request waits for the stores to delete a backup.
+const deletePatience = 2 * time.Second
 
 // cancelBackup ends a backup that is being made, and has it deleted.
 func (b *blockStorage) cancelBackup(ctx context.Context, x Backup) error {
@@ -275,11 +295,12 @@ func (s *server) dropUnwanted(ctx context.Context) error {
 	return err
 }
 
-// storedElsewhere says whether another record has the same data in the repository.
+// storedElsewhere says whether another record has the same data in the repository, and
+// keeps it: one that is being deleted as well would leave it to this one.
 func (s *server) storedElsewhere(ctx context.Context, x Backup) (bool, error) {
 	l, err := s.cat.BackupsStoredAs(ctx, x.Stored())
 	for _, o := range l {
-		if o.ID != x.ID {
+		if o.ID != x.ID && o.Status != catalog.Deleting {
 			return true, err
 		}
 	}

@@ -118,7 +118,7 @@ func decodeRecord(r cinderapi.Record) (envelope, error) {
 // stays its project's.
 func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.Record) (cinderapi.Backup, error) {
 	if b.closed() != nil {
-		return cinderapi.Backup{}, cinderapi.Unavailable("Service cinder-backup could not be found: %s", b.why())
+		return cinderapi.Backup{}, notOpen()
 	}
 	e, err := decodeRecord(r)
 	if err != nil {
@@ -136,16 +136,8 @@ func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.R
 	}
 	b.deciding.Lock()
 	defer b.deciding.Unlock()
-	if old, oerr := b.cat.Backup(ctx, e.ID); oerr == nil {
-		if old.Status == catalog.Deleting {
-			return cinderapi.Backup{}, cinderapi.Invalid("Invalid backup: Backup %s is being deleted.", e.ID)
-		}
-		if old.Stored() == e.Record.Stored && old.Project == e.Record.Project {
-			return b.Backup(ctx, old.ID)
-		}
-		return cinderapi.Backup{}, cinderapi.Invalid("Invalid backup: Backup %s already exists in database.", e.ID)
-	} else if !errors.Is(oerr, catalog.ErrNotFound) {
-		return cinderapi.Backup{}, oerr
+	if old, found, oerr := b.recorded(ctx, e); oerr != nil || found {
+		return old, oerr
 	}
 	stored, err := b.repo.Backup(ctx, e.Record.Stored)
 	if errors.Is(err, repository.ErrNotFound) || err == nil && stored.State != repository.Available {
@@ -165,4 +157,29 @@ func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.R
 		return cinderapi.Backup{}, err
 	}
 	return b.Backup(ctx, x.ID)
+}
+
+// recorded returns the backup of a record that is here already, and refuses one that
+// cannot be taken in. b.deciding is held.
+func (b *blockStorage) recorded(ctx context.Context, e envelope) (old cinderapi.Backup, found bool, err error) {
+	same, err := b.cat.BackupsStoredAs(ctx, e.Record.Stored)
+	if err != nil {
+		return old, false, err
+	}
+	for _, x := range same {
+		if x.Status == catalog.Deleting { // its data may go at any moment
+			return old, false, cinderapi.Invalid("Invalid backup: Backup %s is being deleted.", x.ID)
+		}
+	}
+	x, err := b.cat.Backup(ctx, e.ID)
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return old, false, nil
+	case err != nil:
+		return old, false, err
+	case x.Stored() != e.Record.Stored || x.Project != e.Record.Project:
+		return old, false, cinderapi.Invalid("Invalid backup: Backup %s already exists in database.", e.ID)
+	}
+	old, err = b.Backup(ctx, x.ID)
+	return old, true, err
 }

@@ -31,7 +31,13 @@ func (b *blockStorage) Restore(ctx context.Context, by Caller, id string, r cind
 	if err = mayHold(n.Type, x); err != nil {
 		return cinderapi.Restoring{}, err
 	}
-	return b.restoreInto(ctx, x, v)
+	return b.restoreInto(ctx, x, v, func(ctx context.Context) error {
+		now, verr := b.planeVolume(ctx, v.ID)
+		if verr == nil && b.underway().status(now, notesOf(now)) != "available" {
+			verr = cinderapi.Invalid("Invalid volume: Volume to be restored to must be available, but another request was faster.")
+		}
+		return verr
+	})
 }
 
 // restorable returns a backup that can be restored.
@@ -41,7 +47,7 @@ func (b *blockStorage) restorable(ctx context.Context, id string) (Backup, error
 		return x, err
 	}
 	if b.closed() != nil {
-		return x, cinderapi.Unavailable("Service cinder-backup could not be found: %s", b.why())
+		return x, notOpen()
 	}
 	if status := shownStatus(x); status != string(catalog.Available) {
 		return x, cinderapi.Invalid("Invalid backup: Backup status must be available, but the current status is %q.", status)
@@ -86,7 +92,7 @@ func (b *blockStorage) restoreToNew(ctx context.Context, by Caller, id string, r
 	if err != nil {
 		return cinderapi.Restoring{}, err
 	}
-	out, err := b.restoreInto(ctx, x, v)
+	out, err := b.restoreInto(ctx, x, v, func(context.Context) error { return nil })
 	if err != nil {
 		return out, errors.Join(err, b.removeVolume(context.WithoutCancel(ctx), v.ID))
 	}
@@ -94,10 +100,20 @@ func (b *blockStorage) restoreToNew(ctx context.Context, by Caller, id string, r
 }
 
 // restoreInto begins to restore to a volume, and notes it there first: whatever happens
-// from here on, it is never shown as one that holds what it should.
-func (b *blockStorage) restoreInto(ctx context.Context, x Backup, v Volume) (cinderapi.Restoring, error) {
+// from here on, it is never shown as one that holds what it should. still says whether
+// the volume may be restored to, as of now.
+func (b *blockStorage) restoreInto(ctx context.Context, x Backup, v Volume, still func(context.Context) error) (cinderapi.Restoring, error) {
+	// A client that hangs up must not leave a volume noted as restoring.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+	defer cancel()
 	b.deciding.Lock() // the backup must not be deleted between the check and the job
 	defer b.deciding.Unlock()
+	if _, err := b.restorable(ctx, x.ID); err != nil {
+		return cinderapi.Restoring{}, err
+	}
+	if err := still(ctx); err != nil {
+		return cinderapi.Restoring{}, err
+	}
 	set := func(ctx context.Context, status string) error {
 		_, err := b.note(ctx, v.ID, func(n *volumeNotes) { n.Status = status })
 		return err

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -23,7 +24,13 @@ const (
 	root = "root:ops:admin"
 )
 
-var errWho = errors.New("who is that")
+var (
+	errWho  = errors.New("who is that")
+	errAway = errors.New("its stores are away")
+)
+
+// errOpener opens nothing.
+func errOpener(context.Context) (*repository.Repository, error) { return nil, errAway }
 
 // api is the Block Storage API that an agent of the rig serves, if it does.
 func (r *rig) api() *API {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -102,15 +103,14 @@ func (b *blockStorage) CreateSnapshot(ctx context.Context, by Caller, req cinder
 		return cinderapi.Snapshot{}, fault(err, "Invalid volume: ")
 	}
 	x := l[0]
-	// Without the notes it is a snapshot all the same, and its volume's owner's.
 	v, err = b.note(context.WithoutCancel(ctx), v.ID, func(n *volumeNotes) {
 		if n.Snapshots == nil {
 			n.Snapshots = map[string]snapshotNotes{}
 		}
 		n.Snapshots[x.ID] = snapshotNotes{User: by.UserID, Name: &req.Name, Description: req.Description, Metadata: req.Metadata, Updated: time.Now().UTC()}
 	})
-	if err != nil {
-		return cinderapi.Snapshot{}, fault(err, "Invalid volume: ")
+	if err != nil { // nobody is told of it, and so it must not stay
+		return cinderapi.Snapshot{}, errors.Join(fault(err, "Invalid volume: "), b.serve.DeleteSnapshot(context.WithoutCancel(ctx), x.ID))
 	}
 	out := underway(nil).snapshot(x, notesOf(v))
 	out.Status = "creating" // what every answer to this call says

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/cinderapi"
+	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -172,6 +173,13 @@ func fault(err error, begin string) error {
 		}
 		return cinderapi.OverQuota("Requested backup exceeds allowed Backup gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", q.Requested, q.Limit, q.Used)
 	}
+	// Where sockets and stores are is nobody's business who is not on this machine.
+	switch {
+	case errors.Is(err, serve.ErrUnreachable):
+		return cinderapi.Unavailable("Service cinder-volume could not be found: it does not answer, try again later.")
+	case errors.Is(err, repository.ErrTooFewStores):
+		return cinderapi.Unavailable("Service cinder-backup could not be found: too few of its stores answer, try again later.")
+	}
 	switch e := asError(err); e.Code {
 	case CodeInvalid, CodeBusy, CodeConflict:
 		return cinderapi.Invalid("%s%s", begin, e.Text)
@@ -182,6 +190,11 @@ func fault(err error, begin string) error {
 	default:
 		return err
 	}
+}
+
+// notOpen is the API's answer while the repository is not open. Why is for the operator.
+func notOpen() error {
+	return cinderapi.Unavailable("Service cinder-backup could not be found: its repository is not open, try again later.")
 }
 
 // notThere makes an ID that the data plane does not know the API's 404.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/attributes"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -109,6 +110,10 @@ func (s *server) restoreEnded(ctx context.Context, volumeID string, b Backup, re
 		}
 		n.Updated = time.Now().UTC()
 	})
+	if errors.Is(nerr, serve.ErrInvalid) || errors.Is(nerr, serve.ErrConflict) {
+		// The metadata of both are too much for one volume: what it holds is right.
+		_, nerr = s.note(ctx, volumeID, func(n *volumeNotes) { n.Status = state })
+	}
 	return nerr
 }
 
@@ -118,17 +123,28 @@ func (s *server) tidyRestored(ctx context.Context) error {
 	if s.name != DefaultRepository {
 		return nil // only to its restores it is noted that they run
 	}
-	s.deciding.Lock() // against a restore that is about to be queued
-	defer s.deciding.Unlock()
 	all, err := s.serve.Volumes(ctx)
 	for _, v := range all {
-		if notesOf(v).Status != noteRestoring {
-			continue
+		if notesOf(v).Status == noteRestoring {
+			err = errors.Join(err, s.tidyRestoredTo(ctx, v.ID))
 		}
-		if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == v.ID }); !busy {
-			_, nerr := s.note(ctx, v.ID, func(n *volumeNotes) { n.Status = noteErrorRestore })
-			err = errors.Join(err, nerr)
+	}
+	return err
+}
+
+func (s *server) tidyRestoredTo(ctx context.Context, volumeID string) error {
+	s.deciding.Lock() // against a restore that is about to be queued
+	defer s.deciding.Unlock()
+	if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == volumeID }); busy {
+		return nil
+	}
+	_, err := s.note(ctx, volumeID, func(n *volumeNotes) {
+		if n.Status == noteRestoring { // not if one has ended meanwhile
+			n.Status = noteErrorRestore
 		}
+	})
+	if errors.Is(err, serve.ErrNotFound) {
+		return nil
 	}
 	return err
 }
@@ -182,6 +198,20 @@ func notesForRoot(b Backup) (json.RawMessage, error) {
 		return nil, fmt.Errorf("notes of backup %s: %w", b.ID, err)
 	}
 	return data, nil
+}
+
+// fitNotes refuses a backup with more notes than its root record keeps, before anything
+// is read.
+func fitNotes(b Backup) error {
+	b.DataTime = time.Unix(0, 1).UTC() // as long as any
+	data, err := notesForRoot(b)
+	if err != nil {
+		return err
+	}
+	if _, err = attributes.Normal(data); err != nil {
+		return refuse(CodeInvalid, "the metadata of the backup and of its volume are too much: %v", err)
+	}
+	return nil
 }
 
 // takeNotes fills a record from what the root record keeps. What is not understood is

@@ -48,6 +48,7 @@ type rig struct {
 	url     string // of its root
 	strict  bool   // strict chains
 	webhook string
+	opener  Opener // instead of the repository
 
 	stopServe, stopAgent func()
 }
@@ -100,11 +101,14 @@ func (r *rig) startServe() {
 
 func (r *rig) startAgent() {
 	r.Helper()
-	api := r.api()
+	api, repo := r.api(), r.repo
+	if r.opener != nil {
+		repo = nil
+	}
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: r.repo, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: repo, Open: r.opener, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
 			API: api, Webhook: r.webhook, Host: orElse(r.host, "here"), Catalog: r.catalog,
 		}, ready)
 	})

@@ -56,6 +56,7 @@ type server struct {
 
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex
+	removing chan struct{} // holds something while a backup is deleted from the repository
 }
 
 // newServer makes the server of one repository, whose catalog and overlays are in
@@ -78,7 +79,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		log = log.With(slog.String("repository", name))
 	}
 	s := &server{
-		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1),
+		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1), removing: make(chan struct{}, 1),
 		reason: "it is being opened",
 		tried:  make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}

@@ -120,6 +120,13 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 	default:
 		return b, errors.New("too few stores answer to decide it")
 	}
+	// The stores were asked without anybody having to wait: it may be decided by now, and
+	// deleted.
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	if now, err := s.cat.Backup(ctx, b.ID); err != nil || !now.Undecided {
+		return now, err
+	}
 	if err := s.cat.PutBackup(ctx, b); err != nil {
 		return b, err
 	}
@@ -140,9 +147,7 @@ func (s *server) waitDecision(ctx context.Context, t *task, b Backup, cause erro
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), decideWait)
 	defer cancel()
 	for {
-		s.deciding.Lock()
 		got, err := s.decide(ctx, b, cause)
-		s.deciding.Unlock()
 		switch {
 		case err == nil && got.Status == catalog.Available:
 			return got, nil
@@ -215,8 +220,12 @@ func (s *server) adopt(ctx context.Context) (int, error) {
 // rebuildCatalog is what an agent does when it starts, on request: records of what was
 // made by others, or was not to be read then.
 func (s *server) rebuildCatalog(ctx context.Context, _ request) (any, error) {
-	s.deciding.Lock() // against deletions, whose records go last
-	defer s.deciding.Unlock()
+	select {
+	case s.removing <- struct{}{}: // against deletions, whose records go last
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-s.removing }()
 	found, err := s.adopt(ctx)
 	return Rebuilt{Found: found}, err
 }
@@ -313,8 +322,6 @@ func (s *server) recordLate(ctx context.Context) error {
 // decideAll asks again about the backups that are undecided. Those that a job
 // is about to decide are left to it.
 func (s *server) decideAll(ctx context.Context) error {
-	s.deciding.Lock()
-	defer s.deciding.Unlock()
 	mine, err := s.settles(ctx)
 	if err != nil {
 		return err
@@ -335,8 +342,6 @@ func (s *server) decideAll(ctx context.Context) error {
 
 // deleteAll goes on with deletions that a failure or a restart interrupted.
 func (s *server) deleteAll(ctx context.Context) error {
-	s.deciding.Lock()
-	defer s.deciding.Unlock()
 	mine, err := s.settles(ctx)
 	if err != nil {
 		return err
@@ -344,7 +349,7 @@ func (s *server) deleteAll(ctx context.Context) error {
 	l, err := s.cat.Backups(ctx)
 	for _, b := range l {
 		if b.Status == catalog.Deleting && mine(b) {
-			err = errors.Join(err, s.finishDelete(ctx, b))
+			err = errors.Join(err, s.finishDelete(ctx, b.ID))
 		}
 	}
 	return err

@@ -1,0 +1,255 @@
+package agent
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Stores that hang make nobody wait but those who need them: a deletion is promised, and
+// restores, records and other deletions go on meanwhile as far as they can.
+func TestBlockHungStores(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	r.fill(v, noise(1<<20), 0)
+	var l []string
+	for range 4 {
+		l = append(l, r.backedUp(ann, v, nil))
+	}
+	record := r.get(root, "backups/"+l[3]+"/export_record")
+	began, release := r.hold("put", "deleted/")
+	started := time.Now()
+	var wg sync.WaitGroup
+	for _, id := range l[:2] {
+		wg.Go(func() {
+			if status, x := r.try(ann, "DELETE", "backups/"+id, nil); status != http.StatusAccepted {
+				t.Errorf("%d %v", status, x)
+			}
+		})
+	}
+	r.await(began)
+	to := r.restoring(ann, l[2], "")
+	r.becomes("volume", to, "available")
+	r.call(201, root, "POST", "backups/import_record", record)
+	r.refused(400, "Backup status must be available or error", ann, "DELETE", "backups/"+l[0], nil)
+	wg.Wait()
+	if d := time.Since(started); d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	for _, id := range l[:2] {
+		if got := r.state("backup", id); got != "deleting" {
+			t.Errorf("backup %s is %s", id, got)
+		}
+	}
+	release()
+	for _, id := range l[:2] {
+		r.becomes("backup", id, "gone")
+	}
+}
+
+// Of requests at once that exclude each other one is taken, and whatever the order was,
+// everything comes to rest.
+func TestBlockRaces(t *testing.T) {
+	r := apiRig(t, nil)
+	v, to := r.disk(ann, nil), r.disk(ann, nil)
+	data := noise(1 << 20)
+	r.fill(v, data, 0)
+	for round := range 6 {
+		id := r.backedUp(ann, v, nil)
+		restore := "backups/" + id + "/restore"
+		calls := []func() (int, object){
+			func() (int, object) {
+				return r.try(ann, "POST", restore, object{"restore": object{"volume_id": to}})
+			},
+			func() (int, object) {
+				return r.try(ann, "POST", restore, object{"restore": object{"volume_id": to}})
+			},
+			func() (int, object) { return r.try(ann, "POST", restore, object{"restore": object{}}) },
+			func() (int, object) { return r.try(ann, "DELETE", "backups/"+id, nil) },
+			func() (int, object) { return r.try(ann, "DELETE", "backups/"+id, nil) },
+			func() (int, object) {
+				return r.try(root, "POST", "backups/"+id+"/action", object{"os-force_delete": object{}})
+			},
+			func() (int, object) {
+				return r.try(root, "POST", "backups/"+id+"/action", object{"os-reset_status": object{"status": "available"}})
+			},
+			func() (int, object) { return r.try(root, "GET", "backups/"+id+"/export_record", nil) },
+			func() (int, object) {
+				return r.try(ann, "POST", "backups", object{"backup": object{"volume_id": v, "incremental": true}})
+			},
+		}
+		answers := make([]int, len(calls))
+		var wg sync.WaitGroup
+		for i, f := range calls {
+			wg.Go(func() {
+				status, x := f()
+				answers[i] = status
+				if status == 0 || status >= 500 {
+					t.Errorf("call %d: %d %v", i, status, x)
+				}
+			})
+		}
+		wg.Wait()
+		r.until("rest", func() bool {
+			for _, b := range each(r.get(root, "backups/detail?all_tenants=1"), "backups") {
+				// An incremental fails when what it is to start from is deleted before its turn.
+				if status := b.text("status"); status != "available" && status != "error" {
+					return false
+				}
+			}
+			for _, x := range each(r.get(ann, "volumes/detail"), "volumes") {
+				if s := x.text("status"); s == "restoring-backup" || s == "backing-up" {
+					return false
+				}
+			}
+			return true
+		})
+		if r.state("volume", to) != "available" {
+			r.act(202, root, "volume", to, "os-reset_status", object{"status": "available"})
+		}
+		for _, x := range each(r.get(ann, "volumes/detail"), "volumes") {
+			if strings.HasPrefix(x.text("name"), "restore_backup_") {
+				r.call(202, ann, "DELETE", "volumes/"+x.text("id"), nil)
+			}
+		}
+		for _, b := range each(r.get(ann, "backups"), "backups") {
+			r.call(202, ann, "DELETE", "backups/"+b.text("id"), nil)
+		}
+		if t.Failed() {
+			t.Fatal(fmt.Sprint("round ", round, ": ", answers))
+		}
+	}
+}
+
+// Of restores to one volume at once one is taken.
+func TestBlockRestoreOnce(t *testing.T) {
+	r := apiRig(t, nil)
+	v, to := r.disk(ann, nil), r.disk(ann, nil)
+	data := noise(1 << 20)
+	r.fill(v, data, 0)
+	one, two := r.backedUp(ann, v, nil), r.backedUp(ann, v, nil)
+	began, release := r.hold("get", "packs/")
+	var wg sync.WaitGroup
+	var taken atomic.Int64
+	for i := range 10 {
+		wg.Go(func() {
+			id := one
+			if i%2 == 0 {
+				id = two
+			}
+			switch status, x := r.try(ann, "POST", "backups/"+id+"/restore", object{"restore": object{"volume_id": to}}); status {
+			case 202:
+				taken.Add(1)
+			case 400:
+			default:
+				t.Errorf("%d %v", status, x)
+			}
+		})
+	}
+	wg.Wait()
+	r.await(began)
+	if n := taken.Load(); n != 1 {
+		t.Errorf("%d were taken", n)
+	}
+	release()
+	r.becomes("volume", to, "available")
+	r.becomes("backup", one, "available")
+	r.becomes("backup", two, "available")
+	r.holds(to, data)
+}
+
+// each is a list of objects in an answer.
+func each(o object, key string) []object {
+	l, ok := o[key].([]any)
+	if !ok {
+		return nil
+	}
+	var out []object
+	for _, x := range l {
+		if m, ok := x.(map[string]any); ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// Without the data plane, and without the repository, what needs them is refused as
+// unavailable, and nothing as an error of the server.
+func TestBlockAway(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	r.fill(v, noise(1<<20), 0)
+	snap := r.call(202, ann, "POST", "snapshots", object{"snapshot": object{"volume_id": v}}).text("snapshot", "id")
+	id := r.backedUp(ann, v, nil)
+	record := r.get(root, "backups/"+id+"/export_record")
+	r.stopServe()
+	for _, x := range []struct {
+		who, method, path string
+		body              any
+	}{
+		{ann, "GET", "volumes", nil},
+		{ann, "GET", "volumes/detail", nil},
+		{ann, "GET", "volumes/" + v, nil},
+		{ann, "PUT", "volumes/" + v, object{"volume": object{"name": "x"}}},
+		{ann, "DELETE", "volumes/" + v, nil},
+		{ann, "POST", "volumes", object{"volume": object{"size": 1}}},
+		{ann, "POST", "volumes", object{"volume": object{"size": 1, "backup_id": id}}},
+		{ann, "POST", "volumes/" + v + "/action", object{"os-extend": object{"new_size": 2}}},
+		{ann, "GET", "volumes/" + v + "/metadata", nil},
+		{ann, "GET", "snapshots", nil},
+		{ann, "GET", "snapshots/" + snap, nil},
+		{ann, "DELETE", "snapshots/" + snap, nil},
+		{ann, "POST", "snapshots", object{"snapshot": object{"volume_id": v}}},
+		{ann, "POST", "backups", object{"backup": object{"volume_id": v}}},
+		{ann, "POST", "backups/" + id + "/restore", object{"restore": object{}}},
+		{ann, "POST", "backups/" + id + "/restore", object{"restore": object{"volume_id": v}}},
+		{ann, "GET", "os-quota-sets/a?usage=True", nil},
+		{root, "GET", "os-quota-sets/a", nil},
+		{root, "PUT", "os-quota-sets/a?skip_validation=False", object{"quota_set": object{"backups": 5}}},
+		{ann, "GET", "limits", nil},
+	} {
+		status, answer := r.try(x.who, x.method, x.path, x.body)
+		if status != 503 && (status/100 != 2 || !strings.Contains(x.path, "quota")) {
+			t.Errorf("without the data plane %s %s: %d %v", x.method, x.path, status, answer)
+		}
+		if strings.Contains(answer.fault(), r.dir) {
+			t.Errorf("a tenant is told of paths: %s", answer.fault())
+		}
+	}
+	r.get(ann, "backups/detail")
+	if got := each(r.get(root, "os-services"), "services"); len(got) != 2 || got[1].text("state") != "down" {
+		t.Errorf("services %v", got)
+	}
+	r.startServe()
+
+	r.stopAgent()
+	open := r.opener
+	r.opener = errOpener
+	r.startAgent()
+	for _, x := range []struct {
+		who, method, path string
+		body              any
+	}{
+		{ann, "POST", "backups", object{"backup": object{"volume_id": v}}},
+		{ann, "DELETE", "backups/" + id, nil},
+		{root, "POST", "backups/" + id + "/action", object{"os-force_delete": nil}},
+		{ann, "POST", "backups/" + id + "/restore", object{"restore": object{}}},
+		{root, "GET", "backups/" + id + "/export_record", nil},
+		{root, "POST", "backups/import_record", record},
+	} {
+		if status, answer := r.try(x.who, x.method, x.path, x.body); status != 503 {
+			t.Errorf("without the repository %s %s: %d %v", x.method, x.path, status, answer)
+		}
+	}
+	for _, path := range []string{"backups/detail", "backups/" + id, "volumes/detail", "snapshots/detail", "os-quota-sets/a?usage=True"} {
+		r.get(ann, path)
+	}
+	r.stopAgent()
+	r.opener = open
+	r.startAgent()
+	r.restoring(ann, id, "")
+}
