@@ -68,7 +68,7 @@ func (h *hub) auditAPI(ctx context.Context, e cinderapi.Entry) {
 // record writes to the audit log. What was done is done: a full disk is told in the log.
 func (h *hub) record(ctx context.Context, e auditEntry) {
 	if err := h.audit.add(e); err != nil {
-		h.o.Logger.LogAttrs(ctx, slog.LevelError, "change not in the audit log", slog.Any("entry", e), slog.Any("error", err))
+		h.o.Logger.LogAttrs(ctx, slog.LevelError, "audit log", slog.Any("entry", e), slog.Any("error", err))
 	}
 }
 

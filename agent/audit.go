@@ -59,7 +59,8 @@ func (a *auditLog) open() error {
 	return nil
 }
 
-// add appends an entry and has it on stable storage when it returns.
+// add appends an entry and has it on stable storage when it returns. It may be there
+// also with an error: the log grows beyond what it may then.
 func (a *auditLog) add(e auditEntry) error {
 	e.Time = time.Now().UTC()
 	line, err := json.Marshal(e)
@@ -71,17 +72,16 @@ func (a *auditLog) add(e auditEntry) error {
 	if a.f == nil {
 		return fmt.Errorf("audit log: %w", fs.ErrClosed)
 	}
+	var full error
 	if a.size+int64(len(line)) > auditKept {
-		if err = a.rotate(); err != nil {
-			return err
-		}
+		full = a.rotate() // a log that grows on is better than none
 	}
 	n, err := a.f.Write(append(line, '\n')) // one write: lines of two processes do not mix
 	a.size += int64(n)
 	if err == nil {
 		err = a.f.Sync()
 	}
-	if err != nil {
+	if err = errors.Join(full, err); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
 	return nil
@@ -90,13 +90,13 @@ func (a *auditLog) add(e auditEntry) error {
 // rotate puts the log aside and begins another; a.mu is held.
 func (a *auditLog) rotate() error {
 	if err := os.Rename(a.name, a.name+".1"); err != nil {
-		return fmt.Errorf("audit log: %w", err)
+		return fmt.Errorf("put it aside: %w", err)
 	}
 	old := a.f
 	err := a.open()
 	if err != nil {
-		a.f = old // it goes on there
-		return err
+		a.f = old // it goes on there, under its old name if it can
+		return errors.Join(err, os.Rename(a.name+".1", a.name))
 	}
 	return old.Close()
 }

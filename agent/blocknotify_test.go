@@ -1,0 +1,212 @@
+package agent
+
+import (
+	"bufio"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// hook is a webhook that keeps what it gets.
+type hook struct {
+	mu   sync.Mutex
+	got  []Notification
+	deal func(w http.ResponseWriter, n int) // with the n-th
+}
+
+func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var x Notification
+	err := json.NewDecoder(r.Body).Decode(&x)
+	h.mu.Lock()
+	h.got = append(h.got, x)
+	n := len(h.got)
+	h.mu.Unlock()
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	if h.deal != nil {
+		h.deal(w, n)
+	}
+}
+
+// events are those of a backup, in order, each once.
+func (h *hook) events(backup string) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var l []string
+	for _, x := range h.got {
+		if x.Payload["backup_id"] == backup && x.Type != eventProgress && !slices.Contains(l, x.Type) {
+			l = append(l, x.Type)
+		}
+	}
+	return l
+}
+
+// A webhook is told of all that happens, also when it fails now and then.
+func TestBlockNotifications(t *testing.T) {
+	h := &hook{deal: func(w http.ResponseWriter, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable) // is tried again
+		}
+		if n == 3 {
+			w.WriteHeader(http.StatusNotFound) // is not
+		}
+	}}
+	web := httptest.NewServer(h)
+	defer web.Close()
+	r := apiRig(t, func(r *rig) { r.webhook = web.URL })
+	v := r.disk(ann, nil)
+	r.fill(v, noise(1<<20), 0)
+	id := r.backedUp(ann, v, nil)
+	to := r.restoring(ann, id, "")
+	r.becomes("volume", to, "available")
+	r.becomes("backup", id, "available")
+	r.call(202, ann, "DELETE", "backups/"+id, nil)
+	r.becomes("backup", id, "gone")
+	want := []string{eventCreateStart, eventCreateEnd, eventRestoreStart, eventRestoreEnd, eventDeleteStart, eventDeleteEnd}
+	r.until("all notifications", func() bool { return slices.Equal(h.events(id), want) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, x := range h.got {
+		if x.Payload["tenant_id"] != "a" || x.Payload["user_id"] != "ann" || x.Publisher != "backup.here" || x.Priority != "INFO" {
+			t.Errorf("%+v", x)
+		}
+	}
+	if h.got[0].ID != h.got[1].ID || h.got[0].ID == h.got[2].ID {
+		t.Errorf("what was refused as too busy was not sent again: %s, %s, %s", h.got[0].ID, h.got[1].ID, h.got[2].ID)
+	}
+}
+
+// A webhook that hangs, or is not there, keeps nothing from going on, nor the agent from
+// stopping.
+func TestBlockHungWebhook(t *testing.T) {
+	gate := make(chan struct{})
+	h := &hook{deal: func(http.ResponseWriter, int) { <-gate }}
+	web := httptest.NewServer(h)
+	defer web.Close()
+	defer close(gate)
+	for _, url := range []string{web.URL, "http://127.0.0.1:1/"} {
+		r := apiRig(t, func(r *rig) { r.webhook = url })
+		v := r.disk(ann, nil)
+		for range 3 {
+			id := r.backedUp(ann, v, nil)
+			r.call(202, ann, "DELETE", "backups/"+id, nil)
+			r.becomes("backup", id, "gone")
+		}
+		started := time.Now()
+		r.stopAgent()
+		if d := time.Since(started); d > 5*time.Second {
+			t.Errorf("the agent took %v to stop", d)
+		}
+		r.startAgent()
+	}
+}
+
+// More than waits for a webhook is dropped, and whoever tells does not wait.
+func TestNotifierFull(t *testing.T) {
+	r := &rig{tester: t}
+	h := newHub(Options{Webhook: "http://127.0.0.1:1/"})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range notifyQueue + 7 {
+			h.notify.tell(t.Context(), eventCreateEnd, Backup{FailReason: "no"}, nil)
+		}
+	}()
+	r.await(done)
+	if n := h.notify.dropped.Load(); n != 7 {
+		t.Errorf("%d were dropped", n)
+	}
+	if x := <-h.notify.queue; x.Priority != "ERROR" {
+		t.Errorf("%+v", x)
+	}
+}
+
+// Who asked for a change, by the API and by the agent's own socket, and what became of
+// it, is in the audit log; who only looks is not.
+func TestBlockAudit(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	id := r.backedUp(ann, v, nil)
+	r.call(403, ann, "POST", "backups/"+id+"/action", object{"os-force_delete": nil})
+	r.call(404, bob, "DELETE", "backups/"+id, nil)
+	r.call(202, root, "DELETE", "backups/"+id, nil)
+	r.backup(CreateBackup{Volume: v})
+	f, err := os.Open(filepath.Join(r.dir, "agent", "audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	var lines []string
+	for s := bufio.NewScanner(f); s.Scan(); {
+		var e auditEntry
+		if err := json.Unmarshal(s.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.Time.IsZero() || !strings.HasPrefix(e.Request, "req-") {
+			t.Errorf("%+v", e)
+		}
+		lines = append(lines, strings.TrimSpace(strings.Join([]string{e.Actor, e.Project, e.Action, e.Object, http.StatusText(e.Result)}, " ")))
+	}
+	for _, want := range []string{
+		"ann a volume.create volume " + v + " Accepted", "ann a backup.create backup " + id + " Accepted",
+		"bob b backup.delete backup " + id + " Not Found", "root ops backup.delete backup " + id + " Accepted",
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("%q is not in the log: %q", want, lines)
+		}
+	}
+	if !slices.ContainsFunc(lines, func(l string) bool {
+		return strings.HasPrefix(l, "operator, uid ") && strings.Contains(l, "POST /v1/backups")
+	}) {
+		t.Errorf("nothing of the operator: %q", lines)
+	}
+	if slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, "GET") }) {
+		t.Errorf("looks are in the log: %q", lines)
+	}
+	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "ann a backup.") && strings.HasSuffix(l, "Forbidden") }) {
+		t.Errorf("no refusal: %q", lines)
+	}
+}
+
+// A log that cannot be put aside is written on.
+func TestAuditRotate(t *testing.T) {
+	dir := t.TempDir()
+	a, err := openAudit(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = a.close() }()
+	a.size = auditKept
+	if err = a.add(auditEntry{Action: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(dir, "audit.log.1")
+	if _, err = os.Stat(old); err != nil || a.size > 1000 {
+		t.Errorf("not put aside: %d, %v", a.size, err)
+	}
+	if err = os.Remove(old); err != nil {
+		t.Fatal(err)
+	}
+	if err = os.MkdirAll(filepath.Join(old, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.size = auditKept
+	for range 2 {
+		if err = a.add(auditEntry{Action: "two"}); err == nil {
+			t.Error("nobody is told that the log grows on")
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "audit.log"))
+	if err != nil || strings.Count(string(data), `"two"`) != 2 {
+		t.Errorf("%s, %v", data, err)
+	}
+}
