@@ -51,7 +51,8 @@ func (r *Repository) AbandonChange(ctx context.Context, id string, without ...st
 //
 //	look     no member has its membership
 //	take     members/<v+1>, the name that it would publish under, on every member: names are
-//	         created once, so that it comes to none of them any more
+//	         created once, so that it comes to none of them any more. Until all have it the
+//	         rotation is not over, whatever the version of those that have (over)
 //	end      its key, behind that as it may open the repository until then, and the mark
 //
 // A store that is gone for good cannot be looked at, and may be the only one with the
@@ -74,13 +75,18 @@ func (r *Repository) giveUpRotation(ctx context.Context, c *changeRecord, withou
 	if m.Version > c.Next.Version && m.epochs() >= c.Next.epochs() {
 		return r.endChange(ctx, c.Change) // another one was published since, and outranks it
 	}
-	lost, err := r.lostMembers(ctx, without)
+	lost, err := r.lostMembers(ctx, c, without)
 	if err != nil {
 		return err
 	}
 	need := len(m.Stores) - len(lost)
 	if err = r.unpublished(ctx, lost); err != nil {
 		return err
+	}
+	if c.rotates() && m.Version >= c.Next.Version { // an earlier attempt got to some of the stores
+		if err = r.takeName(ctx, c, lost); err != nil {
+			return needsAll(err)
+		}
 	}
 	next := m.next()
 	for _, l := range lost {
@@ -108,26 +114,63 @@ func (r *Repository) giveUpRotation(ctx context.Context, c *changeRecord, withou
 	return r.endChange(ctx, c.Change)
 }
 
+// takeName takes the name of a rotation's membership on all members but the lost that
+// do not have another membership under it, by the one at hand as a record of before.
+func (r *Repository) takeName(ctx context.Context, c *changeRecord, lost []ident) error {
+	past := r.membership().next()
+	past.Version = c.Next.Version
+	name, object, err := r.keys.sealMembership(past)
+	if err != nil {
+		return err
+	}
+	put := r.puts(name, object)
+	ms := slices.DeleteFunc(r.current(), func(m *member) bool { return slices.Contains(lost, m.id) })
+	answers := ask(ctx, r.o.Timing, ms, len(ms), func(ctx context.Context, m *member) (struct{}, error) {
+		took, err := put(ctx, m)
+		if !errors.Is(err, objstore.ErrExist) {
+			return took, err
+		}
+		there, gerr := getObject(ctx, m.store, name)
+		if gerr != nil {
+			return took, gerr
+		}
+		other, gerr := r.keys.openMembership(name, there)
+		if gerr == nil && other.epochs() < c.Next.epochs() {
+			return took, nil
+		}
+		return took, errors.Join(err, gerr)
+	})
+	if n := len(succeeded(answers)); n < len(ms) {
+		return fmt.Errorf("%s is on %d stores, %d are needed: %w: %w", name, n, len(ms), ErrTooFewStores, failures(answers))
+	}
+	return nil
+}
+
 func needsAll(err error) error {
 	return fmt.Errorf("give up the rotation of the key: every store has to take part that is not named with --without as gone for good; when they do, give the same command again: %w", err)
 }
 
 // lostMembers are the members with these IDs, each of which must not answer. Without
-// them enough have to be left to give back what they had.
-func (r *Repository) lostMembers(ctx context.Context, without []string) ([]ident, error) {
+// them enough have to be left to give back what they had. One that an earlier attempt
+// put another ID in the place of stands for that.
+func (r *Repository) lostMembers(ctx context.Context, c *changeRecord, without []string) ([]ident, error) {
 	var lost []ident
 	for _, w := range without {
 		id, err := parseIdent(w)
 		if err != nil {
 			return nil, err
 		}
+		m := r.membership()
+		if at := slices.Index(c.Next.Stores, id); at >= 0 && at < len(m.Stores) && !m.has(id) {
+			id = m.Stores[at]
+		}
 		i := slices.IndexFunc(r.current(), func(m *member) bool { return m.id == id })
 		if i < 0 {
 			return nil, fmt.Errorf("store %s is no member of this repository: \"cairn repo status\" shows those that are: %w", w, ErrInvalid)
 		}
-		m := r.current()[i]
-		if _, err = one(ctx, r, m, func(ctx context.Context, m *member) (struct{}, error) { return struct{}{}, r.identify(ctx, m) }); err == nil {
-			return nil, fmt.Errorf("%s answers, so that it is not lost: do not name it: %w", m.url(), ErrInvalid)
+		lose := r.current()[i]
+		if _, err = one(ctx, r, lose, func(ctx context.Context, m *member) (struct{}, error) { return struct{}{}, r.identify(ctx, m) }); err == nil {
+			return nil, fmt.Errorf("%s answers, so that it is not lost: do not name it: %w", lose.url(), ErrInvalid)
 		}
 		if !slices.Contains(lost, id) {
 			lost = append(lost, id)

@@ -79,9 +79,22 @@ func (r *Repository) Changes(ctx context.Context) ([]Change, error) {
 	return out, nil
 }
 
+// over says whether a change has ended, as the membership is a newer one than it began
+// with. A rotation that is being given up has not: it may be published yet, where the
+// name for that is free, and that outranks every membership before it. Its mark is on
+// more than half of the stores; on is how many of the members have it or do not answer.
+func (c *changeRecord) over(m *membership, on int) bool {
+	return c.Version < m.Version && !(c.rotates() && c.Next.epochs() > m.epochs() && on > len(m.Stores)/2)
+}
+
+// rotates says whether a mark is one of a rotation, which has a name to publish under.
+func (c *changeRecord) rotates() bool {
+	return c.What == changeRotate && c.Next != nil && c.Next.Version == c.Version+1
+}
+
 // changes reads the marks of unfinished changes from all members that answer.
 func (r *Repository) changes(ctx context.Context) ([]*changeRecord, error) {
-	names, err := r.union(ctx, changePrefix)
+	names, away, err := r.unionOf(ctx, changePrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +106,7 @@ func (r *Repository) changes(ctx context.Context) ([]*changeRecord, error) {
 		case errors.Is(err, objstore.ErrNotExist):
 		case err != nil:
 			errs = append(errs, err)
-		case c.Version >= r.membership().Version:
+		case !c.over(r.membership(), len(ms)+away):
 			out = append(out, c)
 		}
 	}

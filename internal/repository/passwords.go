@@ -173,7 +173,7 @@ func (r *Repository) notRotating(ctx context.Context, gone keyRecord) error {
 	rotating := r.membership().epochs() != gone.epoch
 	for name, ms := range names {
 		c, cerr := r.readChange(ctx, ms, name)
-		rotating = rotating || cerr == nil && c.What == changeRotate && c.Version >= r.membership().Version
+		rotating = rotating || cerr == nil && c.What == changeRotate && !c.over(r.membership(), len(ms)+away)
 	}
 	if rotating {
 		return fmt.Errorf("key %s is removed, but the key of the repository is being rotated, and if that was begun with its password this goes on working: look at \"cairn repo key list\" when the rotation is done, or give it up with \"cairn repo changes --abandon\": %w", gone.ID, ErrChange)

@@ -237,7 +237,7 @@ func (p *pruner) unmarked(ctx context.Context) error {
 		case errors.Is(err, objstore.ErrNotExist): // it has ended just now
 		case err != nil:
 			return err
-		case c.Version >= p.keys.Version:
+		case !c.over(p.keys, len(ms)):
 			return p.r.otherChange(c)
 		default:
 			p.finished = append(p.finished, name)

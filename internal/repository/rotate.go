@@ -131,8 +131,8 @@ func (r *Repository) newRotation(ctx context.Context, all []keyRecord) (c change
 	}
 	if len(marks) > 0 {
 		o := marks[0]
-		if o.What != changeRotate || o.Next == nil {
-			return c, keys, r.otherChange(o)
+		if o.What != changeRotate || o.Next == nil || o.Version < r.membership().Version {
+			return c, keys, r.otherChange(o) // also one that is being given up
 		}
 		keys, err = r.resume(ctx, o, all)
 		return *o, keys, err
