@@ -58,7 +58,12 @@ func (c *checker) data(ctx context.Context) error {
 
 // tell says what came of reading a pack. Of one that is sound as far as can be seen,
 // and has shards on stores that did not answer, nothing is told: it has to be read again.
+// Nor is it of one that was compacted, whose shards nobody misses: what backups have of
+// it is read where it is now.
 func (c *checker) tell(id chunk.PackID, p *packCheck) error {
+	if p.going && !p.hit && len(p.failed) == 0 {
+		return nil
+	}
 	if (len(c.down) > 0 || p.doubt) && !c.sound(p) && !c.damaged(id, p) {
 		return nil
 	}

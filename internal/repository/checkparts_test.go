@@ -36,6 +36,21 @@ func recorder(to map[string]bool) func(string, bool) error {
 	}
 }
 
+// Packs that were compacted are none that are damaged: nothing is told of them.
+func TestCheckInPartsBehindACompaction(t *testing.T) {
+	c, _ := manyMoved(t, 2)
+	read := make(map[string]bool)
+	rep, err := c.open(t).Check(t.Context(), CheckOptions{ReadData: true, Read: recorder(read)})
+	if err != nil || !rep.OK() || len(read) != rep.Packs {
+		t.Errorf("%d packs told: %+v, %v", len(read), rep, err)
+	}
+	for pack, sound := range read {
+		if !sound {
+			t.Errorf("pack %s is told to be damaged", pack)
+		}
+	}
+}
+
 // A check that is told of and goes in parts finds the same as one that does not.
 func TestCheckInParts(t *testing.T) {
 	for seed := range uint64(6) {
