@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -188,9 +189,7 @@ func (r *rig) becomes(what, id, want string) {
 func (r *rig) disk(who string, more object) string {
 	r.Helper()
 	body := object{"size": 1, "name": "disk"}
-	for k, v := range more {
-		body[k] = v
-	}
+	maps.Copy(body, more)
 	id := r.call(http.StatusAccepted, who, http.MethodPost, "volumes", object{"volume": body}).text("volume", "id")
 	r.becomes("volume", id, "available")
 	return id
@@ -227,9 +226,7 @@ func (r *rig) holds(volume string, want []byte) {
 func (r *rig) backing(who, volume string, more object) string {
 	r.Helper()
 	body := object{"volume_id": volume, "name": "copy"}
-	for k, v := range more {
-		body[k] = v
-	}
+	maps.Copy(body, more)
 	return r.call(http.StatusAccepted, who, http.MethodPost, "backups", object{"backup": body}).text("backup", "id")
 }
 

@@ -84,7 +84,7 @@ func (r *Repository) Changes(ctx context.Context) ([]Change, error) {
 // name for that is free, and that outranks every membership before it. Its mark is on
 // more than half of the stores; on is how many of the members have it or do not answer.
 func (c *changeRecord) over(m *membership, on int) bool {
-	return c.Version < m.Version && !(c.rotates() && c.Next.epochs() > m.epochs() && on > len(m.Stores)/2)
+	return c.Version < m.Version && (!c.rotates() || c.Next.epochs() <= m.epochs() || on <= len(m.Stores)/2)
 }
 
 // rotates says whether a mark is one of a rotation, which has a name to publish under.
