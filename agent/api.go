@@ -33,6 +33,7 @@ const (
 	apiHeaderTimeout = 10 * time.Second
 	apiReadTimeout   = time.Minute
 	apiWriteTimeout  = 5 * time.Minute
+	apiWorkTimeout   = 2 * time.Minute // of a request, for whatever it waits
 	apiHeaderBytes   = 64 << 10
 )
 
@@ -51,10 +52,20 @@ func (h *hub) apiServer(base context.Context) *http.Server {
 		}
 	}
 	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: apiHeaderTimeout, ReadTimeout: apiReadTimeout, WriteTimeout: apiWriteTimeout, IdleTimeout: idleTimeout,
+		Handler: within(apiWorkTimeout, mux), ReadHeaderTimeout: apiHeaderTimeout, ReadTimeout: apiReadTimeout, WriteTimeout: apiWriteTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: apiHeaderBytes, BaseContext: func(net.Listener) context.Context { return base },
 		ErrorLog: slog.NewLogLogger(h.o.Logger.Handler(), slog.LevelDebug),
 	}
+}
+
+// within gives requests up that take longer: a data plane that hangs must not keep them,
+// and what they hold, for ever.
+func within(most time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), most)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 // auditAPI records a change that came through the API.

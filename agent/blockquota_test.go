@@ -65,3 +65,19 @@ func TestBlockQuota(t *testing.T) {
 	r.call(200, root, "PUT", "os-quota-sets/a", object{"quota_set": object{"backups": -1, "backup_gigabytes": 11}})
 	r.refused(413, "Requested 1G, quota is 11G and 11G has been consumed", ann, "POST", "backups", object{"backup": object{"volume_id": volumes[1]}})
 }
+
+// A volume does not grow beyond what its project may have.
+func TestBlockExtend(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	extend := func(size int) object { return object{"os-extend": object{"new_size": size}} }
+	r.call(200, root, "PUT", "os-quota-sets/a", object{"quota_set": object{"gigabytes": 5, "per_volume_gigabytes": 3}})
+	r.refused(413, "larger than maximum allowed limit 3G", ann, "POST", "volumes/"+v+"/action", extend(4))
+	r.refused(400, "must be greater than current size", ann, "POST", "volumes/"+v+"/action", extend(1))
+	r.call(202, ann, "POST", "volumes/"+v+"/action", extend(3))
+	r.call(202, ann, "POST", "volumes", object{"volume": object{"size": 2}})
+	r.refused(413, "quota is 5G and 5G has been consumed", ann, "POST", "volumes", object{"volume": object{"size": 1}})
+	r.call(200, root, "PUT", "os-quota-sets/a", object{"quota_set": object{"per_volume_gigabytes": -1}})
+	r.refused(413, "Requested 1G, quota is 5G and 5G has been consumed", ann, "POST", "volumes/"+v+"/action", extend(4))
+	r.refused(400, "", root, "PUT", "os-quota-sets/a", object{"quota_set": object{"wings": 1}})
+}

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"fmt"
+	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,6 +177,68 @@ func each(o object, key string) []object {
 		}
 	}
 	return out
+}
+
+// A data plane that hangs keeps nobody who does not need it, and everything goes on when
+// it does.
+func TestBlockHungPlane(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	r.fill(v, noise(1<<20), 0)
+	one, two := r.backedUp(ann, v, nil), r.backedUp(ann, v, nil)
+	r.stopServe()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "unix", filepath.Join(r.dir, "c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hung := make(chan struct{})
+	go func() {
+		defer close(hung)
+		for {
+			c, aerr := l.Accept()
+			if aerr != nil {
+				return
+			}
+			defer func() { _ = c.Close() }() // all of them when the listener is closed
+		}
+	}()
+	client := &http.Client{Timeout: 500 * time.Millisecond}
+	var wg sync.WaitGroup
+	for _, path := range []string{"volumes", "volumes/detail", "snapshots", "os-quota-sets/a?usage=True", "os-services", "volumes/" + v} {
+		for range 3 {
+			wg.Go(func() {
+				req, rerr := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/volume/v3/"+path, nil)
+				if rerr != nil {
+					t.Error(rerr)
+					return
+				}
+				req.Header.Set("X-Auth-Token", root)
+				if resp, derr := client.Do(req); derr == nil {
+					_ = resp.Body.Close()
+					t.Errorf("%s: %s", path, resp.Status)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	started := time.Now()
+	r.get(ann, "backups/detail")
+	r.call(200, ann, "PUT", "backups/"+one, object{"backup": object{"name": "x"}})
+	r.call(202, ann, "DELETE", "backups/"+one, nil)
+	r.becomes("backup", one, "gone")
+	r.act(202, root, "backup", two, "os-reset_status", object{"status": "error"})
+	r.act(202, root, "backup", two, "os-reset_status", object{"status": "available"})
+	if d := time.Since(started); d > 10*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	if err = l.Close(); err != nil {
+		t.Error(err)
+	}
+	<-hung
+	r.startServe()
+	to := r.restoring(ann, two, "")
+	r.becomes("volume", to, "available")
 }
 
 // Without the data plane, and without the repository, what needs them is refused as

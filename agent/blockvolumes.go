@@ -201,6 +201,9 @@ func (b *blockStorage) ExtendVolume(ctx context.Context, id string, size int64) 
 	if err != nil {
 		return err
 	}
+	if most := q["per_volume_gigabytes"].Limit; most >= 0 && size > most {
+		return cinderapi.OverQuota("Requested volume size %dG is larger than maximum allowed limit %dG.", size, most)
+	}
 	if u, more := q["gigabytes"], size-gib(v.Size); u.Limit >= 0 && u.InUse+more > u.Limit {
 		return cinderapi.OverQuota("Requested volume or snapshot exceeds allowed gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", more, u.Limit, u.InUse)
 	}

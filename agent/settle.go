@@ -16,6 +16,7 @@ import (
 // Every so often what could not be cleaned up or decided is tried again.
 const (
 	tidyEvery  = 30 * time.Second
+	tidyAtMost = 5 * time.Minute // of one thing, so that what hangs does not keep the others
 	decideWait = time.Minute     // a job waits so long for its session's verdict
 	decideStep = 2 * time.Second // and asks this often
 )
@@ -265,7 +266,7 @@ func (s *server) reconcile(ctx context.Context) {
 			"records": s.recordLate, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
 			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring, "canceled backups": s.dropUnwanted, "volumes that were restored to": s.tidyRestored, "pins": s.tidyPins,
 		} {
-			if err := f(ctx); err != nil && ctx.Err() == nil {
+			if err := tidyOne(ctx, f); err != nil && ctx.Err() == nil {
 				level := slog.LevelWarn
 				if errors.Is(err, serve.ErrUnreachable) {
 					level = slog.LevelInfo // said by every request that needs it
@@ -274,6 +275,12 @@ func (s *server) reconcile(ctx context.Context) {
 			}
 		}
 	}
+}
+
+func tidyOne(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, tidyAtMost)
+	defer cancel()
+	return f(ctx)
 }
 
 // lateRecords are records of backups whose job has ended, which could not be
