@@ -323,12 +323,11 @@ func (s *server) beginDrop(ctx context.Context, ref string) (Backup, error) {
 // deleted. A failure leaves it so, and the deletion is tried again now and then. They go
 // one after the other, and nothing else waits for them.
 func (s *server) finishDelete(ctx context.Context, id string) error {
-	select {
-	case s.removing <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", id, context.Cause(ctx))
+	unlock, err := s.removing.lock(ctx, "")
+	if err != nil {
+		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", id, err)
 	}
-	defer func() { <-s.removing }()
+	defer unlock()
 	b, err := s.cat.Backup(ctx, id)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil // somebody else was faster
@@ -364,10 +363,13 @@ func (s *server) forget(ctx context.Context, b Backup) error {
 	return nil
 }
 
-// unused refuses a backup that somebody uses.
+// unused refuses a backup that somebody uses. s.deciding is held.
 func (s *server) unused(ctx context.Context, b Backup) error {
 	if how, ok := s.exports.of(b.ID); ok {
 		return refuse(CodeBusy, "backup %s is %s: end that first (\"cairn unexport\" or \"cairn umount\")", b.ID, how)
+	}
+	if s.claims[b.ID] > 0 {
+		return refuse(CodeBusy, "backup %s is about to be restored or exported: wait for that", b.ID)
 	}
 	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
 		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)

@@ -106,11 +106,23 @@ func (b *blockStorage) restoreInto(ctx context.Context, x Backup, v Volume, stil
 	// A client that hangs up must not leave a volume noted as restoring.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
-	b.deciding.Lock() // the backup must not be deleted between the check and the job
-	defer b.deciding.Unlock()
+	// Of several requests for one backup, or one volume, one is first. The backup must
+	// not be deleted between the check and the job.
+	for _, id := range []string{x.ID, v.ID} {
+		unlock, err := b.targets.lock(ctx, id)
+		if err != nil {
+			return cinderapi.Restoring{}, fault(err, "")
+		}
+		defer unlock()
+	}
 	if _, err := b.restorable(ctx, x.ID); err != nil {
 		return cinderapi.Restoring{}, err
 	}
+	x, release, err := b.claimBackup(ctx, x.ID, "restored")
+	if err != nil {
+		return cinderapi.Restoring{}, fault(err, "Invalid backup: ")
+	}
+	defer release()
 	if err := still(ctx); err != nil {
 		return cinderapi.Restoring{}, err
 	}
@@ -121,7 +133,7 @@ func (b *blockStorage) restoreInto(ctx context.Context, x Backup, v Volume, stil
 	if err := set(ctx, noteRestoring); err != nil {
 		return cinderapi.Restoring{}, fault(err, "Invalid volume: ")
 	}
-	if _, err := b.submitRestore(ctx, Restore{Backup: x.ID, Volume: v.ID}); err != nil {
+	if _, err := b.submitRestore(ctx, Restore{Backup: x.ID, Volume: v.ID}, x); err != nil {
 		// If this fails as well, the tidying calls it an error: nobody has to trust it.
 		return cinderapi.Restoring{}, errors.Join(fault(err, "Invalid backup: "), set(context.WithoutCancel(ctx), ""))
 	}

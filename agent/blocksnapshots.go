@@ -93,8 +93,11 @@ func (b *blockStorage) CreateSnapshot(ctx context.Context, by Caller, req cinder
 	default:
 		return cinderapi.Snapshot{}, cinderapi.Invalid("Invalid volume: Volume %s status must be available, but current status is: %s.", v.ID, status)
 	}
-	b.hub.making.Lock()
-	defer b.hub.making.Unlock()
+	unlock, err := b.hub.making.lock(ctx, notesOf(v).Project)
+	if err != nil {
+		return cinderapi.Snapshot{}, fault(err, "")
+	}
+	defer unlock()
 	if rerr := b.room(ctx, notesOf(v).Project, "snapshots", gib(v.Size)); rerr != nil {
 		return cinderapi.Snapshot{}, fault(rerr, "")
 	}

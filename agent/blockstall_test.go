@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -316,4 +317,48 @@ func TestBlockAway(t *testing.T) {
 	r.opener = open
 	r.startAgent()
 	r.restoring(ann, id, "")
+}
+
+// A backup that is about to be used is not deleted, and others are meanwhile.
+func TestClaimedBackup(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	one, two := r.backup(CreateBackup{Volume: v.ID}), r.backup(CreateBackup{Volume: v.ID})
+	// The image of an export is read while its backup is claimed.
+	began, release := r.hold("get", "backups/")
+	exported := make(chan error, 1)
+	go func() {
+		_, err := r.agent.Export(ctx, Export{Ref: one.ID})
+		exported <- err
+	}()
+	select {
+	case <-began:
+		if err := r.agent.DeleteBackup(ctx, one.ID); !errors.Is(err, ErrBusy) {
+			t.Errorf("deleted while it is exported: %v", err)
+		}
+	case err := <-exported: // nothing had to be read
+		exported <- err
+	case <-time.After(time.Minute):
+		t.Fatal("the export hangs")
+	}
+	release()
+	if err := <-exported; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.agent.DeleteBackup(ctx, one.ID); !errors.Is(err, ErrBusy) {
+		t.Errorf("deleted while it is exported: %v", err)
+	}
+	if err := r.agent.DeleteBackup(ctx, two.ID); err != nil {
+		t.Error(err)
+	}
+	if err := r.agent.Unexport(ctx, one.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.agent.DeleteBackup(ctx, one.ID); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.agent.Undelete(ctx, one.ID); err != nil {
+		t.Error(err)
+	}
 }

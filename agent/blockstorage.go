@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/cinderapi"
@@ -134,7 +135,7 @@ func (b *blockStorage) DeleteQuota(ctx context.Context, project string) error {
 	return b.cat.RemoveLimits(ctx, project)
 }
 
-// room refuses what would be too much for a project; b.hub.making is held.
+// room refuses what would be too much for a project; b.hub.making is held for it.
 func (b *blockStorage) room(ctx context.Context, project, what string, size int64) error {
 	q, err := b.Quota(ctx, project)
 	if err != nil {

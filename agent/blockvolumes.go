@@ -141,8 +141,11 @@ func (b *blockStorage) makeVolume(ctx context.Context, by Caller, req cinderapi.
 	if err != nil {
 		return Volume{}, err
 	}
-	b.hub.making.Lock()
-	defer b.hub.making.Unlock()
+	unlock, err := b.hub.making.lock(ctx, by.ProjectID)
+	if err != nil {
+		return Volume{}, fault(err, "")
+	}
+	defer unlock()
 	if rerr := b.room(ctx, by.ProjectID, "volumes", req.Size); rerr != nil {
 		return Volume{}, fault(rerr, "")
 	}
@@ -195,8 +198,11 @@ func (b *blockStorage) ExtendVolume(ctx context.Context, id string, size int64) 
 	if _, err = b.idleVolume(ctx, id, "extend it"); err != nil {
 		return fault(err, "Invalid volume: ")
 	}
-	b.hub.making.Lock()
-	defer b.hub.making.Unlock()
+	unlock, err := b.hub.making.lock(ctx, notesOf(v).Project)
+	if err != nil {
+		return fault(err, "")
+	}
+	defer unlock()
 	q, err := b.Quota(ctx, notesOf(v).Project)
 	if err != nil {
 		return err

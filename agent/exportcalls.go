@@ -60,19 +60,15 @@ func (s *server) export(ctx context.Context, r request) (any, error) {
 
 // exportBackup serves a backup.
 func (s *server) exportBackup(ctx context.Context, req Export, b Backup) (any, error) {
-	// The backup must not be deleted between the check and the export.
-	s.deciding.Lock()
-	defer s.deciding.Unlock()
 	if err := s.closed(); err != nil {
 		return nil, err
 	}
-	b, err := s.findBackup(ctx, b.ID)
+	// The backup must not be deleted between the check and the export.
+	b, release, err := s.claimBackup(ctx, b.ID, "exported")
 	if err != nil {
 		return nil, err
 	}
-	if err = mayRead(b, "exported"); err != nil {
-		return nil, err
-	}
+	defer release()
 	if err = checkText("purpose", req.Purpose); err != nil {
 		return nil, err
 	}

@@ -44,8 +44,8 @@ type hub struct {
 	audit  *auditLog // while the agent runs
 
 	checkpoints sync.Mutex // held while checkpoints are dropped
-	making      sync.Mutex // held while volumes and snapshots of projects are counted and made
-	noting      sync.Mutex // held while what is noted of a volume changes
+	making      keyed      // by project, held while its volumes and snapshots are counted and made
+	noting      keyed      // by volume, held while what is noted of it changes
 
 	mu sync.Mutex // of what the servers claim
 

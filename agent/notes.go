@@ -73,8 +73,11 @@ func (n *volumeNotes) name(v Volume) string {
 // note changes the notes of a volume: whoever changes them at the same time is waited
 // for. A volume that is not there has none.
 func (s *server) note(ctx context.Context, volumeID string, change func(n *volumeNotes)) (Volume, error) {
-	s.hub.noting.Lock()
-	defer s.hub.noting.Unlock()
+	unlock, err := s.hub.noting.lock(ctx, volumeID)
+	if err != nil {
+		return Volume{}, fmt.Errorf("notes of volume %s: %w", volumeID, err)
+	}
+	defer unlock()
 	v, err := s.serve.Volume(ctx, volumeID)
 	if err != nil {
 		return v, err
@@ -133,12 +136,15 @@ func (s *server) tidyRestored(ctx context.Context) error {
 }
 
 func (s *server) tidyRestoredTo(ctx context.Context, volumeID string) error {
-	s.deciding.Lock() // against a restore that is about to be queued
-	defer s.deciding.Unlock()
+	unlock, err := s.targets.lock(ctx, volumeID) // against a restore that is about to be queued
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if _, busy := s.jobs.using(func(j Job) bool { return j.VolumeID == volumeID }); busy {
 		return nil
 	}
-	_, err := s.note(ctx, volumeID, func(n *volumeNotes) {
+	_, err = s.note(ctx, volumeID, func(n *volumeNotes) {
 		if n.Status == noteRestoring { // not if one has ended meanwhile
 			n.Status = noteErrorRestore
 		}

@@ -29,23 +29,44 @@ func (s *server) createRestore(ctx context.Context, r request) (any, error) {
 	if err := r.decode(&req); err != nil {
 		return nil, err
 	}
-	// The backup must not be deleted between the check and the job.
-	s.deciding.Lock()
-	defer s.deciding.Unlock()
-	return s.submitRestore(ctx, req)
+	b, release, err := s.claimBackup(ctx, req.Backup, "restored")
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return s.submitRestore(ctx, req, b)
 }
 
-// submitRestore checks a request and queues its job; s.deciding is held.
-func (s *server) submitRestore(ctx context.Context, req Restore) (Job, error) {
-	b, err := s.findBackup(ctx, req.Backup)
+// claimBackup keeps a backup from being deleted until it is released, so that nobody
+// else has to wait while what it is to be used for is looked at.
+func (s *server) claimBackup(ctx context.Context, ref, use string) (b Backup, release func(), err error) {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	if b, err = s.findBackup(ctx, ref); err != nil {
+		return b, nil, err
+	}
+	if err = mayRead(b, use); err != nil {
+		return b, nil, err
+	}
+	s.claims[b.ID]++
+	return b, func() {
+		s.deciding.Lock()
+		defer s.deciding.Unlock()
+		if s.claims[b.ID]--; s.claims[b.ID] == 0 {
+			delete(s.claims, b.ID)
+		}
+	}, nil
+}
+
+// submitRestore checks where a claimed backup is to go and queues its job.
+func (s *server) submitRestore(ctx context.Context, req Restore, b Backup) (Job, error) {
+	j, err := s.restoreTarget(ctx, &req, b)
 	if err != nil {
 		return Job{}, err
 	}
-	if ierr := mayRead(b, "restored"); ierr != nil {
-		return Job{}, ierr
-	}
-	j, err := s.restoreTarget(ctx, &req, b)
-	if err != nil {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
+	if b, err = s.findBackup(ctx, b.ID); err != nil { // its state may be another by now
 		return Job{}, err
 	}
 	if b.Status == catalog.Available {

@@ -56,7 +56,9 @@ type server struct {
 
 	// deciding is held while the state of backups outside of jobs changes.
 	deciding sync.Mutex
-	removing chan struct{} // holds something while a backup is deleted from the repository
+	claims   map[string]int // by backup: uses that are about to begin; guarded by deciding
+	targets  keyed          // by backup and volume, held while a restore is about to be queued
+	removing keyed          // by nothing, held while a backup goes from the repository or comes back
 }
 
 // newServer makes the server of one repository, whose catalog and overlays are in
@@ -79,7 +81,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		log = log.With(slog.String("repository", name))
 	}
 	s := &server{
-		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1), removing: make(chan struct{}, 1),
+		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1), claims: map[string]int{},
 		reason: "it is being opened",
 		tried:  make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}

@@ -221,12 +221,11 @@ func (s *server) adopt(ctx context.Context) (int, error) {
 // rebuildCatalog is what an agent does when it starts, on request: records of what was
 // made by others, or was not to be read then.
 func (s *server) rebuildCatalog(ctx context.Context, _ request) (any, error) {
-	select {
-	case s.removing <- struct{}{}: // against deletions, whose records go last
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	unlock, err := s.removing.lock(ctx, "") // against deletions, whose records go last
+	if err != nil {
+		return nil, err
 	}
-	defer func() { <-s.removing }()
+	defer unlock()
 	found, err := s.adopt(ctx)
 	return Rebuilt{Found: found}, err
 }

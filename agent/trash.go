@@ -26,8 +26,11 @@ func (s *server) trash(ctx context.Context) (any, error) {
 // the change history of its volume was given up when it was deleted: the next
 // incremental starts from another backup.
 func (s *server) undelete(ctx context.Context, r request) (any, error) {
-	s.deciding.Lock() // against its deletion, which is tried again now and then
-	defer s.deciding.Unlock()
+	unlock, err := s.removing.lock(ctx, "") // against its deletion, which is tried again now and then
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	x, err := s.repo.Undelete(ctx, r.ref)
 	if errors.Is(err, repository.ErrInvalid) {
 		return nil, refuse(CodeConflict, "backup %s is not deleted", r.ref)
