@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"net/http"
 	"path/filepath"
@@ -11,48 +9,8 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
-	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
-
-// hold makes the calls of one kind wait in all stores until the function that it
-// returns is called; began tells of the first.
-func (r *rig) hold(op, prefix string) (began <-chan struct{}, release func()) {
-	first, gate := make(chan struct{}, 1000), make(chan struct{})
-	for _, s := range r.stores {
-		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
-			if c.Op != op || !bytes.HasPrefix([]byte(c.Name), []byte(prefix)) {
-				return nil
-			}
-			select {
-			case first <- struct{}{}:
-			default:
-			}
-			select {
-			case <-gate:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}})
-	}
-	return first, func() {
-		close(gate)
-		for _, s := range r.stores {
-			s.SetFaults(memstore.Faults{})
-		}
-	}
-}
-
-// await waits for a call that is held.
-func (r *rig) await(began <-chan struct{}) {
-	r.Helper()
-	select {
-	case <-began:
-	case <-time.After(30 * time.Second):
-		r.Fatal("the call that is to be held did not come")
-	}
-}
 
 // forceDelete deletes what is being made.
 func (r *rig) forceDelete(backup string) {
@@ -248,4 +206,60 @@ func TestBlockCancelRestore(t *testing.T) {
 func (r *rig) restoringAs(backup string) int {
 	status, _ := r.try(ann, "POST", "backups/"+backup+"/restore", object{"restore": object{}})
 	return status
+}
+
+// A cancel behind the last moment: the backup is promised to be deleted, whatever the
+// stores say, and goes when it may.
+func TestBlockCancelLate(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	r.fill(v, noise(1<<20), 0)
+	id := r.backedUp(ann, v, nil)
+	r.stopAgent()
+	cat, err := catalog.Open(t.Context(), filepath.Join(r.dir, "agent", "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := cat.Backup(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Status, b.Undecided = catalog.Failed, true // as after a commit that nobody answered
+	if err = errors.Join(cat.PutBackup(t.Context(), b), cat.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.down(6)
+	r.startAgent()
+	r.refused(400, "waits for the stores", ann, "DELETE", "backups/"+id, nil)
+	r.forceDelete(id)
+	r.forceDelete(id)
+	if got := r.state("backup", id); got != "deleting" {
+		t.Errorf("canceled: %s", got)
+	}
+	r.refused(400, `"deleting"`, ann, "POST", "backups/"+id+"/restore", object{"restore": object{}})
+	r.down(0)
+	r.backedUp(ann, v, nil) // its end wakes the tidying
+	r.becomes("backup", id, "gone")
+
+	r.stopAgent()
+	r.limits.Retain = time.Hour
+	r.startAgent()
+	began, release := r.hold("put", "backups/")
+	id = r.backing(ann, v, nil)
+	r.await(began)
+	r.forceDelete(id)
+	release()
+	r.until("the end of the job", func() bool {
+		b, err := r.agent.Backup(t.Context(), id)
+		return err == nil && b.Status == BackupAvailable && !b.RetainUntil.IsZero()
+	})
+	r.becomes("volume", v, "available")
+	if got := r.state("backup", id); got != "deleting" {
+		t.Errorf("retained: %s", got)
+	}
+	kept := r.backedUp(ann, v, nil)
+	r.refused(400, "retention", ann, "DELETE", "backups/"+kept, nil)
+	if got := r.state("backup", kept); got != "available" {
+		t.Errorf("refused: %s", got)
+	}
 }
