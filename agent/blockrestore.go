@@ -58,7 +58,8 @@ func (b *blockStorage) restorable(ctx context.Context, id string) (Backup, error
 // mayHold refuses to put the content of an encrypted volume into one that says it is
 // not.
 func mayHold(volumeType string, x Backup) error {
-	source, _ := typeOf(notesOfBackup(x).Type)
+	was, _ := readNotes(x.VolumeNotes) // none are those of a volume that is not encrypted
+	source, _ := typeOf(was.Type)
 	target, _ := typeOf(volumeType)
 	if source.Encrypted && !target.Encrypted {
 		return cinderapi.Invalid("Invalid volume type: The backup is of an encrypted volume: it can be restored only to a volume of an encrypted type.")
@@ -74,10 +75,11 @@ func (b *blockStorage) restoreToNew(ctx context.Context, by Caller, id string, r
 		return cinderapi.Restoring{}, err
 	}
 	n := volumeNotes{Status: noteRestoring}
-	was := notesOfBackup(x)
-	n.Metadata, n.Bootable = was.Metadata, was.Bootable
-	req.Description = orElse(req.Description, was.Description)
-	req.Type = orElse(req.Type, was.Type)
+	if was, ok := readNotes(x.VolumeNotes); ok {
+		n.Metadata, n.Bootable = was.Metadata, was.Bootable
+		req.Description = orElse(req.Description, was.Description)
+		req.Type = orElse(req.Type, was.Type)
+	}
 	req.Name = orElse(req.Name, "restore_backup_"+x.ID)
 	if size := gib(x.Size); req.Size < size {
 		if req.Size != 0 {

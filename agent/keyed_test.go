@@ -35,7 +35,7 @@ func TestKeyed(t *testing.T) {
 	defer unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := k.lock(ctx, "a"); !errors.Is(err, context.Canceled) {
+	if _, err = k.lock(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	free, err := k.lock(t.Context(), "b")

@@ -47,11 +47,16 @@ const (
 // notesOf reads a volume's notes. Those that are not ours, or of a later version that
 // has them otherwise, are none.
 func notesOf(v Volume) volumeNotes {
-	var n volumeNotes
-	if len(v.Attributes) > 0 && json.Unmarshal(v.Attributes, &n) != nil {
-		return volumeNotes{}
-	}
+	n, _ := readNotes(v.Attributes)
 	return n
+}
+
+// readNotes reads notes, if there are any and they are ours.
+func readNotes(data json.RawMessage) (n volumeNotes, ok bool) {
+	if len(data) == 0 || json.Unmarshal(data, &n) != nil {
+		return volumeNotes{}, false
+	}
+	return n, true
 }
 
 func (n *volumeNotes) encode() (json.RawMessage, error) {
@@ -157,10 +162,10 @@ func (s *server) tidyRestoredTo(ctx context.Context, volumeID string) error {
 
 // restored takes over what was noted of the volume that the backup is of.
 func (n *volumeNotes) restored(b Backup) {
-	if len(b.VolumeNotes) == 0 {
+	was, ok := readNotes(b.VolumeNotes)
+	if !ok {
 		return
 	}
-	was := notesOfBackup(b)
 	n.Bootable, n.Backup = was.Bootable, b.ID
 	for k, v := range was.Metadata {
 		if n.Metadata == nil {
@@ -168,16 +173,6 @@ func (n *volumeNotes) restored(b Backup) {
 		}
 		n.Metadata[k] = v
 	}
-}
-
-// notesOfBackup is what was noted of a backup's volume then; what is not understood is
-// nothing.
-func notesOfBackup(b Backup) volumeNotes {
-	var n volumeNotes
-	if len(b.VolumeNotes) > 0 && json.Unmarshal(b.VolumeNotes, &n) != nil {
-		return volumeNotes{}
-	}
-	return n
 }
 
 // ofContent is the part of the notes that goes into a backup with the content.
