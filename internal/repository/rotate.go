@@ -105,7 +105,8 @@ func (r *Repository) rotate(ctx context.Context, all []keyRecord) (*changeRecord
 // stillWanted looks again behind the mark, right before the publication: whoever
 // removed the password that rotates, or the new key, must be right. Who removes a
 // password looks for marks behind that, so that one of the two sees the other. The
-// mark of one that somebody else began stays, as it may be published somewhere.
+// mark of one that somebody else began stays, as it may be published somewhere; this
+// process's own is given up like any other.
 func (r *Repository) stillWanted(ctx context.Context, begun *changeRecord, own bool) error {
 	removed, err := r.removedKeys(ctx)
 	if err != nil {
@@ -118,8 +119,12 @@ func (r *Repository) stillWanted(ctx context.Context, begun *changeRecord, own b
 	if !own {
 		return fmt.Errorf("its key, or the password that is used, was removed meanwhile: \"cairn repo changes --abandon %s\" gives the rotation up: %w", begun.Change, ErrChange)
 	}
-	r.dropKey(ctx, begun.Key.String())
-	return errors.Join(fmt.Errorf("its key, or the password that is used, was removed meanwhile: \"cairn repo key list\" shows the passwords there are: %w", ErrChange), r.endChange(ctx, begun.Change))
+	// Whoever has the same password may go on with the mark, and be done by now: its key is
+	// the only one that opens the repository then.
+	if err = r.refreshMembership(ctx); err == nil && r.membership().follows(begun.Next) && !removed[fresh] {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("its key, or the password that is used, was removed meanwhile: \"cairn repo key list\" shows the passwords there are: %w", ErrChange), err, r.giveUpRotation(ctx, begun, nil))
 }
 
 // newRotation returns a change that rotates the key, whose key is on the stores, and
