@@ -284,7 +284,7 @@ func TestGiveUpKilled(t *testing.T) {
 		}
 		r = c.open(t, bySecond)
 		left, err := r.Changes(t.Context())
-		if err != nil || len(left) == 0 && c.count(changePrefix) > 1 { // one may be left on the lost store
+		if err != nil || len(left) == 0 && c.count(changePrefix) > 3 { // of fewer it was being removed
 			t.Fatalf("%s: %v, %v", when, left, err)
 		}
 		for _, m := range left {
