@@ -134,8 +134,14 @@ func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.R
 	case subtle.ConstantTimeCompare([]byte(want), []byte(e.Signature)) != 1:
 		return cinderapi.Backup{}, cinderapi.Invalid("Invalid input received: The backup record was changed: only its id may be, all else is signed.")
 	}
-	b.deciding.Lock()
-	defer b.deciding.Unlock()
+	if old, found, oerr := b.recorded(ctx, e); oerr != nil || found {
+		return old, oerr // without having waited for a deletion
+	}
+	unlock, err := b.removing.lock(ctx, "") // what is found in the repository must not go meanwhile
+	if err != nil {
+		return cinderapi.Backup{}, fault(err, "")
+	}
+	defer unlock()
 	if old, found, oerr := b.recorded(ctx, e); oerr != nil || found {
 		return old, oerr
 	}
@@ -160,7 +166,7 @@ func (b *blockStorage) ImportBackup(ctx context.Context, _ Caller, r cinderapi.R
 }
 
 // recorded returns the backup of a record that is here already, and refuses one that
-// cannot be taken in. b.deciding is held.
+// cannot be taken in: what it finds is sure to keep its data while b.removing is held.
 func (b *blockStorage) recorded(ctx context.Context, e envelope) (old cinderapi.Backup, found bool, err error) {
 	same, err := b.cat.BackupsStoredAs(ctx, e.Record.Stored)
 	if err != nil {
