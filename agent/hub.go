@@ -189,10 +189,12 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		Handler: h.audited(h.routes()), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return base }, ConnContext: withPeer,
 	}}
-	wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", webs[0].Serve(l))) })
+	own := webs[0]
+	wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", own.Serve(l))) })
 	if h.o.API != nil {
-		webs = append(webs, h.apiServer(base))
-		wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", webs[1].Serve(h.o.API.Listener))) })
+		api := h.apiServer(base)
+		webs = append(webs, api)
+		wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", api.Serve(h.o.API.Listener))) })
 	}
 	if ready != nil {
 		ready()
