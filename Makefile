@@ -55,7 +55,7 @@ soak: ## three agents that back up, delete, prune and die at once, on folders an
 bench: bench-go bench-s3 bench-peers ## Go benchmarks, S3 servers beside folders, then the comparison with restic and borg
 
 bench-go: ## benchmarks of the hot paths
-	$(GO) test -run '^$$' -bench . -benchmem ./blockmap ./internal/volume ./internal/chunk ./internal/pack ./internal/manifest ./internal/repository ./internal/cinderapi
+	$(GO) test -run '^$$' -bench . -benchmem ./blockmap ./internal/volume ./internal/chunk ./internal/pack ./internal/manifest ./internal/repository ./agent ./internal/cinderapi
 
 bench-s3: ## storing and reading through four local S3 servers, as a share of folders
 	$(GO) test -run '^$$' -bench 'S3$$' -benchtime 5x ./internal/repository
