@@ -81,6 +81,10 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 		failed = failure(ctx, err)
 		r.rec.Status, r.rec.FailReason = catalog.Failed, failed.Text
 	}
+	if outcome != repository.OutcomeUnknown {
+		// Whoever sees the end of the backup may go on at once.
+		t.update(func(j *Job) { j.Left = true })
+	}
 	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
 		// Written later; a start before that settles it by the session's verdict.
 		s.late.keep(r.rec)

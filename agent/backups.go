@@ -371,7 +371,7 @@ func (s *server) unused(ctx context.Context, b Backup) error {
 	if s.claims[b.ID] > 0 {
 		return refuse(CodeBusy, "backup %s is about to be restored or exported: wait for that", b.ID)
 	}
-	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID }); ok {
+	if j, ok := s.jobs.using(func(j Job) bool { return j.Backup == b.ID && !j.Left }); ok {
 		return refuse(CodeBusy, "backup %s has a %s job (%s): wait for it or cancel it", b.ID, j.Kind, j.ID)
 	}
 	if err := s.unusedElsewhere(ctx, b); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -22,8 +23,8 @@ func BenchmarkBlockList(b *testing.B) {
 	r := newRig(b, dir)
 	b.Cleanup(func() {
 		r.close()
-		if err := os.RemoveAll(dir); err != nil {
-			b.Error(err)
+		if rerr := os.RemoveAll(dir); rerr != nil {
+			b.Error(rerr)
 		}
 	})
 	r.stopAgent()
@@ -36,7 +37,7 @@ func BenchmarkBlockList(b *testing.B) {
 		rec := Backup{
 			ID: fmt.Sprintf("%08x-0000-4000-8000-000000000000", n), Name: fmt.Sprint("backup ", n), Project: "ab"[n%2 : n%2+1], Status: catalog.Available,
 			VolumeID: "00000000-0000-4000-8000-000000000001", Size: 10 << 30, Created: began.Add(time.Duration(n) * time.Second),
-			Metadata: map[string]string{"ticket": fmt.Sprint(n)}, VolumeNotes: json.RawMessage(`{"name":"disk","metadata":{"role":"database"}}`),
+			Metadata: map[string]string{"ticket": strconv.Itoa(n)}, VolumeNotes: json.RawMessage(`{"name":"disk","metadata":{"role":"database"}}`),
 		}
 		if err = cat.PutBackup(b.Context(), rec); err != nil {
 			b.Fatal(err)

@@ -263,3 +263,20 @@ func TestBlockCancelLate(t *testing.T) {
 		t.Errorf("refused: %s", got)
 	}
 }
+
+// Who sees that a backup has ended may go on at once: back the volume up again, delete the
+// backup.
+func TestBlockAtOnce(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	for range 10 {
+		b := r.backing(ann, v, nil)
+		for r.state("backup", b) == "creating" {
+		}
+		next := r.backing(ann, v, nil)
+		r.call(http.StatusAccepted, ann, http.MethodDelete, "backups/"+b, nil)
+		r.becomes("backup", next, "available")
+		r.call(http.StatusAccepted, ann, http.MethodDelete, "backups/"+next, nil)
+	}
+	r.call(http.StatusAccepted, ann, http.MethodDelete, "volumes/"+v, nil)
+}

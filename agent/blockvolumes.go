@@ -54,7 +54,7 @@ type underway map[string][]Job
 func (s *server) underway() underway {
 	w := underway{}
 	s.jobs.pool.using(func(j Job) bool {
-		if j.VolumeID != "" {
+		if j.VolumeID != "" && !j.Left {
 			w[j.VolumeID] = append(w[j.VolumeID], j)
 		}
 		return false

@@ -122,7 +122,7 @@ func (s *server) idleVolume(ctx context.Context, ref, what string) (Volume, erro
 	if err != nil {
 		return v, err
 	}
-	if j, ok := s.jobs.pool.using(func(j Job) bool { return j.VolumeID == v.ID }); ok {
+	if j, ok := s.jobs.pool.using(func(j Job) bool { return j.VolumeID == v.ID && !j.Left }); ok {
 		return v, refuse(CodeBusy, "volume %s has a %s job (%s): wait for it or cancel it, then %s", v.Name, j.Kind, j.ID, what)
 	}
 	return v, nil

@@ -51,6 +51,7 @@ type Job struct {
 	Created  time.Time       `json:"created_at"`
 	Started  time.Time       `json:"started_at,omitzero"`
 	Finished time.Time       `json:"finished_at,omitzero"`
+	Left     bool            `json:"-"` // it works on neither its volume nor its backup any more; not recorded
 }
 
 // Progress is how far a job has come, in bytes. Done of Total is what a bar shows.
