@@ -57,7 +57,7 @@ var layers = []struct{ pkg, imports string }{
 
 	// The control plane.
 	{"internal/cinderapi", "internal/identity"},
-	{"agent", "blockmap internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/manifest internal/repository internal/restore internal/serve internal/unixhttp internal/vfs nbd"},
+	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/manifest internal/repository internal/restore internal/serve internal/unixhttp internal/vfs nbd"},
 	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
