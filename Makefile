@@ -30,7 +30,7 @@ test: tools build ## all tests; what is skipped is named at the end
 	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 25m ./...
 
 race: ## the tests under the race detector, without the long ones
-	$(GO) test -race -short -count=1 -timeout 20m $$($(GO) list ./... | grep -v '/internal/protocol$$') # the model has no goroutines
+	$(GO) test -race -short -count=1 -timeout 30m $$($(GO) list ./... | grep -v '/internal/protocol$$') # the model has no goroutines
 
 lint: $(CACHE)/bin/golangci-lint ## vet, golangci-lint
 	$(GO) vet ./...
