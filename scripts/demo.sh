@@ -28,7 +28,7 @@ free=$(df -Pk "$work" | awk 'NR==2 {print int($4/1024)}')
 [ "$free" -ge $((fill_mib * 12)) ] || die "needs $((fill_mib * 12)) MiB free in $work, there are $free: set TMPDIR"
 
 # field NAME <<<JSON: the value of a key.
-field() { sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' | head -n 1; }
+field() { sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' | awk "NR == 1"; }
 
 rows=() failed=0
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
