@@ -212,9 +212,9 @@ type parent struct {
 // chooseParent finds the backup that this one starts from, of the same project: the
 // latest whose checkpoint the volume still has, or else the newest, with which
 // everything has to be compared. [ErrConflict]: an incremental one was asked for, and
-// there is none. For a snapshot it is the one whose checkpoint is nearest
-// to it, before or behind. The date alone never decides what is read: what may
-// differ, the checkpoint tells.
+// there is none. For a snapshot it is the one whose checkpoint is nearest to it, before
+// or behind. The date alone never decides what is read: what may differ, the checkpoint
+// tells.
 func (s *server) chooseParent(ctx context.Context, vol Volume, snap Snapshot, req newBackup) (parent, error) {
 	if !req.Incremental && !req.Auto {
 		return parent{}, nil

@@ -1,8 +1,9 @@
 package agent
 
 import (
-	"bytes"
 	"context"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
@@ -11,10 +12,15 @@ import (
 // hold makes the calls of one kind wait in all stores until the function that it
 // returns is called; began tells of the first.
 func (r *rig) hold(op, prefix string) (began <-chan struct{}, release func()) {
+	return holdCalls(r.stores, op, prefix)
+}
+
+// holdCalls is hold for any stores.
+func holdCalls(stores []*memstore.Faulty, op, prefix string) (began <-chan struct{}, release func()) {
 	first, gate := make(chan struct{}, 1000), make(chan struct{})
-	for _, s := range r.stores {
+	for _, s := range stores {
 		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
-			if c.Op != op || !bytes.HasPrefix([]byte(c.Name), []byte(prefix)) {
+			if c.Op != op || !strings.HasPrefix(c.Name, prefix) {
 				return nil
 			}
 			select {
@@ -29,12 +35,12 @@ func (r *rig) hold(op, prefix string) (began <-chan struct{}, release func()) {
 			}
 		}})
 	}
-	return first, func() {
+	return first, sync.OnceFunc(func() {
 		close(gate)
-		for _, s := range r.stores {
+		for _, s := range stores {
 			s.SetFaults(memstore.Faults{})
 		}
-	}
+	})
 }
 
 // await waits for a call that is held.

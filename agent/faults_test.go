@@ -197,24 +197,7 @@ func TestCancelRestore(t *testing.T) {
 	b := r.backup(CreateBackup{Volume: "disk"})
 	r.put(v, shadow, noise(60<<20), 1<<20)
 	// Reads of packs hang, so that the restore is caught in the middle.
-	first, gate := make(chan struct{}, 100), make(chan struct{})
-	for _, s := range r.stores {
-		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
-			if c.Op != "get" || !strings.HasPrefix(c.Name, "packs/") {
-				return nil
-			}
-			select {
-			case first <- struct{}{}:
-			default:
-			}
-			select {
-			case <-gate:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}})
-	}
+	began, release := r.hold("get", "packs/")
 	var jobs []Job
 	for _, req := range []Restore{{Backup: b.ID, NewVolume: "new"}, {Backup: b.ID, File: filepath.Join(r.dir, "file")}} {
 		j, err := r.agent.Restore(ctx, req)
@@ -223,7 +206,7 @@ func TestCancelRestore(t *testing.T) {
 		}
 		jobs = append(jobs, j)
 	}
-	<-first
+	<-began
 	if x, err := r.agent.Backup(ctx, b.ID); err != nil || x.Status != BackupRestoring {
 		t.Errorf("during a restore: %+v, %v", x, err)
 	}
@@ -240,7 +223,7 @@ func TestCancelRestore(t *testing.T) {
 			t.Errorf("%+v, %v", x, err)
 		}
 	}
-	close(gate)
+	release()
 	if _, err := r.agent.Volume(ctx, "new"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the canceled restore left its volume: %v", err)
 	}

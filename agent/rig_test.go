@@ -10,7 +10,6 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -337,35 +336,12 @@ func (r *rig) down(n int) {
 	}
 }
 
-// hang makes all puts of packs wait until the function that it returns is
-// called; began is closed when the first does.
+// hang makes all puts of packs wait until the function that it
+// returns is called; began tells of the first.
 func (r *rig) hang() (began <-chan struct{}, release func()) { return hangPacks(r.stores) }
 
 func hangPacks(stores []*memstore.Faulty) (began <-chan struct{}, release func()) {
-	first, gate := make(chan struct{}, 1000), make(chan struct{})
-	for _, s := range stores {
-		s.SetFaults(memstore.Faults{Before: func(ctx context.Context, c memstore.Call) error {
-			if c.Op != "put" || !bytes.HasPrefix([]byte(c.Name), []byte("packs/")) {
-				return nil
-			}
-			select {
-			case first <- struct{}{}:
-			default:
-			}
-			select {
-			case <-gate:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}})
-	}
-	return first, sync.OnceFunc(func() {
-		close(gate)
-		for _, s := range stores {
-			s.SetFaults(memstore.Faults{})
-		}
-	})
+	return holdCalls(stores, "put", "packs/")
 }
 
 // noise is bytes that nothing compresses.
