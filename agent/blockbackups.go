@@ -62,8 +62,18 @@ func (b *blockStorage) progress() map[string]int64 {
 	return out
 }
 
-// progressKey is under which key a backup's metadata show how far it is.
+// progressKey is under which key a backup's metadata show how far it is. It is shown
+// only, and never kept: a client may send back what it was shown.
 const progressKey = "cairn:progress"
+
+func withoutProgress(m map[string]string) map[string]string {
+	if _, ok := m[progressKey]; !ok {
+		return m
+	}
+	m = maps.Clone(m)
+	delete(m, progressKey)
+	return m
+}
 
 // packBytes is about what one object of a store holds.
 const packBytes = 16 << 20
@@ -132,7 +142,7 @@ func (b *blockStorage) CreateBackup(ctx context.Context, by Caller, req cinderap
 		CreateBackup: CreateBackup{
 			Volume: vol.ID, Snapshot: req.SnapshotID, Name: req.Name, Description: req.Description, Incremental: req.Incremental, Force: req.Force,
 		},
-		project: by.ProjectID, user: by.UserID, container: req.Container, metadata: req.Metadata, limits: defaultLimits,
+		project: by.ProjectID, user: by.UserID, container: req.Container, metadata: withoutProgress(req.Metadata), limits: defaultLimits,
 	}
 	if _, perr := b.chooseParent(ctx, vol, Snapshot{}, asked); errors.Is(perr, ErrConflict) {
 		return cinderapi.Backup{}, cinderapi.Invalid("Invalid backup: No backups available to do an incremental backup.")
@@ -151,7 +161,8 @@ func (b *blockStorage) UpdateBackup(ctx context.Context, id string, u cinderapi.
 		return cinderapi.Backup{}, err
 	}
 	if u.Metadata != nil {
-		x.Metadata = *u.Metadata
+		x.Metadata = withoutProgress(*u.Metadata)
+		u.Metadata = &x.Metadata
 		if err := fitNotes(x); err != nil {
 			return cinderapi.Backup{}, fault(err, "Invalid input received: ")
 		}

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -208,5 +209,38 @@ func TestAuditRotate(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(dir, "audit.log"))
 	if err != nil || strings.Count(string(data), `"two"`) != 2 {
 		t.Errorf("%s, %v", data, err)
+	}
+}
+
+// What goes wrong at a webhook is told without its address, which may hold a secret.
+func TestWebhookErrors(t *testing.T) {
+	n := newNotifier(slog.New(slog.DiscardHandler), "here", "http://127.0.0.1:1/hook?token=secret")
+	again, err := n.post(t.Context(), []byte("{}"))
+	if err == nil || !again || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a webhook that is not there: %v, %v", again, err)
+	}
+	for address, ok := range map[string]bool{
+		"https://hooks.example/a": true, "http://127.0.0.1:8080": true, "hooks.example": false, "ftp://hooks.example/": false, "http:///a": false, "https://%": false,
+	} {
+		if err := CheckWebhook(address); (err == nil) != ok || err != nil && strings.Contains(err.Error(), address) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
+// How far a backup is is shown among its metadata, and never kept there.
+func TestBlockProgressKey(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	mine := map[string]any{"ticket": "1", progressKey: "42%"}
+	b := r.backedUp(ann, v, object{"metadata": mine})
+	see := func() object { return r.call(http.StatusOK, ann, http.MethodGet, "backups/"+b, nil) }
+	if got := see(); got.text("backup", "metadata", progressKey) != "" || got.text("backup", "metadata", "ticket") != "1" {
+		t.Errorf("made with progress: %v", got)
+	}
+	mine["ticket"] = "2"
+	r.call(http.StatusOK, ann, http.MethodPut, "backups/"+b, object{"backup": object{"metadata": mine}})
+	if got := see(); got.text("backup", "metadata", progressKey) != "" || got.text("backup", "metadata", "ticket") != "2" {
+		t.Errorf("changed with progress: %v", got)
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -88,6 +90,9 @@ func (n *notifier) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			if lost := int64(len(n.queue)) + n.dropped.Load(); lost > 0 {
+				n.log.LogAttrs(ctx, slog.LevelWarn, "notifications not delivered, as the agent stops", slog.Int64("count", lost))
+			}
 			return
 		case x := <-n.queue:
 			if err := n.send(ctx, x); err != nil && ctx.Err() == nil {
@@ -125,6 +130,9 @@ func (n *notifier) post(ctx context.Context, body []byte) (again bool, err error
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := n.http.Do(req)
 	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the address, which may hold a secret
+		}
 		return true, fmt.Errorf("webhook: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
@@ -134,6 +142,15 @@ func (n *notifier) post(ctx context.Context, body []byte) (again bool, err error
 	}
 	busy := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode/100 == 5
 	return busy, fmt.Errorf("the webhook answered %s", resp.Status)
+}
+
+// CheckWebhook refuses what is no address for notifications.
+func CheckWebhook(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return refuse(CodeInvalid, "the webhook has no address of the form http://HOST/PATH or https://HOST/PATH")
+	}
+	return nil
 }
 
 // tell says that something happened to a backup of this repository.

@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/urfave/cli/v2"
 
+	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
@@ -146,6 +147,11 @@ func (s *agentSettings) check() error {
 	for name, x := range s.Repositories {
 		if err = x.check(name, s.retain); err != nil {
 			return err
+		}
+	}
+	if s.Webhook != "" {
+		if err = agent.CheckWebhook(s.Webhook); err != nil {
+			return usagef("webhook: %v", err)
 		}
 	}
 	if s.Jobs < 0 {
