@@ -199,6 +199,9 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	if ready != nil {
 		ready()
 	}
+	if a := h.o.API; a != nil {
+		h.o.Logger.LogAttrs(ctx, slog.LevelInfo, "serving the Block Storage API", slog.String("address", a.Listener.Addr().String()))
+	}
 	h.o.Logger.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("socket", h.o.Socket))
 	var err error
 	select {

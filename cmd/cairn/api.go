@@ -44,11 +44,11 @@ func (s *agentSettings) api(ctx context.Context, log *slog.Logger) (a *agent.API
 	} else if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsLoopback() {
 		log.LogAttrs(ctx, slog.LevelWarn, "the Block Storage API sends passwords and tokens without encryption: give --api-tls-cert and --api-tls-key", slog.String("address", s.APIListen))
 	}
-	return a, s.authenticate(ctx, a, log)
+	return a, s.authenticate(a, log)
 }
 
 // authenticate fills in who is let in.
-func (s *agentSettings) authenticate(ctx context.Context, a *agent.API, log *slog.Logger) error {
+func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 	var chain identity.Chain
 	users, err := usersFile(s.Users, s.State)
 	if err != nil {
@@ -66,18 +66,7 @@ func (s *agentSettings) authenticate(ctx context.Context, a *agent.API, log *slo
 			return berr
 		}
 		chain = append(chain, svc, basic)
-		dir, derr := identity.OpenUsers(vfs.OS(), users)
-		if derr != nil {
-			return derr
-		}
-		a.Identity, a.Project = svc, func(_ context.Context, ref string) string {
-			if d, cerr := dir.Current(); cerr == nil {
-				if p, perr := d.Project(ref); perr == nil {
-					return p.ID
-				}
-			}
-			return ""
-		}
+		a.Identity, a.Project = svc, svc.ProjectID
 	case !errors.Is(err, fs.ErrNotExist) || s.Users != "":
 		return fmt.Errorf("users file: %w", err)
 	}
@@ -109,7 +98,6 @@ func (s *agentSettings) authenticate(ctx context.Context, a *agent.API, log *slo
 		return usagef("nobody could use the Block Storage API: make a project and a user first (\"cairn project create\", \"cairn user create\"), or name a Keystone with --keystone")
 	}
 	a.Authenticate = chain.Authenticate
-	log.LogAttrs(ctx, slog.LevelInfo, "serving the Block Storage API", slog.String("address", a.Listener.Addr().String()))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -84,6 +85,19 @@ func (s *Service) directory() (*Directory, error) {
 		return nil, unavailable("The users file of this service cannot be used: its operator has to look at it.", err)
 	}
 	return d, nil
+}
+
+// ProjectID returns the ID of the project with this ID or name, "" if there is none.
+func (s *Service) ProjectID(_ context.Context, ref string) string {
+	d, err := s.directory()
+	if err != nil {
+		return ""
+	}
+	p, err := d.Project(ref)
+	if err != nil {
+		return ""
+	}
+	return p.ID
 }
 
 // session checks a token. ErrUnauthorized = it does not count.
