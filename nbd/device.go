@@ -61,7 +61,8 @@ type FileBacked interface {
 	// between BeginWrite and EndWrite never depends on the client. When it
 	// returns nil the server writes to the file and calls EndWrite exactly once.
 	//
-	// A write request above 1 MiB comes as several pairs, in order.
+	// A large write request comes as several pairs, in order, all but the last of
+	// which end at a multiple of 4096.
 	BeginWrite(off, n int64) error
 	// EndWrite ends what BeginWrite began. err is the outcome of writing to the
 	// file; the result is what the client is told.

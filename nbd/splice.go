@@ -90,8 +90,8 @@ func (p *pipe) toFile(fd int, off int64, n int) error {
 	return nil
 }
 
-// fromSocket waits until the pipe holds n bytes from the socket, or is full, and
-// returns how many it holds.
+// fromSocket waits until n more bytes of the socket are in the pipe, or it is full, and
+// returns how many came. There has to be room for one.
 func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 	done := 0
 	var failed error
@@ -119,6 +119,23 @@ func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 		err = failed
 	}
 	return done, midway(err)
+}
+
+// drain takes what is in the pipe, all of b.
+func (p *pipe) drain(b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Read(p.r, b)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return fmt.Errorf("nbd: read pipe: %w", err)
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		default:
+			b = b[n:]
+		}
+	}
+	return nil
 }
 
 // full reports whether nothing more fits into the pipe.
