@@ -103,8 +103,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 	for _, e := range exported {
 		s.exports.put(&served{rec: e, err: errNotOpen})
 	}
-	// A job keeps the tidying off its volume: it is woken when the job is gone.
-	s.jobs = newEngine(cat, log, h.pool, s.wakeTidy)
+	s.jobs = newEngine(cat, log, h.pool, h.wakeTidy)
 	return s, nil
 }
 

@@ -242,6 +242,13 @@ func known(x repository.Backup) Backup {
 	return b
 }
 
+// wakeTidy has all repositories tidied: a job kept each of them off its volume.
+func (h *hub) wakeTidy() {
+	for _, s := range h.servers {
+		s.wakeTidy()
+	}
+}
+
 func (s *server) wakeTidy() {
 	select {
 	case s.tidy <- struct{}{}:
