@@ -85,7 +85,11 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 		// Whoever sees the end of the backup may go on at once.
 		t.update(func(j *Job) { j.Left = true })
 	}
-	if perr := s.cat.PutBackup(context.WithoutCancel(ctx), r.rec); perr != nil {
+	perr := r.put(context.WithoutCancel(ctx))
+	if errors.Is(perr, catalog.ErrTaken) {
+		return s.settledElsewhere(context.WithoutCancel(ctx), t, rec.ID)
+	}
+	if perr != nil {
 		// Written later; a start before that settles it by the session's verdict.
 		s.late.keep(r.rec)
 		if err != nil && err.Error() == perr.Error() {
@@ -102,6 +106,27 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 	t.phase("applying the policy")
 	s.applyPolicy(context.WithoutCancel(ctx), r.rec.VolumeID, r.log, t.stopping)
 	return r.rec, nil
+}
+
+// put records how far the backup is, as long as no other host has settled it, which took
+// this one to be down: [catalog.ErrTaken], and the backup ends as that says.
+func (r *backupRun) put(ctx context.Context) error {
+	return r.cat.PutBackupOf(ctx, r.rec, r.cat.Host())
+}
+
+// settledElsewhere is the end of a job whose backup another host has settled: by the
+// verdict of the same stores that this one asked.
+func (s *server) settledElsewhere(ctx context.Context, t *task, id string) (any, error) {
+	t.update(func(j *Job) { j.Left = true })
+	b, err := s.cat.Backup(ctx, id)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w, and was deleted: %w", catalog.ErrTaken, err)
+	case b.Status == catalog.Available, b.Status == catalog.Restoring:
+		return b, nil
+	default:
+		return nil, refuse(CodeUnavailable, "%v: backup %s is in the state %s%s", catalog.ErrTaken, id, b.Status, inBrackets(b.FailReason))
+	}
 }
 
 // steps does the backup. With OutcomeFailed or OutcomeUnknown comes an error.
@@ -158,7 +183,7 @@ func (r *backupRun) begin(ctx context.Context) error {
 	}
 	r.rec.Session = r.sess.ID()
 	r.rec.Parent, r.rec.Incremental = r.parent.backup.ID, r.parent.backup.ID != ""
-	return r.cat.PutBackup(ctx, r.rec)
+	return r.put(ctx)
 }
 
 // retain is for how long the backup cannot be deleted.
@@ -191,7 +216,7 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	}
 	r.snap = l[0]
 	r.rec.Size, r.rec.DataTime = r.snap.Size, r.snap.Created
-	return r.cat.PutBackup(ctx, r.rec)
+	return r.put(ctx)
 }
 
 // nameSnapshot adds the backup's checkpoint at the position of the snapshot that
@@ -206,7 +231,7 @@ func (r *backupRun) nameSnapshot(ctx context.Context) error {
 		r.rec.Checkpoint = ""
 	}
 	r.rec.Size = r.snap.Size
-	return r.cat.PutBackup(ctx, r.rec)
+	return r.put(ctx)
 }
 
 // dropSnapshot deletes the temporary snapshot; if that fails, the tidying does it.
@@ -229,7 +254,7 @@ func (r *backupRun) commit(ctx context.Context, root repository.Root) (repositor
 		return repository.OutcomeFailed, err
 	}
 	r.rec.Undecided = true
-	if err := r.cat.PutBackup(ctx, r.rec); err != nil {
+	if err := r.put(ctx); err != nil {
 		r.rec.Undecided = false
 		return repository.OutcomeFailed, err
 	}

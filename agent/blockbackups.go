@@ -27,7 +27,10 @@ func (b *blockStorage) Backups(ctx context.Context, project string) ([]cinderapi
 	if err != nil {
 		return nil, err
 	}
-	progress := b.progress()
+	progress, err := b.progress(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]cinderapi.Backup, len(all))
 	for i, x := range all {
 		out[i] = b.shownBackup(x, parents, progress)
@@ -42,7 +45,11 @@ func (b *blockStorage) Backup(ctx context.Context, id string) (cinderapi.Backup,
 		return cinderapi.Backup{}, err
 	}
 	parents, err := b.cat.Parents(ctx)
-	return b.shownBackup(x, parents, b.progress()), err
+	if err != nil {
+		return cinderapi.Backup{}, err
+	}
+	progress, err := b.progress(ctx)
+	return b.shownBackup(x, parents, progress), err
 }
 
 func (b *blockStorage) backupOf(ctx context.Context, id string) (Backup, error) {
@@ -50,16 +57,28 @@ func (b *blockStorage) backupOf(ctx context.Context, id string) (Backup, error) 
 	return x, notThere(err, "Backup", id)
 }
 
-// progress is how far backups and restores have come in percent, by backup.
-func (b *blockStorage) progress() map[string]int64 {
+// progress is how far backups and restores have come in percent, by backup. Those of other
+// hosts are as of their last beat.
+func (b *blockStorage) progress(ctx context.Context) (map[string]int64, error) {
+	var theirs []Job
+	if b.cat.Shared() {
+		var err error
+		if theirs, err = b.cat.JobsUnderway(ctx); err != nil {
+			return nil, err
+		}
+	}
 	out := map[string]int64{}
-	b.jobs.using(func(j Job) bool {
+	add := func(j Job) bool {
 		if j.State == catalog.Running && j.Progress.Total > 0 {
 			out[j.Backup] = min(99, j.Progress.Done*100/j.Progress.Total)
 		}
 		return false
-	})
-	return out
+	}
+	for _, j := range theirs {
+		add(j)
+	}
+	b.jobs.using(add)
+	return out, nil
 }
 
 // progressKey is under which key a backup's metadata show how far it is. It is shown

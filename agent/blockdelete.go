@@ -99,11 +99,6 @@ func (b *blockStorage) ResetBackup(ctx context.Context, id, status string) error
 	default:
 		return cinderapi.Invalid("Invalid backup: Cairn knows the state of its backups: only available and error can be set, not %q", status)
 	}
-	if l, jerr := b.cat.JobsElsewhere(ctx, x.ID); jerr != nil {
-		return jerr
-	} else if len(l) > 0 {
-		return cinderapi.Invalid("Invalid backup: backup %s has a %s job at host %s: reset it there", x.ID, l[0].Kind, l[0].Host)
-	}
 	switch x.Status {
 	case catalog.Restoring:
 		b.cancelJobs(ctx, func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == x.ID })

@@ -93,15 +93,17 @@ func (b *blockStorage) CreateSnapshot(ctx context.Context, by Caller, req cinder
 	default:
 		return cinderapi.Snapshot{}, cinderapi.Invalid("Invalid volume: Volume %s status must be available, but current status is: %s.", v.ID, status)
 	}
-	unlock, err := b.hub.making.lock(ctx, notesOf(v).Project)
-	if err != nil {
-		return cinderapi.Snapshot{}, fault(err, "")
-	}
-	defer unlock()
-	if rerr := b.room(ctx, notesOf(v).Project, "snapshots", gib(v.Size)); rerr != nil {
-		return cinderapi.Snapshot{}, fault(rerr, "")
-	}
-	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, Force: req.Force})
+	var out cinderapi.Snapshot
+	x := reservation(catalog.SnapshotKind, notesOf(v).Project, gib(v.Size))
+	err = b.reserve(ctx, x, func() (serr error) {
+		out, serr = b.takeSnapshot(ctx, by, v, x.ID, req)
+		return serr
+	})
+	return out, err
+}
+
+func (b *blockStorage) takeSnapshot(ctx context.Context, by Caller, v Volume, id string, req cinderapi.NewSnapshot) (cinderapi.Snapshot, error) {
+	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, IDs: []string{id}, Force: req.Force})
 	if err != nil {
 		return cinderapi.Snapshot{}, fault(err, "Invalid volume: ")
 	}

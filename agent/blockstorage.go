@@ -55,8 +55,8 @@ func typeOf(ref string) (cinderapi.Type, bool) {
 
 // What a project may have when nobody said otherwise, as in Cinder.
 var defaultLimits = map[string]int64{
-	"volumes": 10, "snapshots": 10, "gigabytes": 1000, catalog.QuotaBackups: 10, catalog.QuotaGigabytes: 1000,
-	"per_volume_gigabytes": -1, "groups": 10,
+	catalog.QuotaVolumes: 10, catalog.QuotaSnapshots: 10, catalog.QuotaSize: 1000, catalog.QuotaBackups: 10, catalog.QuotaGigabytes: 1000,
+	catalog.QuotaOneSize: -1, "groups": 10,
 }
 
 // DefaultQuota returns the defaults.
@@ -78,7 +78,11 @@ func (b *blockStorage) Quota(ctx context.Context, project string) (cinderapi.Quo
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := b.volumeUsage(ctx, project)
+	// Without a data plane what it had counts.
+	if err = b.tellVolumes(ctx); err != nil && !errors.Is(err, serve.ErrUnreachable) {
+		return nil, fault(err, "")
+	}
+	volumes, err := b.cat.VolumeUsage(ctx, project)
 	if err != nil {
 		return nil, err
 	}
@@ -94,31 +98,6 @@ func (b *blockStorage) Quota(ctx context.Context, project string) (cinderapi.Quo
 	return q, nil
 }
 
-// volumeUsage counts what a project has on the data plane.
-func (b *blockStorage) volumeUsage(ctx context.Context, project string) (map[string]int64, error) {
-	used := map[string]int64{}
-	all, err := b.serve.Volumes(ctx)
-	if err != nil {
-		return nil, fault(err, "")
-	}
-	theirs := map[string]bool{}
-	for _, v := range all {
-		if notesOf(v).Project == project {
-			theirs[v.ID] = true
-			used["volumes"]++
-			used["gigabytes"] += gib(v.Size)
-		}
-	}
-	snaps, err := b.serve.Snapshots(ctx, "")
-	for _, x := range snaps {
-		if theirs[x.VolumeID] && !x.Temporary {
-			used["snapshots"]++
-			used["gigabytes"] += gib(x.Size)
-		}
-	}
-	return used, fault(err, "")
-}
-
 // SetQuota sets limits.
 func (b *blockStorage) SetQuota(ctx context.Context, project string, limits map[string]int64) error {
 	for resource := range limits {
@@ -132,24 +111,6 @@ func (b *blockStorage) SetQuota(ctx context.Context, project string, limits map[
 // DeleteQuota forgets what was set.
 func (b *blockStorage) DeleteQuota(ctx context.Context, project string) error {
 	return b.cat.RemoveLimits(ctx, project)
-}
-
-// room refuses what would be too much for a project; b.hub.making is held for it.
-func (b *blockStorage) room(ctx context.Context, project, what string, size int64) error {
-	q, err := b.Quota(ctx, project)
-	if err != nil {
-		return err
-	}
-	if most := q["per_volume_gigabytes"].Limit; what == "volumes" && most >= 0 && size > most {
-		return cinderapi.OverQuota("Requested volume size %dG is larger than maximum allowed limit %dG.", size, most)
-	}
-	if u := q[what]; u.Limit >= 0 && u.InUse+1 > u.Limit {
-		return cinderapi.OverQuota("Maximum number of %s allowed (%d) exceeded", what, u.Limit)
-	}
-	if u := q["gigabytes"]; u.Limit >= 0 && u.InUse+size > u.Limit {
-		return cinderapi.OverQuota("Requested volume or snapshot exceeds allowed gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", size, u.Limit, u.InUse)
-	}
-	return nil
 }
 
 // gib is a size in GiB, rounded up.
@@ -168,8 +129,13 @@ func fault(err error, begin string) error {
 		return f
 	}
 	if q, ok := errors.AsType[*catalog.QuotaError](err); ok {
-		if q.Resource == catalog.QuotaBackups {
-			return cinderapi.OverQuota("Maximum number of backups allowed (%d) exceeded", q.Limit)
+		switch q.Resource {
+		case catalog.QuotaBackups, catalog.QuotaVolumes, catalog.QuotaSnapshots:
+			return cinderapi.OverQuota("Maximum number of %s allowed (%d) exceeded", q.Resource, q.Limit)
+		case catalog.QuotaOneSize:
+			return cinderapi.OverQuota("Requested volume size %dG is larger than maximum allowed limit %dG.", q.Requested, q.Limit)
+		case catalog.QuotaSize:
+			return cinderapi.OverQuota("Requested volume or snapshot exceeds allowed gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", q.Requested, q.Limit, q.Used)
 		}
 		return cinderapi.OverQuota("Requested backup exceeds allowed Backup gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", q.Requested, q.Limit, q.Used)
 	}

@@ -141,17 +141,13 @@ func (b *blockStorage) makeVolume(ctx context.Context, by Caller, req cinderapi.
 	if err != nil {
 		return Volume{}, err
 	}
-	unlock, err := b.hub.making.lock(ctx, by.ProjectID)
-	if err != nil {
-		return Volume{}, fault(err, "")
-	}
-	defer unlock()
-	if rerr := b.room(ctx, by.ProjectID, "volumes", req.Size); rerr != nil {
-		return Volume{}, fault(rerr, "")
-	}
-	id := uuid.NewString()
-	v, err := b.serve.CreateVolume(ctx, serve.CreateVolume{ID: id, Name: planeName(id), Size: req.Size << 30, Attributes: data})
-	return v, fault(err, "Invalid input received: ")
+	var v Volume
+	x := reservation(catalog.VolumeKind, by.ProjectID, req.Size)
+	err = b.reserve(ctx, x, func() (merr error) {
+		v, merr = b.serve.CreateVolume(ctx, serve.CreateVolume{ID: x.ID, Name: planeName(x.ID), Size: req.Size << 30, Attributes: data})
+		return fault(merr, "Invalid input received: ")
+	})
+	return v, err
 }
 
 // UpdateVolume changes what is noted of a volume.
@@ -198,23 +194,11 @@ func (b *blockStorage) ExtendVolume(ctx context.Context, id string, size int64) 
 	if _, err = b.idleVolume(ctx, id, "extend it"); err != nil {
 		return fault(err, "Invalid volume: ")
 	}
-	unlock, err := b.hub.making.lock(ctx, notesOf(v).Project)
-	if err != nil {
-		return fault(err, "")
-	}
-	defer unlock()
-	q, err := b.Quota(ctx, notesOf(v).Project)
-	if err != nil {
-		return err
-	}
-	if most := q["per_volume_gigabytes"].Limit; most >= 0 && size > most {
-		return cinderapi.OverQuota("Requested volume size %dG is larger than maximum allowed limit %dG.", size, most)
-	}
-	if u, more := q["gigabytes"], size-gib(v.Size); u.Limit >= 0 && u.InUse+more > u.Limit {
-		return cinderapi.OverQuota("Requested volume or snapshot exceeds allowed gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", more, u.Limit, u.InUse)
-	}
-	_, err = b.serve.ExtendVolume(ctx, v.ID, size<<30)
-	return fault(err, "Invalid volume: ")
+	x := catalog.Volume{ID: v.ID, Kind: catalog.VolumeKind, Project: notesOf(v).Project, Gigabytes: size}
+	return b.reserve(ctx, x, func() error {
+		_, xerr := b.serve.ExtendVolume(ctx, v.ID, size<<30)
+		return fault(xerr, "Invalid volume: ")
+	})
 }
 
 // ResetVolume sets a volume's state: "available" forgets what was noted, an error is

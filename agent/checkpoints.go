@@ -145,7 +145,7 @@ func (s *server) tidySnapshots(ctx context.Context) error {
 	// drops it when it restarts.
 	ours := map[string]string{}
 	for _, b := range backups {
-		if !s.own(b) {
+		if b.Status == catalog.Creating && !s.own(b) {
 			continue
 		}
 		ours[tempSnapshot(b.ID)] = b.ID

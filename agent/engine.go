@@ -221,6 +221,17 @@ func (e *engine) record(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// tellRunning records how far the jobs are, for other hosts.
+func (e *engine) tellRunning(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var errs []error
+	for _, t := range e.tasks {
+		errs = append(errs, e.cat.PutJob(ctx, t.job))
+	}
+	return errors.Join(errs...)
+}
+
 // update changes a running job's record in memory; it is written at its end.
 func (t *task) update(f func(j *Job)) {
 	t.e.mu.Lock()

@@ -81,7 +81,12 @@ func (s *server) keepBeating(ctx context.Context) {
 		}
 		err := s.beat(ctx)
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case err == nil:
+			// Another host may have ended them meanwhile, when this one could not beat.
+			if jerr := s.jobs.tellRunning(ctx); jerr != nil && ctx.Err() == nil {
+				s.log.LogAttrs(ctx, slog.LevelWarn, "progress of jobs not recorded", slog.Any("error", jerr))
+			}
+		case ctx.Err() != nil:
 		case errors.Is(err, catalog.ErrHostTaken):
 			s.hub.fail(err)
 			return
@@ -123,9 +128,25 @@ func (s *server) unusedElsewhere(ctx context.Context, b Backup) error {
 		return refuse(CodeBusy, "backup %s has a %s job (%s) at host %s: wait for it or cancel it there", b.ID, l[0].Kind, l[0].ID, l[0].Host)
 	}
 	if b.Status == catalog.Creating && !s.own(b) {
-		return refuse(CodeBusy, "backup %s was being made at host %s, which is down: it is settled when the agent there starts again", b.ID, b.Host)
+		return refuse(CodeBusy, "backup %s was being made at host %s, which is down: it is settled within a minute or so", b.ID, b.Host)
 	}
 	return nil
+}
+
+// cancelJob asks a job to end, at the host that runs it.
+func (s *server) cancelJob(ctx context.Context, ref string) (Job, error) {
+	j, err := s.jobs.find(ctx, ref)
+	if err != nil {
+		return j, err
+	}
+	if !s.cat.Shared() || j.State.Final() || j.Host == s.cat.Host() {
+		return s.jobs.cancelJob(ctx, j.ID)
+	}
+	got, err := remoteCancelJob.at(ctx, s.hub.blockStorage(), j.Host, askJob{j.ID})
+	if isUnavailable(err) {
+		err = refuse(CodeUnavailable, "job %s is one of host %s, which does not answer: it is settled when that is back, or has been away for a minute", j.ID, j.Host)
+	}
+	return got, err
 }
 
 // restoredElsewhere says whether the agent of another host restores a backup.
@@ -161,4 +182,50 @@ func (b *blockStorage) Hosts(ctx context.Context) ([]cinderapi.Host, error) {
 			cinderapi.Host{Binary: "cinder-volume", Name: h.Name + "@" + backend, Zone: b.Zone(), Up: volume, Disabled: h.Disabled, Updated: h.Beat})
 	}
 	return out, nil
+}
+
+// serviceState is the body of a request to give a host work, or none.
+type serviceState struct {
+	Disabled string `json:"disabled_reason"` // why it shall get no new volumes; empty = it shall
+}
+
+// setService says whether a host gets new volumes.
+func (s *server) setService(ctx context.Context, r request) (any, error) {
+	var req serviceState
+	if err := r.decode(&req); err != nil {
+		return nil, err
+	}
+	if err := checkText("reason", req.Disabled); err != nil {
+		return nil, err
+	}
+	if err := s.severalHosts(); err != nil {
+		return nil, err
+	}
+	return nil, noHost(s.cat.DisableHost(ctx, r.ref, req.Disabled), r.ref)
+}
+
+// forgetHost forgets a host that is gone for good, and what it told of its volumes.
+func (s *server) forgetHost(ctx context.Context, r request) (any, error) {
+	if err := s.severalHosts(); err != nil {
+		return nil, err
+	}
+	err := s.cat.ForgetHost(ctx, r.ref)
+	if errors.Is(err, catalog.ErrHostUp) {
+		return nil, refuse(CodeConflict, "host %s cannot be forgotten while its agent runs: stop it, and wait a minute", clip(r.ref))
+	}
+	return nil, noHost(err, r.ref)
+}
+
+func (s *server) severalHosts() error {
+	if s.cat.Shared() {
+		return nil
+	}
+	return refuse(CodeConflict, "this agent is the only host of its catalog: several share one in PostgreSQL (\"cairn agent --catalog postgres://…\")")
+}
+
+func noHost(err error, name string) error {
+	if errors.Is(err, catalog.ErrNotFound) {
+		return refuse(CodeNotFound, "there is no host %q: \"cairn service list\" shows them", clip(name))
+	}
+	return err
 }

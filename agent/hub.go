@@ -44,7 +44,8 @@ type hub struct {
 	audit  *auditLog // while the agent runs
 
 	checkpoints sync.Mutex // held while checkpoints are dropped
-	making      keyed      // by project, held while its volumes and snapshots are counted and made
+	told        told       // what the catalog was told of the volumes
+	heard       bell       // rings when another host calls or answers
 	noting      keyed      // by volume, held while what is noted of it changes
 
 	mu sync.Mutex // of what the servers claim
@@ -66,7 +67,7 @@ func newHub(o Options) *hub {
 	host := orElse(o.Host, hostName())
 	return &hub{
 		o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
-		host: host, notify: newNotifier(o.Logger, host, o.Webhook), failed: make(chan error, 3),
+		host: host, told: told{wake: make(chan struct{}, 1)}, notify: newNotifier(o.Logger, host, o.Webhook), failed: make(chan error, 3),
 	}
 }
 

@@ -95,6 +95,18 @@ func (c *Client) SetQuota(ctx context.Context, project string, limits map[string
 	return ask[Quota](ctx, c, http.MethodPut, "/v1/quotas/"+unixhttp.Segment(project), limits)
 }
 
+// DisableHost has a host get no new volumes, for a reason; "" lets it have them again.
+func (c *Client) DisableHost(ctx context.Context, host, reason string) error {
+	_, err := ask[struct{}](ctx, c, http.MethodPut, "/v1/services/"+unixhttp.Segment(host), serviceState{reason})
+	return err
+}
+
+// ForgetHost forgets a host that is down (ErrConflict), and what it told of its volumes.
+func (c *Client) ForgetHost(ctx context.Context, host string) error {
+	_, err := ask[struct{}](ctx, c, http.MethodDelete, "/v1/services/"+unixhttp.Segment(host), nil)
+	return err
+}
+
 // Hosts returns the services of the Block Storage API and whether they run.
 func (c *Client) Hosts(ctx context.Context) ([]Host, error) {
 	return ask[[]Host](ctx, c, http.MethodGet, "/v1/services", nil)

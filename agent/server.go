@@ -141,7 +141,12 @@ func (s *server) work(ctx context.Context, group *sync.WaitGroup) {
 	group.Go(func() { s.jobs.run(ctx) })
 	group.Go(func() { s.reconcile(ctx) })
 	group.Go(func() { s.scrub(ctx) })
+	if s.name == DefaultRepository {
+		group.Go(func() { s.keepTelling(ctx) })
+	}
 	if s.cat.Shared() {
 		group.Go(func() { s.keepBeating(ctx) })
+		group.Go(func() { s.keepListening(ctx) })
+		group.Go(func() { s.answerCalls(ctx) })
 	}
 }

@@ -40,12 +40,12 @@ func (s *server) recover(ctx context.Context) error {
 		if !s.own(b) { // its agent may run
 			continue
 		}
-		if err := s.recoverBackup(ctx, b); err != nil {
+		if err := s.recoverBackup(ctx, b); err != nil && !errors.Is(err, catalog.ErrTaken) {
 			return err
 		}
 	}
 	for _, j := range jobs {
-		if err := s.recoverJob(ctx, j); err != nil {
+		if err := s.recoverJob(ctx, j, s.cat.PutJob); err != nil {
 			return err
 		}
 	}
@@ -60,19 +60,21 @@ func (s *server) recover(ctx context.Context) error {
 	return nil
 }
 
-// recoverBackup settles one record.
+// recoverBackup settles one record, of this host's or of one that is down, which may go
+// on all the same: what it records of the backup from then on is refused.
 func (s *server) recoverBackup(ctx context.Context, b Backup) error {
+	host := b.Host
 	switch {
 	case b.Status == catalog.Restoring:
 		b.Status = catalog.Available
-		return s.cat.PutBackup(ctx, b)
+		return s.cat.PutBackupOf(ctx, b, host)
 	case b.Status == catalog.Creating && b.Session == "":
 		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, errInterrupted.Error()
-		return s.cat.PutBackup(ctx, b)
+		return s.cat.PutBackupOf(ctx, b, host)
 	case b.Status == catalog.Creating || b.Undecided:
 		b.Status, b.Undecided = catalog.Failed, true
 		b.FailReason = orElse(b.FailReason, "the agent was stopped or killed meanwhile, and the stores have not said yet whether the backup was committed")
-		if err := s.cat.PutBackup(ctx, b); err != nil {
+		if err := s.cat.PutBackupOf(ctx, b, host); err != nil {
 			return err
 		}
 		if _, err := s.decide(ctx, b, errInterrupted); err != nil {
@@ -82,8 +84,36 @@ func (s *server) recoverBackup(ctx context.Context, b Backup) error {
 	return nil
 }
 
+// settleLeft settles what hosts have in hand that are down. It is theirs again when they
+// are back: what they find settled then ends as it was settled.
+func (s *server) settleLeft(ctx context.Context) error {
+	if !s.cat.Shared() {
+		return nil
+	}
+	mine, err := s.settles(ctx)
+	if err != nil {
+		return err
+	}
+	backups, err := s.cat.Backups(ctx)
+	for _, b := range backups {
+		if b.Status == catalog.Creating && !s.own(b) && mine(b) {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "a host is down that was making a backup", slog.String("host", b.Host), slog.String("backup", b.ID))
+			if rerr := s.recoverBackup(ctx, b); !errors.Is(rerr, catalog.ErrTaken) {
+				err = errors.Join(err, rerr)
+			}
+		}
+	}
+	jobs, jerr := s.cat.JobsLeft(ctx)
+	for _, j := range jobs {
+		if rerr := s.recoverJob(ctx, j, s.cat.EndJob); !errors.Is(rerr, catalog.ErrNotFound) {
+			jerr = errors.Join(jerr, rerr)
+		}
+	}
+	return errors.Join(err, jerr)
+}
+
 // recoverJob ends the record of a job that no longer runs.
-func (s *server) recoverJob(ctx context.Context, j Job) error {
+func (s *server) recoverJob(ctx context.Context, j Job, put func(context.Context, Job) error) error {
 	j.State, j.Error, j.Code = catalog.JobFailed, errInterrupted.Error(), string(CodeUnavailable)
 	j.Finished, j.Progress.Phase = time.Now().UTC(), ""
 	switch j.Kind {
@@ -98,7 +128,7 @@ func (s *server) recoverJob(ctx context.Context, j Job) error {
 			j.Error = fmt.Sprintf("the agent was stopped or killed meanwhile: volume %s holds a mixture of old and new; restore to it again", j.Target)
 		}
 	}
-	return s.cat.PutJob(ctx, j)
+	return put(ctx, j)
 }
 
 // decide asks the stores whether an undecided backup was committed, and tries
@@ -112,7 +142,7 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 	switch d {
 	case repository.Committed:
 		b.Status, b.Undecided, b.FailReason = catalog.Available, false, ""
-		if stored, err := s.repo.Backup(ctx, b.Stored()); err == nil {
+		if stored, serr := s.repo.Backup(ctx, b.Stored()); serr == nil {
 			fillStats(&b, stored.Stats)
 			b.RetainUntil = stored.RetainUntil
 		}
@@ -125,10 +155,11 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 	// deleted.
 	s.deciding.Lock()
 	defer s.deciding.Unlock()
-	if now, err := s.cat.Backup(ctx, b.ID); err != nil || !now.Undecided {
+	now, err := s.cat.Backup(ctx, b.ID)
+	if err != nil || !now.Undecided {
 		return now, err
 	}
-	if err := s.cat.PutBackup(ctx, b); err != nil {
+	if err := s.cat.PutBackupOf(ctx, b, now.Host); err != nil {
 		return b, err
 	}
 	s.wakeTidy()
@@ -244,6 +275,7 @@ func known(x repository.Backup) Backup {
 
 // wakeTidy has all repositories tidied: a job kept each of them off its volume.
 func (h *hub) wakeTidy() {
+	h.told.poke()
 	for _, s := range h.servers {
 		s.wakeTidy()
 	}
@@ -269,7 +301,7 @@ func (s *server) reconcile(ctx context.Context) {
 		}
 		s.exports.retry(ctx)
 		for what, f := range map[string]func(context.Context) error{
-			"records": s.recordLate, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
+			"records": s.recordLate, "what hosts left that are down": s.settleLeft, "undecided backups": s.decideAll, "deletions": s.deleteAll, "checkpoints": s.tidyCheckpoints, "snapshots": s.tidySnapshots,
 			"half-made volumes": s.tidyUnfinished, "restores": s.tidyRestoring, "canceled backups": s.dropUnwanted, "volumes that were restored to": s.tidyRestored, "pins": s.tidyPins,
 		} {
 			if err := tidyOne(ctx, f); err != nil && ctx.Err() == nil {
@@ -329,7 +361,13 @@ func (l *lateRecords) write(put func(Backup) error) error {
 
 // recordLate writes what could not be written when it happened.
 func (s *server) recordLate(ctx context.Context) error {
-	return errors.Join(s.jobs.record(ctx), s.late.write(func(b Backup) error { return s.cat.PutBackup(ctx, b) }))
+	return errors.Join(s.jobs.record(ctx), s.late.write(func(b Backup) error {
+		err := s.cat.PutBackupOf(ctx, b, s.cat.Host())
+		if errors.Is(err, catalog.ErrTaken) { // another host has settled it
+			err = nil
+		}
+		return err
+	}))
 }
 
 // decideAll asks again about the backups that are undecided. Those that a job

@@ -36,6 +36,17 @@ func quotaCommands() *cli.Command {
 func serviceCommands() *cli.Command {
 	return group("service", "the services of the Block Storage API",
 		leaf("list", "", "which hosts serve it, and whether they are up", agentFlags(), withAgent(listServices)),
+		leaf("disable", "HOST", "give a host no new volumes; what it has is served on", agentFlags(&cli.StringFlag{Name: "reason", Usage: "`text` that the list shows", Value: "disabled by the operator"}),
+			withAgent(func(c *cli.Context, a *agent.Client) error {
+				if c.String("reason") == "" {
+					return usagef("a reason is needed, as the list shows it")
+				}
+				return a.DisableHost(c.Context, c.Args().First(), c.String("reason"))
+			})),
+		leaf("enable", "HOST", "give a host new volumes again", agentFlags(),
+			withAgent(func(c *cli.Context, a *agent.Client) error { return a.DisableHost(c.Context, c.Args().First(), "") })),
+		leaf("forget", "HOST", "forget a host that is gone for good, with its volumes; its backups stay", agentFlags(),
+			withAgent(func(c *cli.Context, a *agent.Client) error { return a.ForgetHost(c.Context, c.Args().First()) })),
 	)
 }
 

@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -19,6 +20,30 @@ func (c *Catalog) PutBackup(ctx context.Context, b Backup) error {
 		return fmt.Errorf("record backup %s: %w", b.ID, err)
 	}
 	return c.exec(ctx, "record backup "+b.ID, putBackup, v...)
+}
+
+// ErrTaken says that another host has settled a backup, as it took this one to be down.
+var ErrTaken = errors.New("another host has settled it meanwhile, as this one was taken to be down")
+
+// PutBackupOf is PutBackup while host has the backup in hand, which is this host's from
+// then on: [ErrTaken] when another one has, or there is none any more.
+func (c *Catalog) PutBackupOf(ctx context.Context, b Backup, host string) error {
+	b.Host = c.host
+	v, err := b.values(c.host)
+	if err != nil {
+		return fmt.Errorf("record backup %s: %w", b.ID, err)
+	}
+	return c.tx(ctx, "record backup "+b.ID, func(ctx context.Context, q conn) error {
+		// One that was deleted since must not come back.
+		n, err := q.exec(ctx, `UPDATE backups SET host = ? WHERE id = ? AND host = ?`, c.host, b.ID, host)
+		if err == nil && n == 0 {
+			err = ErrTaken
+		}
+		if err == nil {
+			_, err = q.exec(ctx, putBackup, v...)
+		}
+		return err
+	})
 }
 
 var putBackup = strings.Replace(upsert("backups", backupColumns, kept), "warning = excluded.warning", "warning = "+bothWarnings, 1)

@@ -11,12 +11,13 @@ type Checkpoint struct {
 	Name     string
 	VolumeID string
 	Backup   string // ID of the backup that it belongs to
+	Others   string // what other hosts with the volume said before it was made: JSON of whoever recorded it, "" = there were none
 }
 
 // PutCheckpoint records a checkpoint of the host's.
 func (c *Catalog) PutCheckpoint(ctx context.Context, p Checkpoint) error {
-	return c.exec(ctx, "record checkpoint "+p.Name, `INSERT INTO checkpoints (host, volume_id, name, backup_id) VALUES (?, ?, ?, ?)
-		ON CONFLICT (host, volume_id, name) DO UPDATE SET backup_id = excluded.backup_id`, c.host, p.VolumeID, p.Name, p.Backup)
+	return c.exec(ctx, "record checkpoint "+p.Name, `INSERT INTO checkpoints (host, volume_id, name, backup_id, others) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (host, volume_id, name) DO UPDATE SET backup_id = excluded.backup_id, others = excluded.others`, c.host, p.VolumeID, p.Name, p.Backup, p.Others)
 }
 
 // RemoveCheckpoint forgets a checkpoint that was dropped.
@@ -27,8 +28,8 @@ func (c *Catalog) RemoveCheckpoint(ctx context.Context, volumeID, name string) e
 // Checkpoints returns all recorded checkpoints of the host by volume.
 func (c *Catalog) Checkpoints(ctx context.Context) ([]Checkpoint, error) {
 	return list(ctx, c, "list checkpoints", func(r *sql.Rows) (p Checkpoint, err error) {
-		return p, r.Scan(&p.Name, &p.VolumeID, &p.Backup)
-	}, `SELECT name, volume_id, backup_id FROM checkpoints WHERE host = ? ORDER BY volume_id, name`, c.host)
+		return p, r.Scan(&p.Name, &p.VolumeID, &p.Backup, &p.Others)
+	}, `SELECT name, volume_id, backup_id, others FROM checkpoints WHERE host = ? ORDER BY volume_id, name`, c.host)
 }
 
 // PutUnfinished records a volume that a job makes on the host, so that it is deleted

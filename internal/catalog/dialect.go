@@ -27,6 +27,9 @@ type dialect struct {
 	alone      func(ctx context.Context, q conn, about string) error // waits for transactions about the same
 	again      func(err error) bool                                  // undone, and worth another attempt
 	explain    func(name string, err error) error                    // with what to do about it
+
+	notify func(ctx context.Context, q conn, host string) error                   // tells who listens as a host, when the transaction is committed
+	listen func(ctx context.Context, db *sql.DB, host string, heard func()) error // until ctx ends or it fails; nil = nothing is heard
 }
 
 // placeholders turns each ? of a query into $1, $2 and so on. No query has one

@@ -63,13 +63,17 @@ func (c *Catalog) DisableHost(ctx context.Context, name, reason string) error {
 	return c.one(ctx, "disable host "+name, `UPDATE hosts SET disabled = ? WHERE name = ?`, reason, name)
 }
 
-// ForgetHost forgets a host that is down: [ErrHostUp] otherwise. Its jobs, exports,
+// ForgetHost forgets a host that is down, and what it told of its volumes: [ErrHostUp] otherwise. Its jobs, exports,
 // pins, checkpoints and settings stay: should it come back, it finds what is its
 // own to clean up, and should it not, [Catalog.For] shows them to another.
 func (c *Catalog) ForgetHost(ctx context.Context, name string) error {
 	return c.tx(ctx, "forget host "+name, func(ctx context.Context, q conn) error {
 		n, err := q.exec(ctx, `DELETE FROM hosts WHERE name = ? AND beat <= `+c.d.now+` - ?`, name, int64(DownAfter))
-		if err != nil || n > 0 {
+		if err == nil && n > 0 {
+			_, err = q.exec(ctx, `DELETE FROM volumes WHERE host = ?`, name)
+			return err
+		}
+		if err != nil {
 			return err
 		}
 		var id string

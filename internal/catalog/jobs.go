@@ -43,7 +43,7 @@ type Job struct {
 	Backup   string          `json:"backup"`                // ID
 	Target   string          `json:"target,omitempty"`      // of a restore: the volume's name or the file's path
 	Owner    string          `json:"owner"`                 // host and process
-	Host     string          `json:"host,omitempty"`        // that runs it; of one that is offered: that shall, empty = any
+	Host     string          `json:"host,omitempty"`        // that runs it
 	Error    string          `json:"error,omitempty"`
 	Code     string          `json:"code,omitempty"` // of a failed job: what kind of failure Error is; see the HTTP interface
 	Progress Progress        `json:"progress"`
@@ -71,20 +71,35 @@ const jobColumns = `id, kind, state, volume, volume_id, backup_id, target, owner
 // PutJob writes a record, in place of the one with its ID if there is one. A job
 // that names no host is the host's.
 func (c *Catalog) PutJob(ctx context.Context, j Job) error {
-	return c.putJob(ctx, "record job "+j.ID, j, cmp.Or(j.Host, c.host), false)
+	v, err := j.values(c.host)
+	if err != nil {
+		return err
+	}
+	return c.exec(ctx, "record job "+j.ID, putJob, v...)
 }
 
-func (c *Catalog) putJob(ctx context.Context, op string, j Job, host string, offered bool) error {
+// EndJob writes the record of a job that another host left, which has an end now. It is
+// [ErrNotFound] when it has one already.
+func (c *Catalog) EndJob(ctx context.Context, j Job) error {
+	v, err := j.values(c.host)
+	if err != nil {
+		return err
+	}
+	return c.one(ctx, "record the end of job "+j.ID, putJob+` WHERE jobs.state IN ('queued', 'running')`, v...)
+}
+
+func (j *Job) values(host string) ([]any, error) {
 	progress, err := json.Marshal(j.Progress)
 	if err != nil {
-		return fmt.Errorf("%s: %w", op, err)
+		return nil, fmt.Errorf("record job %s: %w", j.ID, err)
 	}
-	return c.exec(ctx, op, putJob,
+	return []any{
 		j.ID, j.Kind, j.State, j.Volume, j.VolumeID, j.Backup, j.Target, j.Owner, sentence(j.Error),
-		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code, j.Snapshot, host, offered)
+		string(progress), string(j.Result), stamp(j.Created), stamp(j.Started), stamp(j.Finished), j.Code, j.Snapshot, cmp.Or(j.Host, host),
+	}, nil
 }
 
-var putJob = upsert("jobs", jobColumns+", offered", 1)
+var putJob = upsert("jobs", jobColumns, 1)
 
 func scanJob(r *sql.Rows) (Job, error) {
 	var j Job
@@ -121,23 +136,34 @@ func (c *Catalog) Jobs(ctx context.Context, limit int) ([]Job, error) {
 	return c.jobs(ctx, `WHERE id IN (SELECT id FROM jobs ORDER BY created DESC, id DESC LIMIT ?)`, limit)
 }
 
-// UnfinishedJobs returns the host's jobs that are queued or running, oldest first,
-// without those that are offered to it.
+// UnfinishedJobs returns the host's jobs that are queued or running, oldest first.
 func (c *Catalog) UnfinishedJobs(ctx context.Context) ([]Job, error) {
-	return c.jobs(ctx, `WHERE host = ? AND NOT offered AND state IN (?, ?)`, c.host, Queued, Running)
+	return c.jobs(ctx, `WHERE host = ? AND state IN (?, ?)`, c.host, Queued, Running)
+}
+
+// JobsLeft returns the jobs that are queued or running at other hosts which are not up,
+// oldest first.
+func (c *Catalog) JobsLeft(ctx context.Context) ([]Job, error) {
+	return c.jobs(ctx, `WHERE host <> ? AND state IN (?, ?) AND host NOT IN (SELECT name FROM hosts WHERE beat > `+c.d.now+` - ?)`, c.host, Queued, Running, int64(DownAfter))
+}
+
+// JobsUnderway returns the jobs that are queued or running at other hosts which are up,
+// oldest first.
+func (c *Catalog) JobsUnderway(ctx context.Context) ([]Job, error) {
+	return c.jobs(ctx, `WHERE host <> ? AND state IN (?, ?) AND host IN (SELECT name FROM hosts WHERE beat > `+c.d.now+` - ?)`, c.host, Queued, Running, int64(DownAfter))
 }
 
 // JobsElsewhere returns the jobs that work on a backup, or will, at other hosts that
 // are up, oldest first.
 func (c *Catalog) JobsElsewhere(ctx context.Context, backup string) ([]Job, error) {
-	return c.jobs(ctx, `WHERE backup_id = ? AND host <> ? AND NOT offered AND state IN (?, ?)
+	return c.jobs(ctx, `WHERE backup_id = ? AND host <> ? AND state IN (?, ?)
 		AND host IN (SELECT name FROM hosts WHERE beat > `+c.d.now+` - ?)`, backup, c.host, Queued, Running, int64(DownAfter))
 }
 
-// TrimJobs forgets all finished jobs but the newest keep.
+// TrimJobs forgets all finished jobs of the host but the newest keep.
 func (c *Catalog) TrimJobs(ctx context.Context, keep int) error {
-	return c.exec(ctx, "trim jobs", `DELETE FROM jobs WHERE state NOT IN (?, ?)
-		AND id NOT IN (SELECT id FROM jobs ORDER BY created DESC, id DESC LIMIT ?)`, Queued, Running, keep)
+	return c.exec(ctx, "trim jobs", `DELETE FROM jobs WHERE host = ? AND state NOT IN (?, ?)
+		AND id NOT IN (SELECT id FROM jobs WHERE host = ? ORDER BY created DESC, id DESC LIMIT ?)`, c.host, Queued, Running, c.host, keep)
 }
 
 func (c *Catalog) jobs(ctx context.Context, where string, args ...any) ([]Job, error) {

@@ -61,7 +61,6 @@ func TestJobsElsewhere(t *testing.T) {
 				t, c.BeatHost(ctx, Host{Name: "a", ID: "1"}), c.BeatHost(ctx, Host{Name: "b", ID: "2"}),
 				a.PutJob(ctx, Job{ID: "runs", Backup: "x", State: Running}), a.PutJob(ctx, Job{ID: "ended", Backup: "x", State: Succeeded}),
 				a.PutJob(ctx, Job{ID: "other", Backup: "y", State: Running}), c.For("gone").PutJob(ctx, Job{ID: "left", Backup: "x", State: Running}),
-				a.OfferJob(ctx, Job{ID: "offered", Backup: "x", Host: "a"}),
 			)
 			if l, err := c.For("b").JobsElsewhere(ctx, "x"); err != nil || len(l) != 1 || l[0].ID != "runs" || l[0].Host != "a" {
 				t.Errorf("%+v, %v", l, err)
@@ -72,6 +71,18 @@ func TestJobsElsewhere(t *testing.T) {
 			must(t, c.one(ctx, "age", `UPDATE hosts SET beat = beat - ? WHERE name = 'a'`, int64(DownAfter)))
 			if l, err := c.For("b").JobsElsewhere(ctx, "x"); err != nil || len(l) != 0 {
 				t.Errorf("of a host that is down: %+v, %v", l, err)
+			}
+			l, err := c.For("b").JobsLeft(ctx)
+			if err != nil || len(l) != 3 {
+				t.Fatalf("left: %+v, %v", l, err)
+			}
+			l[0].State = JobFailed
+			must(t, c.For("b").EndJob(ctx, l[0]))
+			if err = c.For("b").EndJob(ctx, l[0]); !errors.Is(err, ErrNotFound) {
+				t.Errorf("it has an end already: %v", err)
+			}
+			if l, err = c.For("b").JobsLeft(ctx); err != nil || len(l) != 2 {
+				t.Errorf("left: %+v, %v", l, err)
 			}
 		})
 	}

@@ -56,6 +56,44 @@ var postgresDialect = &dialect{
 		return ok && (e.Code == "40001" || e.Code == "40P01") // serialization failure, deadlock
 	},
 	explain: explainPostgres,
+	notify: func(ctx context.Context, q conn, host string) error {
+		_, err := q.exec(ctx, `SELECT pg_notify(?, ?)`, pgChannel, host)
+		return err
+	},
+	listen: pgListen,
+}
+
+// pgChannel is what agents listen at. The message is the host that is meant.
+const pgChannel = "cairn"
+
+// pgListen keeps one connection for itself.
+func pgListen(ctx context.Context, db *sql.DB, host string, heard func()) (err error) {
+	c, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.Raw(func(driverConn any) error {
+		driven, ok := driverConn.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("a connection of the kind %T", driverConn)
+		}
+		conn := driven.Conn()
+		if _, err := conn.Exec(ctx, "LISTEN "+pgChannel); err != nil {
+			return err
+		}
+		heard() // of what came before
+		for {
+			n, err := conn.WaitForNotification(ctx)
+			if err != nil {
+				// It listens still, and may be in the middle of a message: nobody else gets it.
+				return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+			}
+			if n.Payload == host {
+				heard()
+			}
+		}
+	})
 }
 
 // lock waits until no other transaction has locked the same, and keeps it until

@@ -21,7 +21,7 @@ func TestSmallRecords(t *testing.T) {
 			e := Export{Name: "x", Backup: "b", Overlay: true, Purpose: "p", Created: time.Unix(3, 4).UTC()}
 			for _, err := range []error{
 				c.PutExport(ctx, e), c.PutExport(ctx, Export{Name: "y"}), c.RemoveExport(ctx, "y"), c.RemoveExport(ctx, "z"),
-				c.PutCheckpoint(ctx, Checkpoint{"c", "v", "b"}), c.PutCheckpoint(ctx, Checkpoint{"c", "w", "b"}), c.RemoveCheckpoint(ctx, "v", "c"),
+				c.PutCheckpoint(ctx, Checkpoint{Name: "c", VolumeID: "v", Backup: "b"}), c.PutCheckpoint(ctx, Checkpoint{Name: "c", VolumeID: "w", Backup: "b"}), c.RemoveCheckpoint(ctx, "v", "c"),
 				c.PutUnfinished(ctx, "v", "j"), c.PutUnfinished(ctx, "w", "j"), c.RemoveUnfinished(ctx, "v"),
 				c.PutPin(ctx, Pin{"p", "b", "x", false}), c.PutPin(ctx, Pin{"p", "b", "x", true}), c.PutPin(ctx, Pin{"q", "b", "y", true}), c.RemovePin(ctx, "q"),
 				c.SetSetting(ctx, "k", "1"), c.SetSetting(ctx, "k", "2"),
@@ -37,7 +37,7 @@ func TestSmallRecords(t *testing.T) {
 			if l, err := c.Pins(ctx); err != nil || !reflect.DeepEqual(l, []Pin{{"p", "b", "x", true}}) {
 				t.Errorf("pins %+v, %v", l, err)
 			}
-			if l, err := c.Checkpoints(ctx); err != nil || !reflect.DeepEqual(l, []Checkpoint{{"c", "w", "b"}}) {
+			if l, err := c.Checkpoints(ctx); err != nil || !reflect.DeepEqual(l, []Checkpoint{{Name: "c", VolumeID: "w", Backup: "b"}}) {
 				t.Errorf("checkpoints %+v, %v", l, err)
 			}
 			if l, err := c.Unfinished(ctx); err != nil || !reflect.DeepEqual(l, map[string]string{"w": "j"}) {
@@ -64,7 +64,7 @@ func TestHostsApart(t *testing.T) {
 			for _, h := range hosts {
 				v := c.For(h)
 				must(
-					t, v.PutExport(ctx, Export{Name: "x", Backup: h}), v.PutCheckpoint(ctx, Checkpoint{"c", "v", h}), v.PutUnfinished(ctx, "v", h),
+					t, v.PutExport(ctx, Export{Name: "x", Backup: h}), v.PutCheckpoint(ctx, Checkpoint{Name: "c", VolumeID: "v", Backup: h}), v.PutUnfinished(ctx, "v", h),
 					v.PutPin(ctx, Pin{ID: "p" + h, Backup: h, Export: "x"}), v.SetSetting(ctx, "k", h+"!"), v.PutJob(ctx, Job{ID: "j" + h, State: Running, Owner: h}),
 					v.PutBackup(ctx, Backup{ID: "b" + h, Status: Available}),
 				)

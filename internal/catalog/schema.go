@@ -154,4 +154,33 @@ var migrations = []string{
 	INSERT INTO unfinished_volumes_by_host (host, volume_id, job_id) SELECT '', volume_id, job_id FROM unfinished_volumes;
 	DROP TABLE unfinished_volumes;
 	ALTER TABLE unfinished_volumes_by_host RENAME TO unfinished_volumes;`,
+	// Hosts call each other, and know of each other's volumes.
+	`DROP INDEX jobs_offered;
+	DELETE FROM jobs WHERE offered;
+	ALTER TABLE jobs DROP COLUMN offered;
+	CREATE TABLE volumes (
+		host      TEXT NOT NULL,
+		id        TEXT NOT NULL,
+		kind      TEXT NOT NULL,
+		project   TEXT NOT NULL,
+		gigabytes INTEGER NOT NULL,
+		epoch     INTEGER NOT NULL,
+		open      BOOLEAN NOT NULL,
+		data      TEXT NOT NULL,
+		PRIMARY KEY (host, id)
+	) STRICT;
+	CREATE INDEX volumes_id ON volumes (id);
+	CREATE INDEX volumes_project ON volumes (project);
+	CREATE TABLE calls (
+		id      TEXT PRIMARY KEY,
+		host    TEXT NOT NULL,
+		caller  TEXT NOT NULL,
+		method  TEXT NOT NULL,
+		request TEXT NOT NULL,
+		state   TEXT NOT NULL,
+		answer  TEXT NOT NULL,
+		expires INTEGER NOT NULL
+	) STRICT;
+	CREATE INDEX calls_host ON calls (host, expires);
+	ALTER TABLE checkpoints ADD COLUMN others TEXT NOT NULL DEFAULT '';`,
 }

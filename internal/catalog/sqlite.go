@@ -29,6 +29,7 @@ var sqliteDialect = &dialect{
 	},
 	begin:   func(context.Context, conn) error { return nil },
 	alone:   func(context.Context, conn, string) error { return nil },
+	notify:  func(context.Context, conn, string) error { return nil },
 	again:   func(error) bool { return false },
 	explain: explainSQLite,
 }

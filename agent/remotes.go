@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/cairnbackup/cairn/internal/cinderapi"
+)
+
+// What hosts do for each other.
+
+type askUpdate struct {
+	ID     string
+	Update cinderapi.Update
+}
+
+type askState struct {
+	ID, Status string
+}
+
+type askSize struct {
+	ID   string
+	Size int64
+}
+
+type askDelete struct {
+	ID    string
+	Force bool
+}
+
+type askVolume struct {
+	By     Caller
+	Volume cinderapi.NewVolume
+}
+
+type askSnapshot struct {
+	By       Caller
+	Snapshot cinderapi.NewSnapshot
+}
+
+type askBackup struct {
+	By     Caller
+	Backup cinderapi.NewBackup
+}
+
+type askRestore struct {
+	By     Caller
+	Backup string
+	To     cinderapi.NewRestore
+}
+
+type askJob struct{ ID string }
+
+// nothing is the answer of what only succeeds or fails.
+type nothing struct{}
+
+var (
+	remoteCreateVolume = remote[askVolume, cinderapi.Volume]{"volume.create", func(b *blockStorage, ctx context.Context, q askVolume) (cinderapi.Volume, error) {
+		return b.CreateVolume(ctx, q.By, q.Volume)
+	}}
+	remoteUpdateVolume = remote[askUpdate, cinderapi.Volume]{"volume.update", func(b *blockStorage, ctx context.Context, q askUpdate) (cinderapi.Volume, error) {
+		return b.UpdateVolume(ctx, q.ID, q.Update)
+	}}
+	remoteExtendVolume = remote[askSize, nothing]{"volume.extend", func(b *blockStorage, ctx context.Context, q askSize) (nothing, error) {
+		return nothing{}, b.ExtendVolume(ctx, q.ID, q.Size)
+	}}
+	remoteResetVolume = remote[askState, nothing]{"volume.reset", func(b *blockStorage, ctx context.Context, q askState) (nothing, error) {
+		return nothing{}, b.ResetVolume(ctx, q.ID, q.Status)
+	}}
+	remoteDeleteVolume = remote[askDelete, nothing]{"volume.delete", func(b *blockStorage, ctx context.Context, q askDelete) (nothing, error) {
+		return nothing{}, b.DeleteVolume(ctx, q.ID, q.Force)
+	}}
+	remoteCreateSnapshot = remote[askSnapshot, cinderapi.Snapshot]{"snapshot.create", func(b *blockStorage, ctx context.Context, q askSnapshot) (cinderapi.Snapshot, error) {
+		return b.CreateSnapshot(ctx, q.By, q.Snapshot)
+	}}
+	remoteUpdateSnapshot = remote[askUpdate, cinderapi.Snapshot]{"snapshot.update", func(b *blockStorage, ctx context.Context, q askUpdate) (cinderapi.Snapshot, error) {
+		return b.UpdateSnapshot(ctx, q.ID, q.Update)
+	}}
+	remoteResetSnapshot = remote[askState, nothing]{"snapshot.reset", func(b *blockStorage, ctx context.Context, q askState) (nothing, error) {
+		return nothing{}, b.ResetSnapshot(ctx, q.ID, q.Status)
+	}}
+	remoteDeleteSnapshot = remote[askDelete, nothing]{"snapshot.delete", func(b *blockStorage, ctx context.Context, q askDelete) (nothing, error) {
+		return nothing{}, b.DeleteSnapshot(ctx, q.ID)
+	}}
+	remoteCreateBackup = remote[askBackup, cinderapi.Backup]{"backup.create", func(b *blockStorage, ctx context.Context, q askBackup) (cinderapi.Backup, error) {
+		return b.CreateBackup(ctx, q.By, q.Backup)
+	}}
+	remoteDeleteBackup = remote[askDelete, nothing]{"backup.delete", func(b *blockStorage, ctx context.Context, q askDelete) (nothing, error) {
+		return nothing{}, b.DeleteBackup(ctx, q.ID, q.Force)
+	}}
+	remoteResetBackup = remote[askState, nothing]{"backup.reset", func(b *blockStorage, ctx context.Context, q askState) (nothing, error) {
+		return nothing{}, b.ResetBackup(ctx, q.ID, q.Status)
+	}}
+	remoteRestore = remote[askRestore, cinderapi.Restoring]{"backup.restore", func(b *blockStorage, ctx context.Context, q askRestore) (cinderapi.Restoring, error) {
+		return b.Restore(ctx, q.By, q.Backup, q.To)
+	}}
+	remoteCancelJob = remote[askJob, Job]{"job.cancel", func(b *blockStorage, ctx context.Context, q askJob) (Job, error) {
+		return b.jobs.cancelJob(ctx, q.ID)
+	}}
+)
+
+// servedCalls are what a host answers, by name.
+var servedCalls = func() map[string]servedCall {
+	m := map[string]servedCall{}
+	for _, r := range []interface{ serve() (string, servedCall) }{
+		remoteCreateVolume, remoteUpdateVolume, remoteExtendVolume, remoteResetVolume, remoteDeleteVolume,
+		remoteCreateSnapshot, remoteUpdateSnapshot, remoteResetSnapshot, remoteDeleteSnapshot,
+		remoteCreateBackup, remoteDeleteBackup, remoteResetBackup, remoteRestore, remoteCancelJob,
+	} {
+		name, f := r.serve()
+		m[name] = f
+	}
+	return m
+}()
