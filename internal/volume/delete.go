@@ -55,7 +55,7 @@ func (v *Volume) DeleteSnapshot(id uuid.UUID) error {
 func (v *Volume) forget(s *Snapshot) error {
 	r := v.rec
 	r.Snapshots = slices.DeleteFunc(slices.Clone(r.Snapshots), func(n snapshotRecord) bool { return n.ID == s.id })
-	if len(r.Snapshots) != len(v.rec.Snapshots) || v.unsure {
+	if len(r.Snapshots) != len(v.rec.Snapshots) || v.unsure.Load() {
 		if err := v.saveRecord(&r); err != nil {
 			return err
 		}

@@ -30,6 +30,11 @@ func (v *Volume) extend(size int64) error {
 	case size < v.rec.Size:
 		return fmt.Errorf("%w: it has %d bytes, and volumes do not shrink to %d", ErrInvalid, v.rec.Size, size)
 	}
+	return v.whileOpen(func() error { return v.extendTo(size) })
+}
+
+// extendTo announces a larger size and grows to it.
+func (v *Volume) extendTo(size int64) error {
 	// The intent first: a data file that is longer than its volume is a reason for doubt, unless this explains it.
 	r := v.rec
 	r.Extending = size

@@ -43,7 +43,13 @@ func Open(o Options, dir string) (_ *Volume, err error) {
 	if err != nil {
 		return nil, err
 	}
+	// A kill may have come between the record and its folder's sync. What is shown
+	// of its openings must not be taken back by a power failure.
+	if err = o.FS.SyncDir(dir); err != nil {
+		return nil, fmt.Errorf("open volume %s: sync %s: %w", r.Name, dir, err)
+	}
 	v := &Volume{fs: o.FS, log: o.Logger, host: o.Host, dir: dir, id: r.ID, name: r.Name, rec: r}
+	v.openings.count = r.Openings
 	v.size.Store(r.Size)
 	v.gate.init()
 	v.waits.init()
@@ -286,7 +292,7 @@ func (v *Volume) listLogs(dir string) ([]uint64, error) {
 // finish completes an Extend or Revert that a crash interrupted.
 func (v *Volume) finish() error {
 	if v.rec.Extending != 0 {
-		if err := v.grow(v.rec.Extending); err != nil {
+		if err := v.whileOpen(func() error { return v.grow(v.rec.Extending) }); err != nil {
 			return err
 		}
 	}

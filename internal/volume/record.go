@@ -44,6 +44,7 @@ type record struct {
 	Size      int64            `json:"size"`
 	BlockSize int              `json:"block_size"`
 	Created   time.Time        `json:"created"`
+	Openings  uint64           `json:"openings"`            // an open volume's are in Volume.openings
 	Extending int64            `json:"extending,omitempty"` // size that an interrupted Extend was going for
 	Reverting *uuid.UUID       `json:"reverting,omitempty"` // snapshot that an interrupted Revert was going for
 	Snapshots []snapshotRecord `json:"snapshots"`
@@ -123,6 +124,8 @@ func (r *record) check() error {
 		return fmt.Errorf("the path %q is not absolute", r.Path)
 	case r.Managed && r.Kind == kindDevice:
 		return errors.New("a device is not managed")
+	case r.Openings > maxOpenings:
+		return fmt.Errorf("%d openings", r.Openings)
 	case len(r.Snapshots) > maxSnapshots:
 		return fmt.Errorf("%d snapshots", len(r.Snapshots))
 	}
@@ -187,28 +190,45 @@ func writeRecord(fsys vfs.FS, dir string, r *record) error {
 	return nil
 }
 
-// saveRecord replaces volume.json; the volume's own copy changes only when that
-// is durable. After an error the old one is in place again, or v.unsure is set.
-// admin is held.
+// saveRecord replaces volume.json, but for the count of openings; the volume's
+// own copy changes only when that is durable. After an error the old one is in
+// place again, or v.unsure is set. admin is held.
 func (v *Volume) saveRecord(r *record) error {
-	err := writeRecord(v.fs, v.dir, r)
+	v.recording.Lock()
+	defer v.recording.Unlock()
+	count, _ := v.openings.now()
+	if err := v.replaceRecord(*r, count); err != nil {
+		return err
+	}
+	v.rec = *r
+	return nil
+}
+
+// replaceRecord writes a record, with a count of openings, in place of v.rec with
+// the present count, which it puts back, or sets v.unsure, when that fails.
+// recording is held.
+func (v *Volume) replaceRecord(r record, count uint64) error {
+	r.Openings = count
+	err := writeRecord(v.fs, v.dir, &r)
 	if err == nil {
-		v.rec, v.unsure = *r, false
+		v.unsure.Store(false)
 		return nil
 	}
 	// It may be there all the same, for the next open to act by.
-	old, eerr := v.rec.encode()
+	was := v.rec
+	was.Openings, _ = v.openings.now()
+	old, eerr := was.encode()
 	if eerr != nil {
 		return errors.Join(err, eerr)
 	}
 	seen, rerr := vfs.ReadFile(v.fs, filepath.Join(v.dir, recordFile), recordLimit)
-	if rerr == nil && bytes.Equal(seen, old) && !v.unsure {
+	if rerr == nil && bytes.Equal(seen, old) && !v.unsure.Load() {
 		return err
 	}
-	if werr := writeRecord(v.fs, v.dir, &v.rec); werr != nil {
-		v.unsure = true
+	if werr := writeRecord(v.fs, v.dir, &was); werr != nil {
+		v.unsure.Store(true)
 		return errors.Join(err, werr)
 	}
-	v.unsure = false
+	v.unsure.Store(false)
 	return err
 }

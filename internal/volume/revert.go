@@ -51,10 +51,16 @@ func (v *Volume) revert(ctx context.Context, s *Snapshot) error {
 	if err != nil {
 		return err
 	}
+	return v.whileOpen(func() error { return v.revertBlocks(s, todo) })
+}
+
+// revertBlocks puts the blocks of a snapshot back that differ, or is said to
+// have done only a part of it.
+func (v *Volume) revertBlocks(s *Snapshot, todo *blockmap.Bitmap) error {
 	r := v.rec
 	r.Reverting = &s.id
-	if err = v.saveRecord(&r); err != nil {
-		if v.unsure { // The next open may revert, over all that would be written until then.
+	if err := v.saveRecord(&r); err != nil {
+		if v.unsure.Load() { // The next open may revert, over all that would be written until then.
 			v.halfReverted(s.id, err)
 		}
 		return err
@@ -66,7 +72,7 @@ func (v *Volume) revert(ctx context.Context, s *Snapshot) error {
 		v.failed.CompareAndSwap(f, nil)
 	}
 	v.gate.unlock()
-	err = v.putBack(s, todo)
+	err := v.putBack(s, todo)
 	if err == nil {
 		err = v.syncData()
 	}

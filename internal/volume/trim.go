@@ -137,14 +137,22 @@ func (d *deferredTrims) take(limit int64) (first, count int64, ok bool) {
 // runDeferred punches what was put off, once no snapshot is left. Each run is
 // taken and punched while no writer is inside, so that it cannot hit newer data.
 func (v *Volume) runDeferred() error {
+	if !v.deferred.any.Load() || v.failed.Load() != nil || v.snaps.set.Load().newest() != nil {
+		return nil
+	}
+	// The guest that trimmed may be gone.
+	if err := v.whileOpen(v.punchAllDeferred); err != nil {
+		return fmt.Errorf("trim volume %s: %w", v.name, err)
+	}
+	return nil
+}
+
+func (v *Volume) punchAllDeferred() error {
 	const runBlocks = 64 << 20 / blockmap.DefaultBlockSize
 	for v.deferred.any.Load() && v.failed.Load() == nil {
 		done, err := v.punchDeferred(runBlocks)
-		if err != nil {
-			return fmt.Errorf("trim volume %s: %w", v.name, err)
-		}
-		if done {
-			break
+		if err != nil || done {
+			return err
 		}
 	}
 	return nil

@@ -84,9 +84,11 @@ type Volume struct {
 	breaking sync.Mutex     // one snapshot is broken at a time
 	back     sync.WaitGroup // reclaiming after a break
 
-	admin  sync.Mutex // one change of snapshots, size or volume.json at a time; taken before the gate
-	rec    record     // volume.json as it is on disk; guarded by admin
-	unsure bool       // what is on disk may be a record whose writing failed; guarded by admin
+	admin     sync.Mutex  // one change of snapshots, size or what rec says at a time; taken before the gate
+	recording sync.Mutex  // held while volume.json is replaced; taken after admin, the gate and openings.changing
+	rec       record      // volume.json as it is on disk, but for its Openings; changed with admin and recording held
+	unsure    atomic.Bool // what is on disk may be a record whose writing failed
+	openings  openings
 
 	nextEpoch uint64 // guarded by admin
 }
