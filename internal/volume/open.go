@@ -80,6 +80,8 @@ func Open(o Options, dir string) (_ *Volume, err error) {
 	if err := v.openSnapshots(); err != nil {
 		return nil, err
 	}
+	// Whoever was killed with the volume open for writing did not do it. Its failure is the volume's.
+	_ = v.syncData()
 	return v, v.finish()
 }
 

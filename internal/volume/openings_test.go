@@ -272,9 +272,21 @@ func TestLastWriterSyncs(t *testing.T) {
 	m.FailOn(nil)
 	expectOpenings(t, v, 2, true)
 	must(t, v.Close())
+	syncs.Store(0)
 	v, err := Open(o, "/state/vol")
 	must(t, err)
 	expectOpenings(t, v, 2, false)
+	if syncs.Load() == 0 {
+		t.Fatal("what a killed process wrote is not made durable")
+	}
+	must(t, v.Close())
+	failOn(m, "sync", managedFile, syscall.EIO)
+	v, err = Open(o, "/state/vol")
+	must(t, err)
+	if !errors.Is(v.Failed(), ErrFailed) {
+		t.Fatalf("an open that could not sync: %v", v.Failed())
+	}
+	m.FailOn(nil)
 	must(t, v.Close())
 }
 
