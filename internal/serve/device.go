@@ -22,7 +22,7 @@ var (
 type liveDevice struct {
 	*volume.Volume
 	e     *entry
-	leave func()
+	leave func() error
 }
 
 // WriteAt writes.
@@ -87,11 +87,9 @@ func (d *liveDevice) steady() bool {
 	return true
 }
 
-// Close ends the connection; the volume stays open.
-func (d *liveDevice) Close() error {
-	d.leave()
-	return nil
-}
+// Close ends the connection; the volume stays open. After the last writer what
+// was written is on stable storage, or an error tells.
+func (d *liveDevice) Close() error { return d.leave() }
 
 // snapshotDevice is one connection to a snapshot. It is not nbd.FileBacked:
 // what it reads of the live data file has to be copied before a guest may

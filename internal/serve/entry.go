@@ -283,6 +283,12 @@ func (e *entry) look(nbdDir string) (r Volume, v *volume.Volume, done func()) {
 		r.Status, r.Error = StatusError, err.Error()
 	}
 	r.Size = e.vol.Size()
+	epoch, writing := e.vol.Openings()
+	r.Epoch = &epoch
+	if writing && r.Status == StatusAvailable {
+		r.Status = StatusInUse
+	}
+	r.InUse = r.InUse || writing
 	r.Socket = filepath.Join(nbdDir, e.spec.Name+socketSuffix)
 	r.URI = nbd.URI(r.Socket, e.spec.Name)
 	r.Snapshots = len(e.snaps)

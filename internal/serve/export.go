@@ -63,7 +63,7 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 				if err := e.access.enterWrite(ctx, name, id, holder); err != nil {
 					return nil, err
 				}
-				return e.connect(e.access.leaveWrite)
+				return e.connectWriter()
 			},
 		},
 		{
@@ -74,25 +74,49 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 				if err := e.access.enterRead(); err != nil {
 					return nil, err
 				}
-				return e.connect(e.access.leaveRead)
+				v, err := e.live()
+				if err != nil {
+					e.access.leaveRead()
+					return nil, err
+				}
+				return e.device(v, func() error {
+					e.access.leaveRead()
+					return nil
+				}), nil
 			},
 		},
 	}
 }
 
-// connect makes the device of a connection that was let in.
-func (e *entry) connect(leave func()) (nbd.Device, error) {
+// connectWriter makes the device of a connection that was let in to write. By
+// then the volume is open for writing, and its epoch says so.
+func (e *entry) connectWriter() (nbd.Device, error) {
 	v, err := e.live()
 	if err != nil {
-		leave()
+		e.access.leaveWrite()
 		return nil, err
 	}
-	return &liveDevice{Volume: v, e: e, leave: sync.OnceFunc(func() {
-		leave()
+	if err := v.OpenForWriting(); err != nil {
+		e.access.leaveWrite()
+		return nil, fmt.Errorf("volume %[1]s takes no writer, because its new epoch cannot be recorded in %[2]s: mend that, and connect to export %[1]s%[3]s to read meanwhile: %[4]w",
+			e.title(), e.dir, readOnlyDoor, err)
+	}
+	return e.device(v, func() error {
+		// Whoever waits for the door need not wait for the disk.
+		e.access.leaveWrite()
+		return v.CloseForWriting()
+	}), nil
+}
+
+// device is that of a connection to the live volume; leave is called once, at its end.
+func (e *entry) device(v *volume.Volume, leave func() error) nbd.Device {
+	return &liveDevice{Volume: v, e: e, leave: sync.OnceValue(func() error {
+		err := leave()
 		if u := e.access.use(); u.writers+u.readers == 0 {
 			e.dirty.drop()
 		}
-	})}, nil
+		return err
+	})}
 }
 
 // snapshotExport is the door of a snapshot.

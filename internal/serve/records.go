@@ -8,7 +8,7 @@ import (
 // Values of Volume.Status and Snapshot.Status.
 const (
 	StatusAvailable = "available"
-	StatusInUse     = "in-use" // a volume with a connection on its read-write door
+	StatusInUse     = "in-use" // a volume that is InUse
 	StatusError     = "error"  // a volume that is not served; its Error says why
 	StatusBroken    = "broken" // a snapshot that lost its content; its Error says why
 )
@@ -21,6 +21,19 @@ const (
 
 // Volume is one volume as the control API shows it. A volume that could not
 // be opened has Status "error", its ID, and what could be learnt of the rest.
+//
+// Epoch and InUse tell whether this data plane may have written to the volume's
+// data, which other hosts may have as a volume too. Epoch is how often the volume
+// was opened for writing here, since it was made: by the first connection on the
+// read-write door while there was none, by a revert, an extension, trims that
+// were put off until a snapshot's end, and what is finished of these after a
+// crash. It is on stable storage before the first byte is written. InUse is true
+// from before Epoch is raised until what was written is on stable storage.
+// Both are of one moment. So, if a look shows an Epoch and not InUse, and a later
+// one the same Epoch, not InUse and the same Created, nothing was written between
+// the moments of the two, and all that was written before is on the medium.
+// Restarts, crashes and power failures change nothing in this. Created belongs to
+// it because a volume that is deleted and made again, with the same ID, begins at 0.
 type Volume struct {
 	ID        string `json:"id"`
 	Name      string `json:"name"`
@@ -34,10 +47,13 @@ type Volume struct {
 
 	Status  string `json:"status"`
 	Error   string `json:"error,omitempty"`
-	InUse   bool   `json:"in_use"`
+	InUse   bool   `json:"in_use"`           // connections on the read-write door, or the data plane itself, may be writing
 	Writers int    `json:"writers"`          // connections on the read-write door
 	Readers int    `json:"readers"`          // connections on the read-only door
 	Writer  string `json:"writer,omitempty"` // who holds the read-write door
+	// Epoch is how often the volume was opened for writing here; nil = the volume
+	// is not served, and nobody can tell.
+	Epoch *uint64 `json:"epoch,omitempty"`
 
 	Created      time.Time    `json:"created_at"`
 	Checkpoints  []Checkpoint `json:"checkpoints"` // oldest first; the snapshots' own positions are left out
@@ -95,7 +111,8 @@ type Status struct {
 // File (an existing raw file) and Device (a block device) is set.
 type CreateVolume struct {
 	// ID is a new random UUID of the caller's, who can delete by it what came of
-	// a request whose answer was lost. Empty: the data plane draws one.
+	// a request whose answer was lost; or the ID under which another host has the
+	// same file or device. Empty: the data plane draws one.
 	ID          string `json:"id,omitempty"`
 	Name        string `json:"name"`
 	Size        int64  `json:"size,omitempty"` // bytes
