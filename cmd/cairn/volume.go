@@ -15,6 +15,7 @@ func volumeCommands() *cli.Command {
 			&cli.StringFlag{Name: "size", Usage: "a new sparse file of this `size`, such as 4GiB"},
 			&cli.StringFlag{Name: "file", Usage: "an existing raw image `file`, which stays where it is"},
 			&cli.StringFlag{Name: "device", Usage: "a block `device`"},
+			&cli.StringFlag{Name: "id", Usage: "the `UUID` that the volume is to have, such as the one under which another host has the same file or device; without it one is drawn"},
 			&cli.BoolFlag{Name: "allow-format", Usage: "take a file that looks like qcow2, VMDK, LUKS… as raw bytes"},
 			&cli.StringFlag{Name: "project", Usage: "whose it is, name or ID of a `project`: who may see it through the Block Storage API"}, usersFlag(), stateFlag(),
 		), withAgent(createVolume)),
@@ -47,7 +48,7 @@ func createVolume(c *cli.Context, a *agent.Client) error {
 	if err != nil && c.String("size") != "" {
 		return err
 	}
-	req := agent.CreateVolume{Name: c.Args().First(), Size: size, AllowFormat: c.Bool("allow-format")}
+	req := agent.CreateVolume{ID: c.String("id"), Name: c.Args().First(), Size: size, AllowFormat: c.Bool("allow-format")}
 	if req.File, err = absolute(c.String("file")); err != nil {
 		return err
 	}
@@ -122,6 +123,9 @@ func emitVolume(c *cli.Context, v agent.Volume) error {
 		t.field("status", v.Status)
 		t.field("error", v.Error)
 		t.field("writer", v.Writer)
+		if v.Epoch != nil {
+			t.field("epoch", *v.Epoch)
+		}
 		t.field(v.Kind, v.Path)
 		t.field("uri", v.URI)
 		t.field("socket", v.Socket)
