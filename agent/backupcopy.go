@@ -21,6 +21,9 @@ const sourceConns = 2
 // copy reads the snapshot into the session and returns what is to be committed.
 func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) {
 	r.task.phase("reading")
+	if err = r.doubtElsewhere(ctx); err != nil {
+		return root, err
+	}
 	contexts := []string{nbd.ContextAllocation}
 	if r.parent.checkpoint != "" {
 		contexts = append(contexts, nbd.ContextDirtyBitmap+r.parent.checkpoint)

@@ -41,6 +41,7 @@ type backupRun struct {
 	parent parent
 	sess   *repository.Session
 	snap   Snapshot
+	others sights // right before the snapshot
 	log    *slog.Logger
 
 	committing bool  // the commit was begun: only the stores know its outcome
@@ -143,6 +144,9 @@ func (r *backupRun) steps(ctx context.Context) (repository.Outcome, error) {
 		return repository.OutcomeFailed, err
 	}
 	root, err := r.copy(ctx)
+	if err == nil {
+		err = r.stillElsewhere(ctx)
+	}
 	if err != nil {
 		return repository.OutcomeFailed, err
 	}
@@ -199,7 +203,15 @@ func (r *backupRun) retain() time.Duration {
 func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	r.task.phase("taking a snapshot")
 	r.rec.Checkpoint = r.rec.ID
-	if err := r.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: r.rec.ID, VolumeID: r.vol.ID, Backup: r.rec.ID}); err != nil {
+	var err error
+	if r.others, err = r.notOpenElsewhere(ctx, r.vol, "back it up"); err != nil {
+		return err
+	}
+	others, err := r.others.encode()
+	if err != nil {
+		return err
+	}
+	if err = r.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: r.rec.ID, VolumeID: r.vol.ID, Backup: r.rec.ID, Others: others}); err != nil {
 		return err
 	}
 	if r.rec.SnapshotID != "" {

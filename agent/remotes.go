@@ -104,7 +104,7 @@ var servedCalls = func() map[string]servedCall {
 	for _, r := range []interface{ serve() (string, servedCall) }{
 		remoteCreateVolume, remoteUpdateVolume, remoteExtendVolume, remoteResetVolume, remoteDeleteVolume,
 		remoteCreateSnapshot, remoteUpdateSnapshot, remoteResetSnapshot, remoteDeleteSnapshot,
-		remoteCreateBackup, remoteDeleteBackup, remoteResetBackup, remoteRestore, remoteCancelJob,
+		remoteCreateBackup, remoteDeleteBackup, remoteResetBackup, remoteRestore, remoteCancelJob, remoteSight,
 	} {
 		name, f := r.serve()
 		m[name] = f

@@ -32,7 +32,10 @@ func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job
 			return j, err
 		}
 		j.Volume, j.VolumeID, j.Target = v.Name, v.ID, v.Name
-		return j, mayRestoreTo(v, b)
+		if err = mayRestoreTo(v, b); err == nil {
+			_, err = s.notOpenElsewhere(ctx, v, "end that")
+		}
+		return j, err
 	case req.File != "":
 		if !filepath.IsAbs(req.File) {
 			return j, refuse(CodeInvalid, "the path %q is not absolute: the agent does not know the folder you are in", req.File)

@@ -153,7 +153,11 @@ func (b *blockStorage) volumeRecord(v Volume, now underway) (catalog.Volume, err
 	if err != nil {
 		return catalog.Volume{}, fmt.Errorf("volume %s: %w", v.ID, err)
 	}
-	return catalog.Volume{ID: v.ID, Kind: catalog.VolumeKind, Project: shown.Project, Gigabytes: shown.Size, Open: v.InUse, Data: data}, nil
+	out := catalog.Volume{ID: v.ID, Kind: catalog.VolumeKind, Project: shown.Project, Gigabytes: shown.Size, Open: v.InUse, Data: data}
+	if v.Epoch != nil {
+		out.Epoch = int64(*v.Epoch) //nolint:gosec // no host opens a volume so often
+	}
+	return out, nil
 }
 
 // reserve takes room in a project's quota for a volume or snapshot that begin makes, or

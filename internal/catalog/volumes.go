@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -138,7 +139,8 @@ func (c *Catalog) TellVolumes(ctx context.Context, put []Volume, gone []string) 
 				AND (epoch = 0 OR NOT EXISTS (SELECT 1 FROM volumes AS o WHERE o.id = volumes.id AND o.host <> volumes.host))`, c.host, id); err != nil {
 				return err
 			}
-			if _, err := q.exec(ctx, `UPDATE volumes SET kind = 'gone', project = '', gigabytes = 0, open = FALSE, data = '{}' WHERE host = ? AND id = ?`, c.host, id); err != nil {
+			// Should it come back and go again, that is another record.
+			if _, err := q.exec(ctx, `UPDATE volumes SET kind = 'gone', project = '', gigabytes = 0, open = FALSE, data = ? WHERE host = ? AND id = ?`, `"`+rand.Text()+`"`, c.host, id); err != nil {
 				return err
 			}
 		}

@@ -95,9 +95,13 @@ func TestTellVolumes(t *testing.T) {
 				t.Errorf("%+v, %v", l, err)
 			}
 			must(t, a.TellVolumes(ctx, nil, []string{"v", "w", "never"}))
-			gone := Volume{Host: "a", ID: "v", Kind: GoneKind, Epoch: 3, Data: []byte(`{}`)}
-			if l, err := a.OwnVolumes(ctx); err != nil || !reflect.DeepEqual(l, []Volume{gone}) {
-				t.Errorf("%+v, %v", l, err)
+			gone := Volume{Host: "a", ID: "v", Kind: GoneKind, Epoch: 3}
+			l, err := a.OwnVolumes(ctx)
+			if err != nil || len(l) != 1 || len(l[0].Data) < 10 {
+				t.Fatalf("%+v, %v", l, err)
+			}
+			if gone.Data = l[0].Data; !reflect.DeepEqual(l[0], gone) {
+				t.Errorf("%+v", l)
 			}
 			if used, err := c.VolumeUsage(ctx, "p"); err != nil || used[QuotaVolumes] != 1 {
 				t.Errorf("%v, %v", used, err)
