@@ -42,7 +42,7 @@ func (h *hub) apiServer(base context.Context) *http.Server {
 	a := h.o.API
 	volume := cinderapi.New(cinderapi.Options{
 		Service: h.service(), Authenticate: a.Authenticate,
-		Logger: h.o.Logger, Public: a.Public, AuthURL: a.AuthURL, Project: a.Project, Audit: h.auditAPI,
+		Logger: h.plain, Public: a.Public, AuthURL: a.AuthURL, Project: a.Project, Audit: h.auditAPI,
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/", volume)

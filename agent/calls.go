@@ -48,6 +48,12 @@ func (r remote[Q, A]) serve() (string, servedCall) {
 	}
 }
 
+// asked is what a call is for.
+type asked struct {
+	RequestID string          `json:"request_id,omitempty"` // of the API
+	Ask       json.RawMessage `json:"ask"`
+}
+
 // called is the answer to a call.
 type called struct {
 	Result json.RawMessage  `json:"result,omitempty"`
@@ -62,7 +68,11 @@ func (r remote[Q, A]) at(ctx context.Context, b *blockStorage, host string, q Q)
 		b.hub.told.poke()
 		return a, err
 	}
-	request, err := json.Marshal(q)
+	ask, err := json.Marshal(q)
+	if err != nil {
+		return a, fmt.Errorf("call %s: %w", r.name, err)
+	}
+	request, err := json.Marshal(asked{cinderapi.RequestID(ctx), ask})
 	if err != nil {
 		return a, fmt.Errorf("call %s: %w", r.name, err)
 	}
@@ -220,7 +230,16 @@ func (s *server) answer(ctx context.Context, x catalog.Call) {
 	ctx, cancel := context.WithTimeout(ctx, apiWorkTimeout)
 	defer cancel()
 	log := s.log.With(slog.String("call", x.ID), slog.String("method", x.Method), slog.String("from", x.From))
-	got := s.answerOf(ctx, x, log)
+	var q asked
+	got := called{}
+	if err := json.Unmarshal(x.Request, &q); err != nil {
+		got.Error = refuse(CodeInvalid, "the call of host %s cannot be read: %v", x.From, err)
+	} else {
+		if q.RequestID != "" {
+			ctx = cinderapi.WithRequestID(ctx, q.RequestID)
+		}
+		got = s.answerOf(ctx, x.Method, q.Ask, log)
+	}
 	// Whoever is answered may look at what all hosts have.
 	if err := s.tellVolumes(ctx); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "volumes not told to the catalog yet", slog.Any("error", err))
@@ -232,18 +251,18 @@ func (s *server) answer(ctx context.Context, x catalog.Call) {
 	log.LogAttrs(ctx, slog.LevelInfo, "call of another host", slog.Bool("refused", got.Result == nil), slog.Any("error", err))
 }
 
-func (s *server) answerOf(ctx context.Context, x catalog.Call, log *slog.Logger) (got called) {
+func (s *server) answerOf(ctx context.Context, method string, ask json.RawMessage, log *slog.Logger) (got called) {
 	defer func() {
 		if p := recover(); p != nil { // as of a request of HTTP: it ends the call, and not the agent
 			log.LogAttrs(ctx, slog.LevelError, "panic in a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 			got = called{Error: &Error{Code: CodeInternal, Text: "the volume's host failed to do it"}}
 		}
 	}()
-	do, ok := servedCalls[x.Method]
+	do, ok := servedCalls[method]
 	if !ok {
-		return called{Error: refuse(CodeUnavailable, "the agent of host %s does not know %q: it is of another version", s.hub.host, clip(x.Method))}
+		return called{Error: refuse(CodeUnavailable, "the agent of host %s does not know %q: it is of another version", s.hub.host, clip(method))}
 	}
-	result, err := do(s.hub.blockStorage(), ctx, x.Request)
+	result, err := do(s.hub.blockStorage(), ctx, ask)
 	if err == nil {
 		var data []byte
 		if data, err = json.Marshal(result); err == nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
+	"github.com/cairnbackup/cairn/internal/cinderapi"
 )
 
 // Causes for which a job's context ends.
@@ -47,6 +48,8 @@ type task struct {
 	work func(ctx context.Context, t *task) (result any, err error)
 	done chan struct{} // closed when the job is final
 
+	request string // of the Block Storage API that asked for it, if any did
+
 	// Guarded by e.mu.
 	job    Job
 	slot   bool                    // it counts as one of the pool's jobs at once
@@ -65,7 +68,7 @@ func newEngine(cat *catalog.Catalog, log *slog.Logger, p *pool, ended func()) *e
 // context has ended then.
 func (e *engine) submit(ctx context.Context, j Job, work func(ctx context.Context, t *task) (any, error)) (Job, error) {
 	j.ID, j.State, j.Owner, j.Host, j.Created = uuid.NewString(), catalog.Queued, e.owner, e.cat.Host(), time.Now().UTC()
-	t := &task{e: e, job: j, work: work, done: make(chan struct{})}
+	t := &task{e: e, job: j, work: work, done: make(chan struct{}), request: cinderapi.RequestID(ctx)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopped {
@@ -154,7 +157,7 @@ func (t *task) commit() error {
 
 // perform runs one job to its end.
 func (e *engine) perform(ctx context.Context, t *task) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(cinderapi.WithRequestID(ctx, t.request))
 	defer cancel(nil)
 	e.mu.Lock()
 	t.cancel = cancel

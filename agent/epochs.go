@@ -85,7 +85,7 @@ type difference struct {
 }
 
 // differ returns the difference of one host, if there is any.
-func (was sights) differ(now sights) (difference, bool) {
+func differ(was, now sights) (difference, bool) {
 	hosts := maps.Clone(was)
 	if hosts == nil {
 		hosts = sights{}
@@ -113,9 +113,9 @@ func (was sights) differ(now sights) (difference, bool) {
 }
 
 // open is a host that has the volume open for writing, "" when none has.
-func (now sights) open() string {
-	for _, h := range slices.Sorted(maps.Keys(now)) {
-		if now[h].Open {
+func (s sights) open() string {
+	for _, h := range slices.Sorted(maps.Keys(s)) {
+		if s[h].Open {
 			return h
 		}
 	}
@@ -157,7 +157,7 @@ func (r *backupRun) doubtElsewhere(ctx context.Context) error {
 			}
 		}
 	}
-	if d, ok := was.differ(now); ok {
+	if d, ok := differ(was, now); ok {
 		r.parent.checkpoint, r.parent.reason = "", fmt.Sprintf("host %s %s", d.host, d.why)
 	}
 	return nil
@@ -173,7 +173,7 @@ func (r *backupRun) stillElsewhere(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, ok := r.others.differ(now)
+	d, ok := differ(r.others, now)
 	switch {
 	case !ok:
 	case d.unknown: // the backup is as good as it can be
@@ -184,10 +184,10 @@ func (r *backupRun) stillElsewhere(ctx context.Context) error {
 	return nil
 }
 
-func (now sights) encode() (string, error) {
-	if len(now) == 0 {
+func (s sights) encode() (string, error) {
+	if len(s) == 0 {
 		return "", nil
 	}
-	data, err := json.Marshal(now)
+	data, err := json.Marshal(s)
 	return string(data), err
 }

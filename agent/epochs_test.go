@@ -34,7 +34,7 @@ func TestSightsDiffer(t *testing.T) {
 		"gone":           {sights{"b": settled}, nil, "no more"},
 		"the second":     {sights{"a": settled, "b": settled}, sights{"a": settled, "b": {Epoch: 4, Mark: "m"}}, "opened"},
 	} {
-		d, ok := x.was.differ(x.now)
+		d, ok := differ(x.was, x.now)
 		if ok != (x.why != "") || !strings.Contains(d.why, x.why) || ok && d.host != "b" {
 			t.Errorf("%s: %+v", what, d)
 		}

@@ -33,7 +33,8 @@ var (
 // volumes are one, and so are the jobs that run at once, the names of exports and
 // the checkpoints of a volume that have one name.
 type hub struct {
-	o       Options
+	o       Options      // with a logger that adds the request
+	plain   *slog.Logger // that does not
 	pool    *pool
 	reads   *throttles // of volumes
 	servers []*server  // the default first; never changes
@@ -64,9 +65,11 @@ func newHub(o Options) *hub {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	plain := o.Logger
+	o.Logger = slog.New(requestLog{plain.Handler()})
 	host := orElse(o.Host, hostName())
 	return &hub{
-		o: o, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
+		o: o, plain: plain, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
 		host: host, told: told{wake: make(chan struct{}, 1)}, notify: newNotifier(o.Logger, host, o.Webhook), failed: make(chan error, 3),
 	}
 }

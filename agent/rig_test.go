@@ -42,6 +42,7 @@ type rig struct {
 	others []Repo
 
 	host, catalog string // see Options
+	logger        *slog.Logger
 
 	served  bool   // the Block Storage API too, at url, which changes with each start
 	url     string // of its root
@@ -107,7 +108,7 @@ func (r *rig) startAgent() {
 	r.stopAgent = r.start("agent", func(ctx context.Context, ready func()) error {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
-			Repository: repo, Open: r.opener, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: slog.New(slog.DiscardHandler),
+			Repository: repo, Open: r.opener, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: r.logger,
 			API: api, Webhook: r.webhook, Host: orElse(r.host, "here"), Catalog: r.catalog,
 		}, ready)
 	})

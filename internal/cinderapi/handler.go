@@ -88,8 +88,13 @@ var globalID = regexp.MustCompile(`^req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12
 
 // ServeHTTP answers one request, and logs it.
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := "req-" + uuid.NewString()
+	a.answer(w, r.WithContext(WithRequestID(r.Context(), id)), id)
+}
+
+func (a *api) answer(w http.ResponseWriter, r *http.Request, id string) {
 	begun := time.Now()
-	c := &call{api: a, r: r, id: "req-" + uuid.NewString(), base: a.Public}
+	c := &call{api: a, r: r, id: id, base: a.Public}
 	if c.base == "" {
 		c.base = hostURL(r)
 	}
