@@ -54,6 +54,7 @@ func TestEpoch(t *testing.T) {
 	}{
 		{"made", 0, func(*testing.T) {}},
 		{"a reader", 0, func(t *testing.T) {
+			t.Helper()
 			c := dial(t, nbd.URI(v.Socket, "db@ro"))
 			if epoch, inUse := p.epochOf(t, "db"); epoch != 0 || inUse {
 				t.Errorf("read: epoch %d, in use %v", epoch, inUse)
@@ -61,6 +62,7 @@ func TestEpoch(t *testing.T) {
 			closeClient(t, c)
 		}},
 		{"a writer with two connections", 1, func(t *testing.T) {
+			t.Helper()
 			c := dial(t, v.URI)
 			if epoch, inUse := p.epochOf(t, "db"); epoch != 1 || !inUse {
 				t.Errorf("connected: epoch %d, in use %v", epoch, inUse)
@@ -75,6 +77,7 @@ func TestEpoch(t *testing.T) {
 			closeClient(t, again)
 		}},
 		{"a writer who is refused", 2, func(t *testing.T) {
+			t.Helper()
 			c := dial(t, v.URI)
 			said, end := otherProcess(t, v.URI)
 			end()
@@ -83,29 +86,37 @@ func TestEpoch(t *testing.T) {
 			}
 			closeClient(t, c)
 		}},
-		{"a restart", 2, func(t *testing.T) { p = p.restart(whole) }},
+		{"a restart", 2, func(t *testing.T) { t.Helper(); p = p.restart(whole) }},
 		{"a reopen", 2, func(t *testing.T) {
+			t.Helper()
 			if _, err := p.ReopenVolume(t.Context(), "db"); err != nil {
 				t.Error(err)
 			}
 		}},
-		{"a snapshot", 2, func(t *testing.T) { p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "more"}) }},
+		{"a snapshot", 2, func(t *testing.T) {
+			t.Helper()
+			p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "more"})
+		}},
 		{"a revert", 3, func(t *testing.T) {
+			t.Helper()
 			if err := p.RevertVolume(t.Context(), "db@s"); err != nil {
 				t.Error(err)
 			}
 		}},
 		{"an extension", 4, func(t *testing.T) {
+			t.Helper()
 			if got, err := p.ExtendVolume(t.Context(), "db", 2*mib); err != nil || got.InUse || *got.Epoch != 4 {
 				t.Errorf("%+v, %v", got, err)
 			}
 		}},
 		{"an extension that is refused", 4, func(t *testing.T) {
+			t.Helper()
 			if _, err := p.ExtendVolume(t.Context(), "db", mib); !errors.Is(err, serve.ErrInvalid) {
 				t.Error(err)
 			}
 		}},
 		{"a writer at a stop", 5, func(t *testing.T) {
+			t.Helper()
 			write(t, dial(t, v.URI), random(3, block), 0)
 			p = p.restart(whole)
 		}},
@@ -189,7 +200,7 @@ func TestSharedID(t *testing.T) {
 		if got := p.settled(t, id); got != 0 {
 			t.Errorf("host %d: epoch %d", host, got)
 		}
-		if err := p.stop(); err != nil {
+		if err = p.stop(); err != nil {
 			t.Fatal(err)
 		}
 		after, err := os.ReadFile(file)

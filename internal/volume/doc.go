@@ -32,6 +32,14 @@
 // the snapshots that need it, durably and before the block is overwritten. The
 // guest never hears of it; readers get an error from then on, never other bytes.
 //
+// # Openings
+//
+// Who writes calls OpenForWriting before and CloseForWriting after; it is not
+// asked for at every write. The first one in raises a durable count, the last one
+// out syncs the data: Openings tells those who share the medium with other hosts
+// whether it may have changed. Users know the count as the volume's epoch; it has
+// nothing to do with the epochs of snapshots.
+//
 // # Trust
 //
 // After a failed fsync nothing is known about what was written since the last

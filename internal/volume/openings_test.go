@@ -37,11 +37,13 @@ func TestWhatCountsAsAnOpening(t *testing.T) {
 		do   func(t *testing.T, v *Volume, s *Snapshot)
 	}{
 		{"nothing", 1, func(*testing.T, *Volume, *Snapshot) {}},
-		{"a client", 2, func(t *testing.T, v *Volume, _ *Snapshot) { writeAs(t, v, []byte("new"), 0) }},
+		{"a client", 2, func(t *testing.T, v *Volume, _ *Snapshot) { t.Helper(); writeAs(t, v, []byte("new"), 0) }},
 		{"one who only looks", 2, func(t *testing.T, v *Volume, _ *Snapshot) {
+			t.Helper()
 			must(t, v.whileOpen(func() error { return nil }))
 		}},
 		{"two connections at a time", 2, func(t *testing.T, v *Volume, _ *Snapshot) {
+			t.Helper()
 			must(t, v.OpenForWriting())
 			must(t, v.OpenForWriting())
 			must(t, v.CloseForWriting())
@@ -50,26 +52,30 @@ func TestWhatCountsAsAnOpening(t *testing.T) {
 			must(t, v.CloseForWriting())
 			must(t, v.CloseForWriting())
 		}},
-		{"a revert", 2, func(t *testing.T, v *Volume, s *Snapshot) { must(t, v.Revert(t.Context(), s.id)) }},
+		{"a revert", 2, func(t *testing.T, v *Volume, s *Snapshot) { t.Helper(); must(t, v.Revert(t.Context(), s.id)) }},
 		{"a revert that is refused", 1, func(t *testing.T, v *Volume, _ *Snapshot) {
+			t.Helper()
 			if err := v.Revert(t.Context(), uuid.New()); !errors.Is(err, ErrNotFound) {
 				t.Fatal(err)
 			}
 		}},
-		{"an extension", 2, func(t *testing.T, v *Volume, _ *Snapshot) { must(t, v.Extend(8*bs)) }},
-		{"an extension by nothing", 1, func(t *testing.T, v *Volume, _ *Snapshot) { must(t, v.Extend(4*bs)) }},
+		{"an extension", 2, func(t *testing.T, v *Volume, _ *Snapshot) { t.Helper(); must(t, v.Extend(8*bs)) }},
+		{"an extension by nothing", 1, func(t *testing.T, v *Volume, _ *Snapshot) { t.Helper(); must(t, v.Extend(4*bs)) }},
 		{"an extension below a client", 2, func(t *testing.T, v *Volume, _ *Snapshot) {
+			t.Helper()
 			must(t, v.whileOpen(func() error { return v.Extend(8 * bs) }))
 		}},
-		{"a snapshot", 1, func(t *testing.T, v *Volume, _ *Snapshot) { snap(t, v, SnapshotOptions{}) }},
-		{"a snapshot's end", 1, func(t *testing.T, v *Volume, s *Snapshot) { must(t, v.DeleteSnapshot(s.id)) }},
+		{"a snapshot", 1, func(t *testing.T, v *Volume, _ *Snapshot) { t.Helper(); snap(t, v, SnapshotOptions{}) }},
+		{"a snapshot's end", 1, func(t *testing.T, v *Volume, s *Snapshot) { t.Helper(); must(t, v.DeleteSnapshot(s.id)) }},
 		{"a trim that was put off", 3, func(t *testing.T, v *Volume, s *Snapshot) {
+			t.Helper()
 			must(t, v.whileOpen(func() error { return v.Trim(2*bs, bs) }))
 			expectOpenings(t, v, 2, false)
 			must(t, v.DeleteSnapshot(s.id))
 			same(t, "trimmed", content(t, v, 4*bs)[2*bs:3*bs], make([]byte, bs))
 		}},
 		{"a trim that is still put off", 2, func(t *testing.T, v *Volume, s *Snapshot) {
+			t.Helper()
 			snap(t, v, SnapshotOptions{})
 			must(t, v.whileOpen(func() error { return v.Trim(2*bs, bs) }))
 			must(t, v.DeleteSnapshot(s.id))
