@@ -26,6 +26,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
 	{"internal/catalog/pgtest", ""},
+	{"internal/identity/keystonetest", ""},
 	{"internal/unixhttp", ""},
 	{"internal/attributes", ""},
 	{"internal/protocol/explore", ""},
