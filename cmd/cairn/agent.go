@@ -42,6 +42,7 @@ func agentCommand() *cli.Command {
 		&cli.StringFlag{Name: "api-url", Usage: "`URL` that clients reach the API by, when it is not the one that they call"},
 		usersFlag(),
 		&cli.StringFlag{Name: "keystone", Usage: "`URL` of the OpenStack Identity service whose tokens count, besides the users file if there is one"},
+		&cli.StringFlag{Name: "keystone-cache", Usage: "believe what Keystone said of a token for this `time` (5m if not given): so long a token still counts that was revoked there, or whose user was disabled; 0 = ask for each request"},
 		&cli.StringFlag{Name: "admin-token-file", Usage: "`file` with a token that makes whoever sends it an administrator"},
 		&cli.BoolFlag{Name: "api-noauth", Usage: "believe every caller of the API who they are; only on a loopback address"},
 		&cli.BoolFlag{Name: "strict-chains", Usage: "refuse to delete a backup from which incremental ones were made, as Cinder does; Cairn does not need them"},

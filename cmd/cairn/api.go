@@ -18,6 +18,9 @@ import (
 // api opens the address of the Block Storage API and says who is let in; nil if it is
 // not to be served.
 func (s *agentSettings) api(ctx context.Context, log *slog.Logger) (a *agent.API, err error) {
+	if s.KeystoneTime != "" && s.Keystone == "" {
+		return nil, usagef("keystone-cache is for the answers of a Keystone: name one with --keystone")
+	}
 	if s.APIListen == "" {
 		if s.Keystone != "" || s.NoAuth || s.AdminToken != "" || s.APICert != "" || s.APIURL != "" {
 			return nil, usagef("there is no address for the Block Storage API that the settings speak of: give one with --api-listen HOST:PORT")
@@ -71,9 +74,9 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 		return fmt.Errorf("users file: %w", err)
 	}
 	if s.Keystone != "" {
-		k, kerr := identity.NewKeystone(s.Keystone, identity.KeystoneOptions{})
+		k, kerr := s.keystone()
 		if kerr != nil {
-			return usagef("keystone: %v", kerr)
+			return kerr
 		}
 		chain = append(chain, k)
 		if a.Identity == nil {
@@ -99,6 +102,23 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 	}
 	a.Authenticate = chain.Authenticate
 	return nil
+}
+
+// keystone is what asks the Keystone that is named.
+func (s *agentSettings) keystone() (*identity.Keystone, error) {
+	var o identity.KeystoneOptions
+	if s.KeystoneTime != "" {
+		keep, err := parseTime(s.KeystoneTime)
+		if err != nil {
+			return nil, fmt.Errorf("keystone-cache: %w", err)
+		}
+		o.Remember = &keep
+	}
+	k, err := identity.NewKeystone(s.Keystone, o)
+	if err != nil {
+		return nil, usagef("keystone: %v", err)
+	}
+	return k, nil
 }
 
 // apiTLS reads the certificate of the API; nil if none is named.

@@ -46,6 +46,7 @@ type agentSettings struct {
 	APIURL       string `yaml:"api-url"`
 	Users        string `yaml:"users"`
 	Keystone     string `yaml:"keystone"`
+	KeystoneTime string `yaml:"keystone-cache"`
 	AdminToken   string `yaml:"admin-token-file"`
 	NoAuth       bool   `yaml:"api-noauth"`
 	StrictChains bool   `yaml:"strict-chains"`
@@ -96,6 +97,7 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.APIURL, "api-url")
 	text(&s.Users, "users")
 	text(&s.Keystone, "keystone")
+	text(&s.KeystoneTime, "keystone-cache")
 	text(&s.AdminToken, "admin-token-file")
 	text(&s.Webhook, "webhook")
 	text(&s.Host, "host")

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// keystoneFor is how long an answer counts: for as long a token that Keystone has
-	// revoked meanwhile still opens.
+	// keystoneFor is how long an answer counts, if nothing else is said: for as long a
+	// token that Keystone has revoked meanwhile still opens.
 	keystoneFor     = 5 * time.Minute
 	keystoneEntries = 4096
 	keystoneTimeout = 10 * time.Second
@@ -29,18 +29,20 @@ const (
 type KeystoneOptions struct {
 	Transport http.RoundTripper // nil = a plain one of its own; it has to trust the server's certificate
 	Now       func() time.Time  // nil = time.Now
+	Remember  *time.Duration    // how long an answer counts: nil = five minutes, 0 = for its request alone
 }
 
 // Keystone is an [Authenticator] that asks an OpenStack Identity service. Of a token it
 // sends nothing but the token itself, which may ask about itself by Keystone's default
-// policy, so that it needs no account there. An answer counts for at most five minutes
-// and never longer than the token.
+// policy, so that it needs no account there. An answer counts for a time that is set, and
+// never longer than the token.
 type Keystone struct {
 	url  string // of /v3/auth/tokens
 	http *http.Client
 	now  func() time.Time
 	busy chan struct{} // a place for each request under way
 	wait time.Duration // for the answer to one, and for a place
+	keep time.Duration // for which an answer counts
 
 	mu   sync.Mutex
 	seen *recent[[sha256.Size]byte, remembered]
@@ -73,6 +75,10 @@ func NewKeystone(address string, o KeystoneOptions) (*Keystone, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	keep := keystoneFor
+	if o.Remember != nil {
+		keep = *o.Remember
+	}
 	return &Keystone{
 		url: strings.TrimSuffix(address, "/v3") + "/v3/auth/tokens?nocatalog",
 		http: &http.Client{
@@ -83,6 +89,7 @@ func NewKeystone(address string, o KeystoneOptions) (*Keystone, error) {
 		now:  o.Now,
 		busy: make(chan struct{}, keystoneAtOnce),
 		wait: keystoneTimeout,
+		keep: keep,
 		seen: newRecent[[sha256.Size]byte, remembered](keystoneEntries),
 	}, nil
 }
@@ -110,7 +117,7 @@ func (k *Keystone) Authenticate(r *http.Request) (Caller, error) {
 	case c.ProjectID == "":
 		return Caller{}, unscoped()
 	}
-	until := asked.Add(keystoneFor)
+	until := asked.Add(k.keep)
 	if c.ExpiresAt.Before(until) {
 		until = c.ExpiresAt
 	}

@@ -161,6 +161,33 @@ func TestKeystoneRemembers(t *testing.T) {
 	}
 }
 
+// How long an answer counts can be set, down to its own request.
+func TestKeystoneRemembersAsSet(t *testing.T) {
+	for _, keep := range []time.Duration{0, time.Second, time.Hour} {
+		f := newFake(t, "")
+		k, err := NewKeystone(strings.TrimSuffix(f.url, "/v3/auth/tokens?nocatalog"), KeystoneOptions{Now: f.clock.Now, Remember: &keep})
+		must(t, err)
+		f.Keystone = k
+		f.answer = f.whole("2026-01-03T03:04:05.000000Z", `{"id":"p1"}`, `[]`)
+		asks := func(want int64) {
+			t.Helper()
+			before := f.asked.Load()
+			_, err := f.try("one")
+			must(t, err)
+			if got := f.asked.Load() - before; got != want {
+				t.Fatalf("remembers for %v: asked %d times, want %d", keep, got, want)
+			}
+		}
+		asks(1)
+		if keep > 0 {
+			f.clock.turn(keep - time.Millisecond)
+			asks(0)
+			f.clock.turn(time.Millisecond)
+		}
+		asks(1)
+	}
+}
+
 func TestKeystoneIsSilent(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	url := server.URL
