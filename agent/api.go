@@ -23,8 +23,9 @@ type API struct {
 	Identity http.Handler
 	// Authenticate says who makes a request.
 	Authenticate func(*http.Request) (Caller, error)
-	// Project returns the ID of the project that has this ID or name, or "".
-	Project      func(ctx context.Context, name string) string
+	// Project returns the ID of the project that has this ID or name, or "", when the
+	// administrator by asks for it in r.
+	Project      func(r *http.Request, by Caller, name string) (string, error)
 	StrictChains bool // a backup that others were started from is not deleted, as Cinder has it
 }
 

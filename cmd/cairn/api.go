@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 
 	"github.com/cairnbackup/cairn/agent"
@@ -69,9 +70,18 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 			return berr
 		}
 		chain = append(chain, svc, basic)
-		a.Identity, a.Project = svc, svc.ProjectID
+		a.Identity = svc
+		a.Project = func(_ *http.Request, _ agent.Caller, name string) (string, error) { return svc.ProjectID(name), nil }
 	case !errors.Is(err, fs.ErrNotExist) || s.Users != "":
 		return fmt.Errorf("users file: %w", err)
+	}
+	// Before Keystone, which is not to see it.
+	if s.AdminToken != "" {
+		t, terr := identity.NewAdminToken(vfs.OS(), s.AdminToken, identity.Project{})
+		if terr != nil {
+			return terr
+		}
+		chain = append(chain, t)
 	}
 	if s.Keystone != "" {
 		k, kerr := s.keystone()
@@ -79,16 +89,10 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 			return kerr
 		}
 		chain = append(chain, k)
+		a.Project = withKeystone(a.Project, k)
 		if a.Identity == nil {
 			a.AuthURL = s.Keystone
 		}
-	}
-	if s.AdminToken != "" {
-		t, terr := identity.NewAdminToken(vfs.OS(), s.AdminToken, identity.Project{})
-		if terr != nil {
-			return terr
-		}
-		chain = append(chain, t)
 	}
 	if s.NoAuth {
 		n, nerr := identity.NewNoAuth(a.Listener.Addr())
@@ -102,6 +106,25 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 	}
 	a.Authenticate = chain.Authenticate
 	return nil
+}
+
+// projectLookup is the type of [agent.API.Project].
+type projectLookup = func(r *http.Request, by agent.Caller, name string) (string, error)
+
+// withKeystone looks for projects first where others do, then in Keystone, for callers
+// who are known there.
+func withKeystone(first projectLookup, k *identity.Keystone) projectLookup {
+	return func(r *http.Request, by agent.Caller, name string) (string, error) {
+		if first != nil {
+			if id, err := first(r, by, name); id != "" || err != nil {
+				return id, err
+			}
+		}
+		if !by.Keystone {
+			return "", nil
+		}
+		return k.ProjectID(r, name)
+	}
 }
 
 // keystone is what asks the Keystone that is named.

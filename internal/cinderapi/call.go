@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"mime"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/cairnbackup/cairn/internal/identity"
@@ -72,6 +75,9 @@ func (c *call) authenticate() error {
 	return nil
 }
 
+// identitySilent is told when nobody can say now who calls, or for whom.
+const identitySilent = "The identity service cannot be asked now: try again."
+
 // unauthenticated is the answer to a request whose caller is not known. Of errors
 // of ours nothing is told.
 func (c *call) unauthenticated(ctx context.Context, e authError) answer {
@@ -85,13 +91,17 @@ func (c *call) unauthenticated(ctx context.Context, e authError) answer {
 	level := slog.LevelInfo
 	switch {
 	case status >= 500:
-		level, text = slog.LevelError, "The identity service cannot be asked now: try again."
+		level, text = slog.LevelError, identitySilent
 	case s != nil:
 		text = e.cause.Error()
 	}
-	c.log.LogAttrs(ctx, level, "caller is not known", slog.Int("status", status), slog.Any("error", e.cause))
+	c.log.LogAttrs(ctx, level, "caller is not known", slog.Int("status", status), slog.Any("error", withCause(e.cause)))
 	if status != http.StatusUnauthorized {
-		return answerOf(&Fault{status, text})
+		ans := answerOf(&Fault{status, text})
+		if refusal, is := errors.AsType[*identity.Error](e.cause); is && refusal.RetryAfter > 0 {
+			ans.header = http.Header{"Retry-After": {strconv.FormatInt(int64((refusal.RetryAfter+time.Second-1)/time.Second), 10)}}
+		}
+		return ans
 	}
 	at := c.api.AuthURL
 	if at == "" {
@@ -102,6 +112,14 @@ func (c *call) unauthenticated(ctx context.Context, e authError) answer {
 		body:   object{"error": object{"code": status, "title": "Unauthorized", "message": text}},
 		header: http.Header{"Www-Authenticate": {`Keystone uri="` + at + `"`}},
 	}
+}
+
+// withCause is an error of identity with what it does not tell users.
+func withCause(err error) error {
+	if e, is := errors.AsType[*identity.Error](err); is && e.Cause != nil {
+		return fmt.Errorf("%w (%w)", err, e.Cause)
+	}
+	return err
 }
 
 // find finds the route of a path below /volume/v3. The project before it may be

@@ -34,9 +34,10 @@ type Options struct {
 	// AuthURL is where a refused client is told to ask for a token; "" is
 	// /identity at the same place.
 	AuthURL string
-	// Project returns the ID of the project that has this ID or name, for quotas;
-	// nil, or "" returned, takes what was named as an ID.
-	Project func(ctx context.Context, name string) string
+	// Project returns the ID of the project that has this ID or name, for quotas, when
+	// the administrator by asks for it in r; nil, or "" returned, takes what was named
+	// as an ID. Its errors may carry a status, as those of Authenticate.
+	Project func(r *http.Request, by identity.Caller, name string) (string, error)
 	// Audit is called for each request of a known caller that would change
 	// something, after its result is known and before it is answered.
 	Audit func(context.Context, Entry)

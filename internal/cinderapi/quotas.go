@@ -2,6 +2,8 @@ package cinderapi
 
 import (
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,24 +25,41 @@ var quotaKeys = []string{"volumes", "snapshots", "gigabytes", "backups", "backup
 
 // project is the ID of the project that a path names. Clients send what their user
 // has typed, which may be a name.
-func (c *call) project(named string) string {
+func (c *call) project(named string) (string, error) {
 	if named == c.caller.ProjectID {
-		return named
+		return named, nil
 	}
 	if c.api.Project != nil && c.caller.Admin {
-		if id := c.api.Project(c.ctx(), named); id != "" {
-			return id
+		id, err := c.api.Project(c.r, c.caller, named)
+		if err != nil {
+			return "", c.unresolved(err)
+		}
+		if id != "" {
+			return id, nil
 		}
 	}
 	if named == c.caller.ProjectName {
-		return c.caller.ProjectID
+		return c.caller.ProjectID, nil
 	}
-	return named
+	return named, nil
+}
+
+// unresolved is the fault of a project that could not be looked up.
+func (c *call) unresolved(err error) error {
+	var s HTTPStatuser
+	if errors.As(err, &s) && s.HTTPStatus() >= 400 && s.HTTPStatus() < 500 {
+		return &Fault{s.HTTPStatus(), err.Error()}
+	}
+	c.log.LogAttrs(c.ctx(), slog.LevelError, "a project cannot be looked up", slog.Any("error", withCause(err)))
+	return Unavailable("%s", identitySilent)
 }
 
 // ownProject is project for what its members and administrators may know.
 func (c *call) ownProject(policy string) (string, error) {
-	p := c.project(c.params["id"])
+	p, err := c.project(c.params["id"])
+	if err != nil {
+		return "", err
+	}
 	if !c.caller.Admin && p != c.caller.ProjectID {
 		return "", Forbidden(policy)
 	}
@@ -102,7 +121,10 @@ func (c *call) updateQuota() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	p := c.project(c.params["id"])
+	p, err := c.project(c.params["id"])
+	if err != nil {
+		return answer{}, err
+	}
 	if err = c.aboveUsage(p, limits); err != nil {
 		return answer{}, err
 	}
@@ -168,7 +190,11 @@ func (c *call) deleteQuota() (answer, error) {
 	if err := c.admin("volume_extension:quotas:delete"); err != nil {
 		return answer{}, err
 	}
-	if err := c.service().DeleteQuota(c.ctx(), c.project(c.params["id"])); err != nil {
+	p, err := c.project(c.params["id"])
+	if err != nil {
+		return answer{}, err
+	}
+	if err = c.service().DeleteQuota(c.ctx(), p); err != nil {
 		return answer{}, err
 	}
 	return answer{status: http.StatusOK}, nil
@@ -197,7 +223,10 @@ func (c *call) quotaClass() (answer, error) {
 func (c *call) limits() (answer, error) {
 	p := c.caller.ProjectID
 	if named := c.param("project_id"); named != "" && c.caller.Admin && c.since(39) {
-		p = c.project(named)
+		var err error
+		if p, err = c.project(named); err != nil {
+			return answer{}, err
+		}
 	}
 	q, err := c.service().Quota(c.ctx(), p)
 	if err != nil {

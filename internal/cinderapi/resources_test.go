@@ -1,12 +1,15 @@
 package cinderapi
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/identity"
 )
 
 func TestMetadata(t *testing.T) {
@@ -86,11 +89,21 @@ func TestMetadataAtOnce(t *testing.T) {
 func TestQuotas(t *testing.T) {
 	s := newServer(t)
 	o := s.options()
-	o.Project = func(_ context.Context, name string) string {
-		if name == "sales" || name == projectB {
-			return projectB
+	o.Project = func(r *http.Request, by identity.Caller, name string) (string, error) {
+		if r.Header.Get("X-Auth-Token") != by.UserName {
+			t.Errorf("%s asks with the request of another", by.UserName)
 		}
-		return ""
+		switch name {
+		case "sales", projectB:
+			return projectB, nil
+		case "nothing":
+			return "", refused{http.StatusNotFound, "Project nothing could not be found."}
+		case "silent":
+			return "", refused{http.StatusServiceUnavailable, "dial 10.0.0.7: refused"}
+		case "broken":
+			return "", errors.New("dial 10.0.0.7: refused")
+		}
+		return "", nil
 	}
 	s.handler = New(o)
 	s.newBackup(t, "alice", s.newVolume(t, "alice", "db"), "one")
@@ -129,6 +142,22 @@ func TestQuotas(t *testing.T) {
 	s.as(t, "root", "", "PUT", "/os-quota-sets/science?skip_validation=False", `{"quota_set":{"backups":1}}`).want(t, 200, "quota_set")
 	s.as(t, "root", "", "PUT", "/os-quota-sets/science?skip_validation=True", `{"quota_set":{"backups":0}}`).want(t, 200, "quota_set")
 	s.as(t, "root", "", "DELETE", "/os-quota-sets/sales", "").want(t, 200, "")
+	// A project that cannot be looked up is not taken for an ID.
+	for at, want := range map[string]int{"nothing": 404, "silent": 503, "broken": 503} {
+		for _, got := range []reply{
+			s.as(t, "root", "", "GET", "/os-quota-sets/"+at, ""),
+			s.as(t, "root", "", "PUT", "/os-quota-sets/"+at, `{"quota_set":{"backups":1}}`),
+			s.as(t, "root", "", "DELETE", "/os-quota-sets/"+at, ""),
+			s.as(t, "root", "3.70", "GET", "/limits?project_id="+at, ""),
+		} {
+			if f := got.fault(t, want); strings.Contains(got.raw, "10.0.0.7") {
+				t.Errorf("%s: %v", at, f)
+			}
+		}
+	}
+	if n := len(s.quotas); n != 1 {
+		t.Errorf("%d projects have limits, want 1", n)
+	}
 	if n := limit("bob", projectB); n != 10.0 {
 		t.Errorf("bob has %v", n)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cairnbackup/cairn/internal/identity"
 )
@@ -41,6 +42,8 @@ func authenticate(r *http.Request) (identity.Caller, error) {
 	switch token := r.Header.Get("X-Auth-Token"); token {
 	case "busy":
 		return identity.Caller{}, refused{http.StatusServiceUnavailable, "dial 10.0.0.7: refused"}
+	case "down":
+		return identity.Caller{}, &identity.Error{Status: http.StatusServiceUnavailable, Text: "It does not answer.", RetryAfter: 1500 * time.Millisecond, Cause: errors.New("dial 10.0.0.8: refused")}
 	case "late":
 		return identity.Caller{}, refused{http.StatusUnauthorized, "The token has expired."}
 	default:

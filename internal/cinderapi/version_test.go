@@ -136,6 +136,7 @@ func TestUnknownCaller(t *testing.T) {
 		{"guess", 401, "error", "The request you have made requires authentication."},
 		{"late", 401, "error", "The token has expired."},
 		{"busy", 503, "serviceUnavailable", "The identity service cannot be asked now: try again."},
+		{"down", 503, "serviceUnavailable", "The identity service cannot be asked now: try again."},
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), "POST", "/volume/v3/volumes", strings.NewReader(`{"volume":{"size":1}}`))
 		r.Header.Set("X-Auth-Token", tt.token)
@@ -147,9 +148,14 @@ func TestUnknownCaller(t *testing.T) {
 		if at := got.header.Get("WWW-Authenticate"); (at == `Keystone uri="https://cloud.example:5000"`) != (tt.status == http.StatusUnauthorized) {
 			t.Errorf("%s: WWW-Authenticate %q", tt.token, at)
 		}
+		if after := got.header.Get("Retry-After"); (after == "2") != (tt.token == "down") {
+			t.Errorf("%s: Retry-After %q", tt.token, after)
+		}
 	}
-	if !strings.Contains(s.log.String(), "dial 10.0.0.7") {
-		t.Error("the cause was not logged")
+	for _, cause := range []string{"dial 10.0.0.7", "dial 10.0.0.8"} {
+		if !strings.Contains(s.log.String(), cause) {
+			t.Errorf("the cause %s was not logged", cause)
+		}
 	}
 	if strings.Contains(s.log.String(), internal) {
 		t.Errorf("a refused caller is logged as an error of ours: %s", s.log.String())

@@ -25,6 +25,7 @@ type Caller struct {
 	Admin       bool
 	Roles       []string
 	ExpiresAt   time.Time // zero: the credentials have no end
+	Keystone    bool      // a Keystone knows them, and their token may be sent there
 }
 
 // Authenticator finds out who sent a request. Its errors are of type [*Error]:

@@ -37,7 +37,7 @@ type KeystoneOptions struct {
 // policy, so that it needs no account there. An answer counts for a time that is set, and
 // never longer than the token.
 type Keystone struct {
-	url  string // of /v3/auth/tokens
+	root string // URL of /v3
 	http *http.Client
 	now  func() time.Time
 	busy chan struct{} // a place for each request under way
@@ -80,7 +80,7 @@ func NewKeystone(address string, o KeystoneOptions) (*Keystone, error) {
 		keep = *o.Remember
 	}
 	return &Keystone{
-		url: strings.TrimSuffix(address, "/v3") + "/v3/auth/tokens?nocatalog",
+		root: strings.TrimSuffix(address, "/v3") + "/v3",
 		http: &http.Client{
 			Transport: o.Transport,
 			// A token goes where the operator said, and nowhere else.
@@ -145,42 +145,9 @@ func (k *Keystone) recall(key [sha256.Size]byte) (Caller, bool) {
 
 // ask asks Keystone about a token.
 func (k *Keystone) ask(ctx context.Context, text string) (Caller, error) {
-	ctx, cancel := context.WithTimeout(ctx, k.wait)
-	defer cancel()
-	select {
-	case k.busy <- struct{}{}:
-		defer func() { <-k.busy }()
-	case <-ctx.Done():
-		return Caller{}, silent(ctx.Err())
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, http.NoBody)
+	body, err := k.get(ctx, "/auth/tokens?nocatalog", text)
 	if err != nil {
-		return Caller{}, silent(err)
-	}
-	req.Header.Set("X-Auth-Token", text)
-	req.Header.Set("X-Subject-Token", text)
-	req.Header.Set("Accept", "application/json")
-	resp, err := k.http.Do(req)
-	if err != nil {
-		return Caller{}, silent(err)
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxKeystoneBody+1))
-	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return Caller{}, silent(err)
-	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusUnauthorized, http.StatusNotFound:
-		// A proxy or a wrong address answers so as well, but not in Keystone's form.
-		if !keystoneError(body) {
-			return Caller{}, silent(fmt.Errorf("%s answers %s and is not Keystone", k.url, resp.Status))
-		}
-		return Caller{}, unauthorized()
-	default:
-		return Caller{}, silent(fmt.Errorf("%s answers %s", k.url, resp.Status))
-	}
-	if len(body) > maxKeystoneBody {
-		return Caller{}, silent(fmt.Errorf("the answer has more than %d bytes", maxKeystoneBody))
+		return Caller{}, err
 	}
 	c, err := parseKeystone(body)
 	if err != nil {
@@ -189,10 +156,56 @@ func (k *Keystone) ask(ctx context.Context, text string) (Caller, error) {
 	return c, nil
 }
 
+// get sends a request with a token, and about it.
+func (k *Keystone) get(ctx context.Context, path, token string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.wait)
+	defer cancel()
+	select {
+	case k.busy <- struct{}{}:
+		defer func() { <-k.busy }()
+	case <-ctx.Done():
+		return nil, silent(ctx.Err())
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.root+path, http.NoBody)
+	if err != nil {
+		return nil, silent(err)
+	}
+	req.Header.Set("X-Auth-Token", token)
+	req.Header.Set("X-Subject-Token", token)
+	req.Header.Set("Accept", "application/json")
+	resp, err := k.http.Do(req)
+	if err != nil {
+		return nil, silent(err)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxKeystoneBody+1))
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, silent(err)
+	}
+	// A proxy or a wrong address answers so as well, but not in Keystone's form.
+	known := keystoneError(body)
+	switch {
+	case resp.StatusCode == http.StatusOK && len(body) > maxKeystoneBody:
+		return nil, silent(fmt.Errorf("the answer has more than %d bytes", maxKeystoneBody))
+	case resp.StatusCode == http.StatusOK:
+		return body, nil
+	case !known && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusNotFound):
+		return nil, silent(fmt.Errorf("%s answers %s and is not Keystone", k.root, resp.Status))
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusNotFound:
+		return nil, unauthorized()
+	case known && resp.StatusCode == http.StatusForbidden:
+		return nil, silent(fmt.Errorf("%s: %w", k.root, errKeystoneForbids))
+	default:
+		return nil, silent(fmt.Errorf("%s answers %s", k.root, resp.Status))
+	}
+}
+
 // silent is for when Keystone cannot be asked.
 func silent(cause error) *Error {
 	return unavailable("The Identity service that checks tokens does not answer: try again later.", cause)
 }
+
+// errKeystoneForbids is the cause when Keystone knows the token, and does not let it ask.
+var errKeystoneForbids = errors.New("the policy of Keystone does not allow the question")
 
 func keystoneError(body []byte) bool {
 	var v struct {
@@ -224,7 +237,7 @@ func parseKeystone(body []byte) (Caller, error) {
 	if t.User.ID == "" || t.Expires.IsZero() {
 		return Caller{}, errors.New("the answer names no user or no end of the token")
 	}
-	c := Caller{UserID: t.User.ID, UserName: t.User.Name, ProjectID: t.Project.ID, ProjectName: t.Project.Name, ExpiresAt: t.Expires}
+	c := Caller{UserID: t.User.ID, UserName: t.User.Name, ProjectID: t.Project.ID, ProjectName: t.Project.Name, ExpiresAt: t.Expires, Keystone: true}
 	for _, r := range t.Roles {
 		c.Roles = append(c.Roles, r.Name)
 		c.Admin = c.Admin || strings.EqualFold(r.Name, roleAdmin)

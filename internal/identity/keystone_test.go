@@ -165,7 +165,7 @@ func TestKeystoneRemembers(t *testing.T) {
 func TestKeystoneRemembersAsSet(t *testing.T) {
 	for _, keep := range []time.Duration{0, time.Second, time.Hour} {
 		f := newFake(t, "")
-		k, err := NewKeystone(strings.TrimSuffix(f.url, "/v3/auth/tokens?nocatalog"), KeystoneOptions{Now: f.clock.Now, Remember: &keep})
+		k, err := NewKeystone(f.root, KeystoneOptions{Now: f.clock.Now, Remember: &keep})
 		must(t, err)
 		f.Keystone = k
 		f.answer = f.whole("2026-01-03T03:04:05.000000Z", `{"id":"p1"}`, `[]`)

@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -88,7 +87,7 @@ func (s *Service) directory() (*Directory, error) {
 }
 
 // ProjectID returns the ID of the project with this ID or name, "" if there is none.
-func (s *Service) ProjectID(_ context.Context, ref string) string {
+func (s *Service) ProjectID(ref string) string {
 	d, err := s.directory()
 	if err != nil {
 		return ""

@@ -80,21 +80,13 @@ func New(tb testing.TB) *Server {
 			tb.Error(cerr)
 		}
 	})
-	if err = s.setUp(tb.Context(), manage); err != nil {
-		tb.Fatal(err)
+	if err = s.setUp(tb.Context(), manage); err == nil {
+		err = s.start(tb.Context())
 	}
-	// A port that was free a moment ago may be taken: then another.
-	for range 5 {
-		if s.port, err = freePort(tb.Context()); err != nil {
-			break
-		}
-		s.URL = "http://" + s.addr()
-		if err = s.start(tb.Context()); err == nil {
-			return s
-		}
+	if err != nil {
+		tb.Fatalf("start Keystone: %v", err)
 	}
-	tb.Fatalf("start Keystone: %v", err)
-	return nil
+	return s
 }
 
 // setUp makes the folder: settings, keys, and a database with the administrator.
@@ -113,12 +105,17 @@ func (s *Server) setUp(ctx context.Context, manage string) error {
 	if err = s.configure(time.Hour); err != nil {
 		return err
 	}
+	// Its own catalog says where it is, so that the port is chosen now.
+	if s.port, err = freePort(ctx); err != nil {
+		return err
+	}
+	s.URL = "http://" + s.addr()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for _, args := range [][]string{
 		{"db_sync"},
 		{"fernet_setup", "--keystone-user", me.Username, "--keystone-group", group.Name},
-		{"bootstrap", "--bootstrap-password", Password, "--bootstrap-public-url", "http://127.0.0.1:1/v3", "--bootstrap-region-id", "RegionOne"},
+		{"bootstrap", "--bootstrap-password", Password, "--bootstrap-public-url", s.URL + "/v3", "--bootstrap-region-id", "RegionOne"},
 	} {
 		cmd := exec.CommandContext(ctx, manage, append([]string{"--config-file", s.conf()}, args...)...) //nolint:gosec // of this machine
 		cmd.Dir, cmd.Env = s.dir, s.env()
