@@ -20,6 +20,7 @@ type API struct {
 	Listener net.Listener // the agent closes it
 	Public   string       // URL that clients know the address by; empty = as they call it
 	AuthURL  string       // where a refused client is told to ask for a token; empty = /identity at the same place
+	Keystone string       // URL of the Identity service that is asked, for the status; empty = none
 	Identity http.Handler
 	// Authenticate says who makes a request.
 	Authenticate func(*http.Request) (Caller, error)

@@ -156,6 +156,8 @@ type Status struct {
 	Running    int              `json:"jobs_running"`
 	Undecided  int              `json:"undecided"` // backups that wait for the stores to say whether they committed
 
+	Keystone string `json:"keystone,omitempty"` // URL of the Identity service that has projects and users, besides the users file
+
 	Others []NamedRepository `json:"other_repositories,omitempty"` // those that were not asked for
 }
 

@@ -16,6 +16,9 @@ var briefPatience = 5 * time.Second
 
 func (s *server) status(ctx context.Context, _ request) (any, error) {
 	st := Status{Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State}
+	if s.o.API != nil {
+		st.Keystone = s.o.API.Keystone
+	}
 	if s.o.Scrub.Every > 0 {
 		scrub, err := s.scrubStatus(ctx)
 		if err != nil {

@@ -89,6 +89,7 @@ func (s *agentSettings) authenticate(a *agent.API, log *slog.Logger) error {
 			return kerr
 		}
 		chain = append(chain, k)
+		a.Keystone = s.Keystone
 		a.Project = withKeystone(a.Project, k)
 		if a.Identity == nil {
 			a.AuthURL = s.Keystone

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
 
 	"github.com/cairnbackup/cairn/agent"
@@ -64,9 +65,10 @@ func rebuildCatalog(c *cli.Context, a *agent.Client) error {
 	return emit(c, r, func(t *table) { t.field("backups found", r.Found) })
 }
 
-// projectOf is the ID of a project of the users file. Without one there, what was named
-// is the ID of a project of a Keystone.
-func projectOf(c *cli.Context, ref string) (string, error) {
+// projectOf is the ID of a project of the users file, or of a Keystone, which knows who
+// has its tokens, and not the agent: there it has to be the ID that was named. Where
+// there is neither, it is an ID that nobody can check.
+func projectOf(c *cli.Context, a *agent.Client, ref string) (string, error) {
 	if ref == "" {
 		return "", nil
 	}
@@ -75,10 +77,18 @@ func projectOf(c *cli.Context, ref string) (string, error) {
 		return "", err
 	}
 	p, err := d.Project(ref)
+	if !errors.Is(err, identity.ErrNotFound) {
+		return p.ID, err
+	}
+	st, serr := a.Status(c.Context)
 	switch {
-	case err == nil:
-		return p.ID, nil
-	case errors.Is(err, identity.ErrNotFound) && len(d.Projects()) == 0:
+	case serr != nil:
+		return "", serr
+	case st.Keystone != "" && uuid.Validate(ref) == nil:
+		return ref, nil
+	case st.Keystone != "":
+		return "", missingf("there is no project %q in the users file, and a project of the Keystone at %s is named by its ID here: \"openstack project show %s -f value -c id\" tells it", ref, st.Keystone, ref)
+	case len(d.Projects()) == 0:
 		return ref, nil
 	default:
 		return "", err
@@ -86,7 +96,7 @@ func projectOf(c *cli.Context, ref string) (string, error) {
 }
 
 func showQuota(c *cli.Context, a *agent.Client) error {
-	project, err := projectOf(c, c.Args().First())
+	project, err := projectOf(c, a, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -107,7 +117,7 @@ func updateQuota(c *cli.Context, a *agent.Client) error {
 	if len(limits) == 0 {
 		return usagef("no limit is named: \"cairn help quota update\" shows which there are")
 	}
-	project, err := projectOf(c, c.Args().First())
+	project, err := projectOf(c, a, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -153,7 +163,7 @@ func assignVolume(c *cli.Context, a *agent.Client) error {
 	if c.String("project") == "" && !c.Bool("none") {
 		return usagef("say whose the volume is to be with --project, or --none")
 	}
-	project, err := projectOf(c, c.String("project"))
+	project, err := projectOf(c, a, c.String("project"))
 	if err != nil {
 		return err
 	}

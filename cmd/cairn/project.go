@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"path/filepath"
 
 	"github.com/urfave/cli/v2"
@@ -61,6 +62,19 @@ func readIdentity(c *cli.Context) (*identity.Directory, error) {
 	return identity.Read(vfs.OS(), name)
 }
 
+// tellOfKeystone says, where the users file has nobody, that it is not the only place.
+func tellOfKeystone(c *cli.Context, d *identity.Directory) error {
+	if len(d.Projects())+len(d.Users()) > 0 {
+		return nil
+	}
+	name, err := identityFile(c)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.ErrWriter, "cairn: %s has no projects and no users: \"cairn project create NAME\" makes the first; those of a Keystone are not in it: \"openstack project list\" and \"openstack user list\" show them\n", name)
+	return wrapOutput(err)
+}
+
 func createProject(c *cli.Context) error {
 	var p identity.Project
 	err := editIdentity(c, func(d *identity.Directory) (err error) {
@@ -80,6 +94,9 @@ func createProject(c *cli.Context) error {
 func listProjects(c *cli.Context) error {
 	d, err := readIdentity(c)
 	if err != nil {
+		return err
+	}
+	if err = tellOfKeystone(c, d); err != nil {
 		return err
 	}
 	all := d.Projects()

@@ -77,6 +77,9 @@ func listUsers(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err = tellOfKeystone(c, d); err != nil {
+		return err
+	}
 	out := []userResult{}
 	for _, u := range d.Users() {
 		out = append(out, userOf(u))

@@ -55,7 +55,7 @@ func createVolume(c *cli.Context, a *agent.Client) error {
 	if req.Device, err = absolute(c.String("device")); err != nil {
 		return err
 	}
-	project, err := projectOf(c, c.String("project"))
+	project, err := projectOf(c, a, c.String("project"))
 	if err != nil {
 		return err
 	}

@@ -94,6 +94,9 @@ func (d *Directory) Project(ref string) (Project, error) {
 	if p == nil {
 		p = d.projectByName(ref)
 	}
+	if p == nil && len(d.projects) == 0 {
+		return Project{}, refuse(http.StatusNotFound, "there is no project %q, nor any other here: \"cairn project create NAME\" makes one; those of a Keystone are changed there, as with \"openstack project set\"", ref)
+	}
 	if p == nil {
 		return Project{}, refuse(http.StatusNotFound, "there is no project %q: \"cairn project list\" shows those there are", ref)
 	}
@@ -105,6 +108,9 @@ func (d *Directory) user(ref string) (*User, error) {
 	u := d.userByID(ref)
 	if u == nil {
 		u = d.userByName(ref)
+	}
+	if u == nil && len(d.users) == 0 {
+		return nil, refuse(http.StatusNotFound, "there is no user %q, nor any other here: \"cairn user create NAME\" makes one; those of a Keystone are changed there, as with \"openstack user set\"", ref)
 	}
 	if u == nil {
 		return nil, refuse(http.StatusNotFound, "there is no user %q: \"cairn user list\" shows those there are", ref)
