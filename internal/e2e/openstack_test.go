@@ -27,12 +27,36 @@ type cloud struct {
 	addr     string
 	rng      *rand.ChaCha8
 	session  *transcript
-	database string // address of the catalog, with the password; empty: it is a file
+	as       func(who string) []string // who somebody is, for a client's environment
+	database string                    // address of the catalog, with the password; empty: it is a file
 }
 
 // newCloud starts it, with a project, a user of it, and an administrator. Backups are
 // read slowly, and one at a time, so that there is time to cancel one.
 func newCloud(t *testing.T, settings ...string) *cloud {
+	t.Helper()
+	c := emptyCloud(t, append([]string{"--read-limit", "4MiB", "--jobs", "1"}, settings...)...)
+	for _, who := range []string{"demo", "other", "admin"} {
+		c.operator("project", "create", who)
+		if err := os.WriteFile(c.path(who+".pw"), []byte(who+"-secret\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"user", "create", who, "--project", who, "--password-file", c.path(who + ".pw")}
+		if who == "admin" {
+			args = append(args, "--admin")
+		}
+		c.operator(args...)
+	}
+	c.as = func(who string) []string {
+		return []string{"OS_AUTH_URL=http://" + c.addr + "/identity/v3", "OS_USERNAME=" + who, "OS_PASSWORD=" + who + "-secret", "OS_PROJECT_NAME=" + who}
+	}
+	c.startServe()
+	c.startAgent()
+	return c
+}
+
+// emptyCloud has a repository and nobody who may use it, and does not run yet.
+func emptyCloud(t *testing.T, settings ...string) *cloud {
 	t.Helper()
 	for _, program := range []string{"cinder", "openstack"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -48,21 +72,8 @@ func newCloud(t *testing.T, settings ...string) *cloud {
 	for i := range 6 {
 		c.stores = append(c.stores, c.path(fmt.Sprintf("store%d", i+1)))
 	}
-	c.settings = append([]string{"--api-listen", c.addr, "--read-limit", "4MiB", "--jobs", "1", "--host", "node-1"}, settings...)
+	c.settings = append([]string{"--api-listen", c.addr, "--host", "node-1"}, settings...)
 	c.initRepository(4, 2)
-	for _, who := range []string{"demo", "other", "admin"} {
-		c.operator("project", "create", who)
-		if err := os.WriteFile(c.path(who+".pw"), []byte(who+"-secret\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args := []string{"user", "create", who, "--project", who, "--password-file", c.path(who + ".pw")}
-		if who == "admin" {
-			args = append(args, "--admin")
-		}
-		c.operator(args...)
-	}
-	c.startServe()
-	c.startAgent()
 	return c
 }
 
@@ -78,36 +89,49 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// operator runs a command of Cairn's own.
+// operator runs a command of Cairn's own, which has to succeed.
 func (c *cloud) operator(args ...string) string {
 	c.t.Helper()
-	cmd := exec.CommandContext(c.t.Context(), c.bin, args...)
-	cmd.Env = append(os.Environ(), "CAIRN_STATE="+c.path("state"), "CAIRN_SOCKET="+c.path("agent.sock"))
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		c.t.Fatalf("cairn %s: %v\n%s", strings.Join(args, " "), err, out)
+	out, code := c.run(args...)
+	if code != 0 {
+		c.t.Fatalf("cairn %s: exit code %d\n%s", strings.Join(args, " "), code, out)
 	}
-	return string(out)
+	return out
 }
 
-// client runs a client as a user of the project that has their name, and returns what it
+// run runs a command of Cairn's own, and returns what it printed and its exit code.
+func (c *cloud) run(args ...string) (string, int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.bin, args...)
+	cmd.Env = append(os.Environ(), "CAIRN_STATE="+c.path("state"), "CAIRN_SOCKET="+c.path("agent.sock"))
+	return c.outcome(ctx, cmd)
+}
+
+// outcome runs a program to its end.
+func (c *cloud) outcome(ctx context.Context, cmd *exec.Cmd) (string, int) {
+	c.t.Helper()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
+		c.t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), errors.Join(err, ctx.Err()), out.String())
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+// client runs a client as somebody, and returns what it
 // printed and its exit code.
 func (c *cloud) client(who string, args ...string) (string, int) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(),
-		"OS_AUTH_URL=http://"+c.addr+"/identity/v3", "OS_IDENTITY_API_VERSION=3", "OS_USERNAME="+who, "OS_PASSWORD="+who+"-secret",
-		"OS_PROJECT_NAME="+who, "OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "COLUMNS=200", "LC_ALL=C.UTF-8")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
-		c.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), errors.Join(err, ctx.Err()), out.String())
-	}
-	return out.String(), cmd.ProcessState.ExitCode()
+	cmd.Env = append(append(os.Environ(),
+		"OS_IDENTITY_API_VERSION=3", "OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "COLUMNS=200", "LC_ALL=C.UTF-8"), c.as(who)...)
+	return c.outcome(ctx, cmd)
 }
 
 // did runs a client, which has to succeed, and writes it into the session.
