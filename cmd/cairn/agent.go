@@ -37,7 +37,7 @@ func agentCommand() *cli.Command {
 		&cli.StringFlag{Name: "catalog", Usage: "`where` the records are: sqlite:FILE, or postgres://USER@HOST/DATABASE, which the agents of several hosts may share; its password is not given here but in a file that PGPASSFILE names (a file in the state folder, if not given)"},
 		&cli.StringSliceFlag{Name: "repo", Usage: "`NAME=FILE`: one more repository, which commands mean with --repo NAME; FILE has its stores, password-file and retain, as the settings file; once for each"},
 		&cli.StringFlag{Name: "api-listen", Usage: "serve OpenStack's Block Storage API on this `HOST:PORT`"},
-		&cli.StringFlag{Name: "api-tls-cert", Usage: "`file` with the certificate of the API in PEM, and those between it and the authority"},
+		&cli.StringFlag{Name: "api-tls-cert", Usage: "`file` with the certificate of the API in PEM, and those between it and the authority; read again when it is replaced"},
 		&cli.StringFlag{Name: "api-tls-key", Usage: "`file` with its key"},
 		&cli.StringFlag{Name: "api-url", Usage: "`URL` that clients reach the API by, when it is not the one that they call"},
 		usersFlag(),

@@ -28,7 +28,7 @@ func (s *agentSettings) api(ctx context.Context, log *slog.Logger) (a *agent.API
 		}
 		return nil, nil
 	}
-	conf, err := s.apiTLS()
+	conf, err := s.apiTLS(log)
 	if err != nil {
 		return nil, err
 	}
@@ -145,17 +145,18 @@ func (s *agentSettings) keystone() (*identity.Keystone, error) {
 	return k, nil
 }
 
-// apiTLS reads the certificate of the API; nil if none is named.
-func (s *agentSettings) apiTLS() (*tls.Config, error) {
+// apiTLS reads the certificate of the API, and again when it is replaced; nil if none
+// is named.
+func (s *agentSettings) apiTLS(log *slog.Logger) (*tls.Config, error) {
 	if s.APICert == "" && s.APIKey == "" {
 		return nil, nil
 	}
 	if s.APICert == "" || s.APIKey == "" {
 		return nil, usagef("a certificate needs its key, and a key its certificate: give both --api-tls-cert and --api-tls-key")
 	}
-	pair, err := tls.LoadX509KeyPair(s.APICert, s.APIKey)
+	pair, err := newKeyPair(s.APICert, s.APIKey, certEvery, log)
 	if err != nil {
 		return nil, usagef("the certificate of the API cannot be used: %v", err)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+	return &tls.Config{GetCertificate: pair.get, MinVersion: tls.VersionTLS12}, nil
 }
