@@ -194,11 +194,13 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		BaseContext: func(net.Listener) context.Context { return base }, ConnContext: withPeer,
 	}}
 	own := webs[0]
-	wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", own.Serve(l))) })
+	wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", own.Serve(boundConnections(own, l, ownConnections)))) })
 	if h.o.API != nil {
 		api := h.apiServer(base)
 		webs = append(webs, api)
-		wg.Go(func() { h.fail(fmt.Errorf("serve requests: %w", api.Serve(h.o.API.Listener))) })
+		wg.Go(func() {
+			h.fail(fmt.Errorf("serve requests: %w", api.Serve(boundConnections(api, h.o.API.Listener, apiConnections))))
+		})
 	}
 	if ready != nil {
 		ready()
