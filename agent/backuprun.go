@@ -77,7 +77,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 	case repository.OutcomeUnknown:
 		// The checkpoint stays, as the backup may turn out to exist.
 		r.rec.Status, r.rec.Undecided = catalog.Failed, true
-		r.rec.FailReason = fmt.Sprintf("the stores did not say whether it was committed (%v): it becomes available or fails when they answer again", err)
+		r.rec.FailReason = fmt.Sprintf("it becomes available or fails when the stores answer again, as they did not say whether it was committed: %v", err)
 	default:
 		failed = failure(ctx, err)
 		r.rec.Status, r.rec.FailReason = catalog.Failed, failed.Text

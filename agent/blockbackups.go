@@ -110,7 +110,7 @@ func shownStatus(x Backup) string {
 
 func (b *blockStorage) shownBackup(x Backup, parents map[string]bool, progress map[string]int64) cinderapi.Backup {
 	out := cinderapi.Backup{
-		ID: x.ID, Project: x.Project, User: x.User, Name: x.Name, Description: x.Description, Status: shownStatus(x), FailReason: x.FailReason,
+		ID: x.ID, Project: x.Project, User: x.User, Name: x.Name, Description: x.Description, Status: shownStatus(x), FailReason: withoutPlaces(x.FailReason),
 		VolumeID: x.VolumeID, SnapshotID: x.SnapshotID, Container: orElse(x.Container, backend), Size: gib(x.Size), Objects: (x.BytesShards + packBytes - 1) / packBytes,
 		Incremental: x.Incremental, Dependent: parents[x.ID], Metadata: x.Metadata, Host: orElse(x.Host, b.host), Created: x.Created, Updated: x.Updated, DataTime: x.DataTime,
 	}

@@ -110,7 +110,7 @@ func (b *blockStorage) ResetBackup(ctx context.Context, id, status string) error
 		return cinderapi.Invalid("Invalid backup: backup %s is still being made", x.ID)
 	case catalog.Available:
 	default:
-		return cinderapi.Invalid("Invalid backup: backup %s is in the state %s and cannot become %s%s", x.ID, x.Status, status, inBrackets(x.FailReason))
+		return cinderapi.Invalid("Invalid backup: backup %s is in the state %s and cannot become %s%s", x.ID, x.Status, status, inBrackets(withoutPlaces(x.FailReason)))
 	}
 	shown := catalog.Status(status)
 	if shown == catalog.Available {

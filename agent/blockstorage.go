@@ -146,13 +146,14 @@ func fault(err error, begin string) error {
 	case errors.Is(err, repository.ErrTooFewStores):
 		return cinderapi.Unavailable("Service cinder-backup could not be found: too few of its stores answer, try again later.")
 	}
-	switch e := asError(err); e.Code {
+	e := asError(err)
+	switch text := withoutPlaces(e.Text); e.Code {
 	case CodeInvalid, CodeBusy, CodeConflict:
-		return cinderapi.Invalid("%s%s", begin, e.Text)
+		return cinderapi.Invalid("%s%s", begin, text)
 	case CodeNotFound:
-		return &cinderapi.Fault{Status: http.StatusNotFound, Message: e.Text}
+		return &cinderapi.Fault{Status: http.StatusNotFound, Message: text}
 	case CodeUnavailable, CodeNoSpace:
-		return cinderapi.Unavailable("Service unavailable: %s", e.Text)
+		return cinderapi.Unavailable("Service unavailable: %s", text)
 	default:
 		return err
 	}
