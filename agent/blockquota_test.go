@@ -81,3 +81,26 @@ func TestBlockExtend(t *testing.T) {
 	r.refused(413, "Requested 1G, quota is 5G and 5G has been consumed", ann, "POST", "volumes/"+v+"/action", extend(4))
 	r.refused(400, "", root, "PUT", "os-quota-sets/a", object{"quota_set": object{"wings": 1}})
 }
+
+// The operator's own volumes are under no quota, also when an administrator changes them
+// through the API; what is made of a project's is.
+func TestBlockOperatorHasNoQuota(t *testing.T) {
+	r := apiRig(t, nil)
+	var own []string
+	for _, name := range []string{"one", "two"} {
+		own = append(own, r.volume(name, 600<<30).ID)
+	}
+	snap := func(volume string) object { return object{"snapshot": object{"volume_id": volume, "name": "s"}} }
+	for range 11 { // 10 snapshots and 1,000 GiB is what a project may have
+		r.call(202, root, "POST", "snapshots", snap(own[0]))
+	}
+	r.call(202, root, "POST", "volumes/"+own[1]+"/action", object{"os-extend": object{"new_size": 1500}})
+	r.call(202, root, "POST", "snapshots", snap(own[1]))
+
+	theirs := r.disk(ann, nil)
+	for range 10 {
+		r.call(202, root, "POST", "snapshots", snap(theirs))
+	}
+	r.refused(413, "Maximum number of snapshots allowed (10) exceeded", root, "POST", "snapshots", snap(theirs))
+	r.refused(413, "quota is 1000G and 11G has been consumed", root, "POST", "volumes/"+theirs+"/action", object{"os-extend": object{"new_size": 1500}})
+}
