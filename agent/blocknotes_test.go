@@ -129,6 +129,42 @@ func TestBlockSnapshots(t *testing.T) {
 	r.refused(404, "could not be found", ann, "POST", "backups", object{"backup": object{"volume_id": v, "snapshot_id": id}})
 }
 
+// What the operator deletes does not fill the room for the notes of what is there: the
+// notes of snapshots that are gone go when any are written.
+func TestBlockNotesOfGoneSnapshots(t *testing.T) {
+	r := apiRig(t, nil)
+	v := r.disk(ann, nil)
+	snap := func(n int) string {
+		return r.call(202, ann, "POST", "snapshots", object{"snapshot": object{"volume_id": v, "name": "s", "metadata": pairs(n)}}).text("snapshot", "id")
+	}
+	noted := func() map[string]snapshotNotes {
+		t.Helper()
+		x, err := r.serve.Volume(t.Context(), v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return notesOf(x).Snapshots
+	}
+	kept := snap(10)
+	for range 3 { // of which only one has room
+		id := snap(100)
+		r.refused(400, "limit", ann, "POST", "snapshots", object{"snapshot": object{"volume_id": v, "metadata": pairs(100)}})
+		if err := r.agent.DeleteSnapshot(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := noted(); len(l) != 2 {
+		t.Errorf("%d snapshots have notes before anything is written, want 2", len(l))
+	}
+	r.call(200, ann, "PUT", "volumes/"+v, object{"volume": object{"name": "other"}})
+	if l := noted(); len(l) != 1 || len(l[kept].Metadata) != 10 {
+		t.Errorf("%d snapshots have notes, and the one that is there %d items, want 1 and 10", len(l), len(l[kept].Metadata))
+	}
+	if got := r.get(ann, "snapshots/"+kept).text("snapshot", "name"); got != "s" {
+		t.Errorf("the snapshot that is there is called %q", got)
+	}
+}
+
 // Cinder's rule, when the operator wants it.
 func TestBlockStrictChains(t *testing.T) {
 	for _, strict := range []bool{false, true} {

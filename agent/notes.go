@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/attributes"
@@ -89,11 +90,33 @@ func (s *server) note(ctx context.Context, volumeID string, change func(n *volum
 	}
 	n := notesOf(v)
 	change(&n)
+	if err = s.forgetGone(ctx, v.ID, &n); err != nil {
+		return v, err
+	}
 	data, err := n.encode()
 	if err != nil {
 		return v, err
 	}
 	return s.serve.SetAttributes(ctx, v.ID, serve.SetAttributes{Attributes: data, Was: v.Attributes})
+}
+
+// forgetGone drops the notes of snapshots that are gone, as the operator deletes them
+// without the notes: room for notes is scarce. Nothing is noted of a snapshot before it is
+// there, and so those that are not there now are gone for good.
+func (s *server) forgetGone(ctx context.Context, volumeID string, n *volumeNotes) error {
+	if len(n.Snapshots) == 0 {
+		return nil
+	}
+	l, err := s.serve.Snapshots(ctx, volumeID)
+	if err != nil {
+		return err
+	}
+	there := make(map[string]bool, len(l))
+	for _, x := range l {
+		there[x.ID] = true
+	}
+	maps.DeleteFunc(n.Snapshots, func(id string, _ snapshotNotes) bool { return !there[id] })
+	return nil
 }
 
 // restoreEnded notes at a volume in which state a restore to it left it, "" is a good one.
