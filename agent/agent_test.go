@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/objstore"
 	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
 	"github.com/cairnbackup/cairn/nbd"
@@ -335,4 +336,37 @@ func TestUndelete(t *testing.T) {
 		t.Errorf("%+v, %v", b, err)
 	}
 	r.same(b, old)
+}
+
+// What is undeleted is wanted, also if somebody asked for its deletion with force and the
+// record of that is still there.
+func TestUndeleteUnwanted(t *testing.T) {
+	r := testRig(t)
+	ctx := t.Context()
+	v := r.volume("disk", 1<<20)
+	b := r.backup(CreateBackup{Volume: v.ID, Name: "one"})
+	cat, err := catalog.Open(ctx, filepath.Join(r.dir, "agent", "catalog.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cat.Close()
+	// As an agent leaves it that is killed behind the tombstone.
+	if err = errors.Join(r.repo.Delete(ctx, b.ID), cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Deleting), cat.UnwantBackup(ctx, b.ID, catalog.Deleting)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = r.agent.Undelete(ctx, b.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, berr := cat.Backup(ctx, b.ID); berr != nil || got.Unwanted || got.Status != catalog.Available {
+		t.Errorf("undeleted, it is %s, unwanted %v, %v", got.Status, got.Unwanted, berr)
+	}
+	r.stopAgent()
+	r.startAgent() // drops what is unwanted
+	r.backup(CreateBackup{Volume: v.ID, Name: "two"})
+	if l, lerr := r.repo.Trash(ctx); lerr != nil || len(l) != 0 {
+		t.Errorf("it is in the trash again: %v, %v", l, lerr)
+	}
+	if got, berr := r.agent.Backup(ctx, "one"); berr != nil || got.Status != BackupAvailable || got.Unwanted {
+		t.Errorf("later it is %s, unwanted %v, %v", got.Status, got.Unwanted, berr)
+	}
 }

@@ -39,12 +39,21 @@ func (s *server) undelete(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	b := known(x)
+	if err := s.relist(context.WithoutCancel(ctx), &b); err != nil {
+		return nil, fmt.Errorf("backup %s is out of the trash, and will be listed when the agent starts again: %w", b.ID, err)
+	}
+	return b, nil
+}
+
+// relist records a backup that came out of the trash. The record of its deletion may still
+// be there, also with the wish that it be deleted: that goes first, or it would be again.
+func (s *server) relist(ctx context.Context, b *Backup) error {
 	b.Checkpoint = ""
 	if old, err := s.cat.Backup(ctx, b.ID); err == nil && old.Status == catalog.Deleting {
 		b.Checkpoint = old.Checkpoint
 	}
-	if err := s.cat.PutBackup(context.WithoutCancel(ctx), b); err != nil {
-		return nil, fmt.Errorf("backup %s is out of the trash, and will be listed when the agent starts again: %w", b.ID, err)
+	if err := s.cat.WantBackup(ctx, b.ID); err != nil {
+		return err
 	}
-	return b, nil
+	return s.cat.PutBackup(ctx, *b)
 }

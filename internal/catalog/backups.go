@@ -100,6 +100,12 @@ func (c *Catalog) UnwantBackup(ctx context.Context, id string, from Status) erro
 	return c.one(ctx, "record that backup "+id+" is unwanted", `UPDATE backups SET unwanted = ? WHERE id = ? AND status = ?`, true, id, from)
 }
 
+// WantBackup takes back what [Catalog.UnwantBackup] recorded; one that is not there needs
+// nothing of that.
+func (c *Catalog) WantBackup(ctx context.Context, id string) error {
+	return c.exec(ctx, "record that backup "+id+" is wanted", `UPDATE backups SET unwanted = ? WHERE id = ?`, false, id)
+}
+
 // ShowBackup sets what is shown as the state of a backup; "" is the state itself.
 func (c *Catalog) ShowBackup(ctx context.Context, id string, shown Status) error {
 	return c.one(ctx, "set what is shown as the state of backup "+id, `UPDATE backups SET shown = ? WHERE id = ?`, shown, id)

@@ -103,6 +103,27 @@ func TestBackups(t *testing.T) {
 	}
 }
 
+// Who is unwanted stays so when their record is written again, until they are wanted.
+func TestWantBackup(t *testing.T) {
+	for name, place := range databases {
+		t.Run(name, func(t *testing.T) {
+			c := openTest(t, place(t))
+			b := Backup{ID: "b", Status: Deleting}
+			must(t, c.PutBackup(t.Context(), b))
+			must(t, c.UnwantBackup(t.Context(), "b", Deleting))
+			must(t, c.PutBackup(t.Context(), b))
+			if got, err := c.Backup(t.Context(), "b"); err != nil || !got.Unwanted {
+				t.Errorf("unwanted: %v, %v", got.Unwanted, err)
+			}
+			must(t, c.WantBackup(t.Context(), "b"))
+			must(t, c.WantBackup(t.Context(), "none"))
+			if got, err := c.Backup(t.Context(), "b"); err != nil || got.Unwanted || got.Status != Deleting {
+				t.Errorf("wanted: %+v, %v", got, err)
+			}
+		})
+	}
+}
+
 // A warning that came while somebody had the record in hand stays.
 func TestPutBackupWarned(t *testing.T) {
 	for name, place := range databases {
