@@ -11,9 +11,12 @@ import (
 	"time"
 )
 
-// auditKept is how large the audit log may grow before it is put aside, in bytes. One
-// that was put aside is kept until the next is.
-const auditKept = 64 << 20
+// How large the audit log may grow before it is put aside, in bytes, and how many that
+// were put aside are kept: .1 is the newest.
+const (
+	auditBytes = 64 << 20
+	auditKept  = 8
+)
 
 // auditEntry is one line of the audit log: a change that somebody asked for, and what
 // became of it.
@@ -33,13 +36,14 @@ type auditEntry struct {
 // auditLog appends to STATE/audit.log, one JSON object a line.
 type auditLog struct {
 	name string
+	most int64 // bytes
 	mu   sync.Mutex
 	f    *os.File
 	size int64
 }
 
 func openAudit(state string) (*auditLog, error) {
-	a := &auditLog{name: filepath.Join(state, "audit.log")}
+	a := &auditLog{name: filepath.Join(state, "audit.log"), most: auditBytes}
 	if err := a.open(); err != nil {
 		return nil, err
 	}
@@ -73,7 +77,7 @@ func (a *auditLog) add(e auditEntry) error {
 		return fmt.Errorf("audit log: %w", fs.ErrClosed)
 	}
 	var full error
-	if a.size+int64(len(line)) > auditKept {
+	if a.size > 0 && a.size+int64(len(line)) > a.most {
 		full = a.rotate() // a log that grows on is better than none
 	}
 	n, err := a.f.Write(append(line, '\n')) // one write: lines of two processes do not mix
@@ -89,17 +93,46 @@ func (a *auditLog) add(e auditEntry) error {
 
 // rotate puts the log aside and begins another; a.mu is held.
 func (a *auditLog) rotate() error {
-	if err := os.Rename(a.name, a.name+".1"); err != nil {
+	if err := a.shift(); err != nil {
+		return err
+	}
+	if err := os.Rename(a.name, a.aside(1)); err != nil {
 		return fmt.Errorf("put it aside: %w", err)
 	}
 	old := a.f
 	err := a.open()
 	if err != nil {
 		a.f = old // it goes on there, under its old name if it can
-		return errors.Join(err, os.Rename(a.name+".1", a.name))
+		return errors.Join(err, os.Rename(a.aside(1), a.name))
 	}
-	return old.Close()
+	return errors.Join(syncDir(filepath.Dir(a.name)), old.Close())
 }
+
+// shift makes room for one more that is put aside: those in front of the first number that
+// is free move up by one, or all, over the oldest. The oldest moves first, so that nothing
+// but that is lost wherever it ends.
+func (a *auditLog) shift() error {
+	free := 1
+	for free < auditKept {
+		_, err := os.Lstat(a.aside(free))
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("put it aside: %w", err)
+		}
+		free++
+	}
+	for n := free; n > 1; n-- {
+		if err := os.Rename(a.aside(n-1), a.aside(n)); err != nil {
+			return fmt.Errorf("put it aside: %w", err)
+		}
+	}
+	return nil
+}
+
+// aside is the name of the log that was put aside n rotations ago.
+func (a *auditLog) aside(n int) string { return fmt.Sprintf("%s.%d", a.name, n) }
 
 func (a *auditLog) close() error {
 	a.mu.Lock()

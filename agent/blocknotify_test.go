@@ -178,40 +178,6 @@ func TestBlockAudit(t *testing.T) {
 	}
 }
 
-// A log that cannot be put aside is written on.
-func TestAuditRotate(t *testing.T) {
-	dir := t.TempDir()
-	a, err := openAudit(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = a.close() }()
-	a.size = auditKept
-	if err = a.add(auditEntry{Action: "one"}); err != nil {
-		t.Fatal(err)
-	}
-	old := filepath.Join(dir, "audit.log.1")
-	if _, err = os.Stat(old); err != nil || a.size > 1000 {
-		t.Errorf("not put aside: %d, %v", a.size, err)
-	}
-	if err = os.Remove(old); err != nil {
-		t.Fatal(err)
-	}
-	if err = os.MkdirAll(filepath.Join(old, "full"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	a.size = auditKept
-	for range 2 {
-		if err = a.add(auditEntry{Action: "two"}); err == nil {
-			t.Error("nobody is told that the log grows on")
-		}
-	}
-	data, err := os.ReadFile(filepath.Join(dir, "audit.log"))
-	if err != nil || strings.Count(string(data), `"two"`) != 2 {
-		t.Errorf("%s, %v", data, err)
-	}
-}
-
 // What goes wrong at a webhook is told without its address, which may hold a secret.
 func TestWebhookErrors(t *testing.T) {
 	n := newNotifier(slog.New(slog.DiscardHandler), "here", "http://127.0.0.1:1/hook?token=secret")
