@@ -11,15 +11,9 @@ import (
 	"github.com/cairnbackup/cairn/internal/cinderapi"
 )
 
-// Backups returns those of a project, or all.
+// Backups returns those of a project, or all, without their metadata.
 func (b *blockStorage) Backups(ctx context.Context, project string) ([]cinderapi.Backup, error) {
-	var all []Backup
-	var err error
-	if project == "" {
-		all, err = b.cat.Backups(ctx)
-	} else {
-		all, err = b.cat.BackupsOfProject(ctx, project)
-	}
+	all, err := b.cat.BackupsListed(ctx, project)
 	if err != nil {
 		return nil, err
 	}
@@ -36,6 +30,24 @@ func (b *blockStorage) Backups(ctx context.Context, project string) ([]cinderapi
 		out[i] = b.shownBackup(x, parents, progress)
 	}
 	return out, nil
+}
+
+// BackupMetadata returns those of these backups, with how far they are.
+func (b *blockStorage) BackupMetadata(ctx context.Context, ids []string) (map[string]map[string]string, error) {
+	got, err := b.cat.BackupMetadata(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	progress, err := b.progress(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if percent, ok := progress[id]; ok {
+			got[id] = withProgress(got[id], percent)
+		}
+	}
+	return got, nil
 }
 
 // Backup returns one by its ID.
@@ -94,6 +106,14 @@ func withoutProgress(m map[string]string) map[string]string {
 	return m
 }
 
+func withProgress(m map[string]string, percent int64) map[string]string {
+	if m = maps.Clone(m); m == nil {
+		m = map[string]string{}
+	}
+	m[progressKey] = fmt.Sprintf("%d%%", percent)
+	return m
+}
+
 // packBytes is about what one object of a store holds.
 const packBytes = 16 << 20
 
@@ -118,11 +138,7 @@ func (b *blockStorage) shownBackup(x Backup, parents map[string]bool, progress m
 		out.DataTime = x.Created
 	}
 	if percent, ok := progress[x.ID]; ok {
-		out.Metadata = maps.Clone(x.Metadata)
-		if out.Metadata == nil {
-			out.Metadata = map[string]string{}
-		}
-		out.Metadata[progressKey] = fmt.Sprintf("%d%%", percent)
+		out.Metadata = withProgress(x.Metadata, percent)
 	}
 	return out
 }

@@ -125,7 +125,7 @@ func (s *server) dropUnwanted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.cat.Backups(ctx)
+	all, err := s.cat.BackupsListed(ctx, "")
 	for _, x := range all {
 		if !mine(x) || !x.Unwanted || x.RetainUntil.After(time.Now()) || x.Status != catalog.Available && x.Status != catalog.Failed || x.Undecided {
 			continue

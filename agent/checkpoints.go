@@ -137,7 +137,7 @@ func (s *server) tidySnapshots(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	backups, err := s.cat.Backups(ctx)
+	backups, err := s.cat.BackupsListed(ctx, "")
 	if err != nil {
 		return err
 	}

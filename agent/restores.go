@@ -289,7 +289,7 @@ func (s *server) tidyRestoring(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l, err := s.cat.Backups(ctx)
+	l, err := s.cat.BackupsListed(ctx, "")
 	for _, b := range l {
 		if b.Status == catalog.Restoring && mine(b) {
 			err = errors.Join(err, s.notRestoring(ctx, b.ID, ""))

@@ -94,11 +94,15 @@ func (s *server) settleLeft(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	backups, err := s.cat.Backups(ctx)
+	backups, err := s.cat.BackupsListed(ctx, "")
 	for _, b := range backups {
 		if b.Status == catalog.Creating && !s.own(b) && mine(b) {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a host is down that was making a backup", slog.String("host", b.Host), slog.String("backup", b.ID))
-			if rerr := s.recoverBackup(ctx, b); !errors.Is(rerr, catalog.ErrTaken) {
+			x, rerr := s.cat.Backup(ctx, b.ID)
+			if rerr == nil && x.Host == b.Host && x.Status == b.Status {
+				rerr = s.recoverBackup(ctx, x)
+			}
+			if !errors.Is(rerr, catalog.ErrTaken) && !errors.Is(rerr, catalog.ErrNotFound) {
 				err = errors.Join(err, rerr)
 			}
 		}
@@ -397,7 +401,7 @@ func (s *server) deleteAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l, err := s.cat.Backups(ctx)
+	l, err := s.cat.BackupsListed(ctx, "")
 	for _, b := range l {
 		if b.Status == catalog.Deleting && mine(b) {
 			err = errors.Join(err, s.finishDelete(ctx, b.ID))

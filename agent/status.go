@@ -93,7 +93,7 @@ func (s *server) explainSilence(ctx context.Context, stores []StoreStatus) {
 // describe says how the repository does.
 func (s *server) describe(ctx context.Context) (NamedRepository, error) {
 	n := NamedRepository{Name: s.name, Exports: len(s.exports.list())}
-	backups, err := s.cat.Backups(ctx)
+	backups, err := s.cat.BackupsListed(ctx, "")
 	if err != nil {
 		return n, err
 	}

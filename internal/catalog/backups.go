@@ -3,8 +3,10 @@ package catalog
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -151,9 +153,49 @@ func (c *Catalog) BackupsOf(ctx context.Context, volumeID string) ([]Backup, err
 	return c.backups(ctx, `WHERE volume_id = ?`, volumeID)
 }
 
-// BackupsOfProject returns the backups of a project, oldest first.
-func (c *Catalog) BackupsOfProject(ctx context.Context, project string) ([]Backup, error) {
-	return c.backups(ctx, `WHERE project = ?`, project)
+// BackupsListed returns the backups of a project, or all when it is "", oldest first, to be
+// shown: without their metadata and the notes of their volumes, which may be large, are not
+// read, and would be lost if such a record was put.
+func (c *Catalog) BackupsListed(ctx context.Context, project string) ([]Backup, error) {
+	where, args := ``, []any(nil)
+	if project != "" {
+		where, args = ` WHERE project = ?`, []any{project}
+	}
+	return list(ctx, c, "list backups", scanBackup, `SELECT `+listedColumns+` FROM backups`+where+` ORDER BY created, id`, args...)
+}
+
+var listedColumns = strings.NewReplacer(" metadata,", " '',", " volume_notes,", " '',").Replace(backupColumns)
+
+// metadataAtOnce is of how many backups one query reads them: databases have a limit for
+// the arguments of one.
+const metadataAtOnce = 500
+
+// BackupMetadata returns those of these backups that have any, by ID.
+func (c *Catalog) BackupMetadata(ctx context.Context, ids []string) (map[string]map[string]string, error) {
+	type row struct {
+		id   string
+		text string
+	}
+	got := make(map[string]map[string]string, len(ids))
+	for some := range slices.Chunk(ids, metadataAtOnce) {
+		args := make([]any, len(some))
+		for i, id := range some {
+			args[i] = id
+		}
+		l, err := list(ctx, c, "read the metadata of backups", func(r *sql.Rows) (x row, err error) { return x, r.Scan(&x.id, &x.text) },
+			`SELECT id, metadata FROM backups WHERE metadata <> '' AND id IN (?`+strings.Repeat(", ?", len(some)-1)+`)`, args...)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range l {
+			var m map[string]string
+			if err = json.Unmarshal([]byte(x.text), &m); err != nil {
+				return nil, fmt.Errorf("metadata of backup %s: %w", x.id, err)
+			}
+			got[x.id] = m
+		}
+	}
+	return got, nil
 }
 
 // BackupsStoredAs returns the records whose data are one backup of the repository,

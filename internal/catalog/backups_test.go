@@ -93,6 +93,7 @@ func TestBackups(t *testing.T) {
 					ofV1++
 				}
 			}
+			checkListed(t, c, all)
 			if l, err := c.UndecidedBackups(t.Context()); err != nil || len(l) != undecided {
 				t.Errorf("%d undecided, %v; want %d", len(l), err, undecided)
 			}
@@ -100,6 +101,41 @@ func TestBackups(t *testing.T) {
 				t.Errorf("%d of v1, %v; want %d", len(l), err, ofV1)
 			}
 		})
+	}
+}
+
+// checkListed checks that lists have all but what may be large, which comes by itself.
+func checkListed(t *testing.T, c *Catalog, all []Backup) {
+	t.Helper()
+	ids, metadata, of := []string{"none"}, map[string]map[string]string{}, map[string][]Backup{"": nil}
+	for _, b := range all {
+		ids = append(ids, b.ID)
+		if len(b.Metadata) > 0 {
+			metadata[b.ID] = b.Metadata
+		}
+		b.Metadata, b.VolumeNotes = nil, nil
+		of[""] = append(of[""], b)
+		if b.Project != "" {
+			of[b.Project] = append(of[b.Project], b)
+		}
+	}
+	for project, want := range of {
+		if l, err := c.BackupsListed(t.Context(), project); err != nil || !reflect.DeepEqual(l, want) {
+			t.Errorf("listed of project %q: %+v, %v, want %+v", project, l, err, want)
+		}
+	}
+	for _, n := range []int{0, len(ids), 3 * metadataAtOnce} { // the same ones again and again
+		asked, want := []string(nil), map[string]map[string]string{}
+		for i := range n {
+			id := ids[i%len(ids)]
+			asked = append(asked, id)
+			if m, ok := metadata[id]; ok {
+				want[id] = m
+			}
+		}
+		if got, err := c.BackupMetadata(t.Context(), asked); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("metadata of %d: %v, %v, want %v", n, got, err, want)
+		}
 	}
 }
 

@@ -59,10 +59,45 @@ func (c *call) listBackups(detail bool) (answer, error) {
 		// A caller without a project has asked for all.
 		all = own(c, all, func(b Backup) string { return b.Project })
 	}
+	// Metadata may be large: they are read of those that are shown, unless all are asked about.
+	_, asked := c.values()["metadata"]
+	if asked && c.since(43) {
+		if err = c.fillMetadata(all); err != nil {
+			return answer{}, err
+		}
+	}
 	if !detail {
 		return list(c, backupList, all, c.backupSummary, "")
 	}
-	return list(c, backupList, all, c.backupDetail, "/detail")
+	var page []Backup
+	var bodies []object
+	a, err := list(c, backupList, all, func(b Backup) object {
+		page, bodies = append(page, b), append(bodies, c.backupDetail(b))
+		return bodies[len(bodies)-1]
+	}, "/detail")
+	if err == nil && c.since(43) && !asked {
+		err = c.fillMetadata(page)
+		for i, o := range bodies {
+			o["metadata"] = pairs(page[i].Metadata)
+		}
+	}
+	return a, err
+}
+
+// fillMetadata reads the metadata of backups.
+func (c *call) fillMetadata(l []Backup) error {
+	ids := make([]string, len(l))
+	for i, b := range l {
+		ids[i] = b.ID
+	}
+	got, err := c.service().BackupMetadata(c.ctx(), ids)
+	if err != nil {
+		return err
+	}
+	for i, b := range l {
+		l[i].Metadata = got[b.ID]
+	}
+	return nil
 }
 
 func (c *call) backupSummary(b Backup) object { return c.summary("backups", b.ID, b.Name) }

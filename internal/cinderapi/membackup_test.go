@@ -12,6 +12,9 @@ import (
 
 func (m *memory) Backups(_ context.Context, project string) ([]Backup, error) {
 	list, err := all(m, m.backups)
+	for i := range list {
+		list[i].Metadata = nil // as it may be
+	}
 	if project == "" {
 		return list, err
 	}
@@ -22,6 +25,16 @@ func (m *memory) Backups(_ context.Context, project string) ([]Backup, error) {
 		}
 	}
 	return of, err
+}
+
+func (m *memory) BackupMetadata(_ context.Context, ids []string) (map[string]map[string]string, error) {
+	got := map[string]map[string]string{}
+	for _, id := range ids {
+		if b, err := one(m, m.backups, "Backup", id); err == nil {
+			got[id] = b.Metadata
+		}
+	}
+	return got, nil
 }
 
 func (m *memory) Backup(_ context.Context, id string) (Backup, error) {

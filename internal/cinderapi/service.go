@@ -31,8 +31,10 @@ type Service interface { //nolint:interfacebloat // one thing: all that Cinder's
 	ResetSnapshot(ctx context.Context, id, status string) error
 	DeleteSnapshot(ctx context.Context, id string) error
 
-	// Backups returns those of a project, or all when it is "".
+	// Backups returns those of a project, or all when it is "". Their metadata may be left out.
 	Backups(ctx context.Context, project string) ([]Backup, error)
+	// BackupMetadata returns those of these backups, by ID; of one that is gone there are none.
+	BackupMetadata(ctx context.Context, ids []string) (map[string]map[string]string, error)
 	Backup(ctx context.Context, id string) (Backup, error)
 	CreateBackup(ctx context.Context, by identity.Caller, b NewBackup) (Backup, error)
 	UpdateBackup(ctx context.Context, id string, u Update) (Backup, error)
