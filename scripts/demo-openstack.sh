@@ -55,7 +55,4 @@ As administrator (quotas, records, states of backups, services):
 The clients are the Debian packages python3-cinderclient and python3-openstackclient.
 Interrupt this command (Ctrl-C) to end the agent and remove everything.
 EOF
-if [ -n "${CAIRN_DEMO_ONCE:-}" ]; then # for tests: what was said is enough
-	exit 0
-fi
 wait "$agent_pid"

@@ -58,6 +58,20 @@ func newCloud(t *testing.T, settings ...string) *cloud {
 // emptyCloud has a repository and nobody who may use it, and does not run yet.
 func emptyCloud(t *testing.T, settings ...string) *cloud {
 	t.Helper()
+	needClients(t)
+	c := &cloud{host: emptyHost(t, cairnBinary(t)), rng: rand.NewChaCha8([32]byte{4}), session: newTranscript()}
+	c.addr = freeAddress(t)
+	for i := range 6 {
+		c.stores = append(c.stores, c.path(fmt.Sprintf("store%d", i+1)))
+	}
+	c.settings = append([]string{"--api-listen", c.addr, "--host", "node-1"}, settings...)
+	c.initRepository(4, 2)
+	return c
+}
+
+// needClients skips a test where the stock clients are not installed.
+func needClients(t *testing.T) {
+	t.Helper()
 	for _, program := range []string{"cinder", "openstack"} {
 		if _, err := exec.LookPath(program); err != nil {
 			why := program + " is not installed: the Debian packages are python3-cinderclient and python3-openstackclient"
@@ -67,14 +81,6 @@ func emptyCloud(t *testing.T, settings ...string) *cloud {
 			t.Skip(why)
 		}
 	}
-	c := &cloud{host: emptyHost(t, cairnBinary(t)), rng: rand.NewChaCha8([32]byte{4}), session: newTranscript()}
-	c.addr = freeAddress(t)
-	for i := range 6 {
-		c.stores = append(c.stores, c.path(fmt.Sprintf("store%d", i+1)))
-	}
-	c.settings = append([]string{"--api-listen", c.addr, "--host", "node-1"}, settings...)
-	c.initRepository(4, 2)
-	return c
 }
 
 // freeAddress is one that nobody listened on a moment ago.
