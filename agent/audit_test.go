@@ -60,8 +60,8 @@ func TestAuditKeepsSeveral(t *testing.T) {
 	add := func(n int) {
 		t.Helper()
 		for range n {
-			if err := a.add(auditEntry{Action: fmt.Sprintf("entry %d.", next)}); err != nil {
-				t.Fatal(err)
+			if aerr := a.add(auditEntry{Action: fmt.Sprintf("entry %d.", next)}); aerr != nil {
+				t.Fatal(aerr)
 			}
 			next++
 		}
@@ -74,19 +74,19 @@ func TestAuditKeepsSeveral(t *testing.T) {
 			if n > 0 {
 				name = a.aside(n)
 			}
-			data, err := os.ReadFile(name)
+			data, rerr := os.ReadFile(name)
 			if entry < 0 {
-				if !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("%s is there: %q, %v", name, data, err)
+				if !errors.Is(rerr, fs.ErrNotExist) {
+					t.Errorf("%s is there: %q, %v", name, data, rerr)
 				}
 				continue
 			}
-			if err != nil || strings.Count(string(data), "\n") != 1 || !strings.Contains(string(data), fmt.Sprintf(`"entry %d."`, entry)) {
-				t.Errorf("%s is %q, %v, want entry %d", name, data, err, entry)
+			if rerr != nil || strings.Count(string(data), "\n") != 1 || !strings.Contains(string(data), fmt.Sprintf(`"entry %d."`, entry)) {
+				t.Errorf("%s is %q, %v, want entry %d", name, data, rerr, entry)
 			}
 		}
-		if l, err := filepath.Glob(a.name + "*"); err != nil || len(l) > 1+auditKept {
-			t.Errorf("there are %q, %v", l, err)
+		if l, gerr := filepath.Glob(a.name + "*"); gerr != nil || len(l) > 1+auditKept {
+			t.Errorf("there are %q, %v", l, gerr)
 		}
 	}
 	add(3)

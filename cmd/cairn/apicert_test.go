@@ -47,7 +47,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			}
 			done <- aerr
 		}()
-		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}} //nolint:gosec // it only looks at what it is shown
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}}
 		c, derr := d.DialContext(t.Context(), "tcp", l.Addr().String())
 		if derr != nil {
 			t.Fatal(derr)
