@@ -213,3 +213,19 @@ func TestNoOptions(t *testing.T) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }
+
+// TestReader: who is a reader and nothing else looks and changes nothing.
+func TestReader(t *testing.T) {
+	s := newServer(t)
+	for _, r := range routes {
+		path := "/" + strings.NewReplacer("{id}", "5b1a5a4e-8f0c-4c0e-9b7a-0d5c7f3f2a11", "{key}", "k").Replace(r.path)
+		got := s.as(t, "rita", "3.70", r.method, path, "")
+		if r.method == http.MethodGet {
+			if member := s.as(t, "alice", "3.70", r.method, path, ""); got.status != member.status {
+				t.Errorf("%s %s: %d %s, a member gets %d", r.method, path, got.status, got.raw, member.status)
+			}
+			continue
+		}
+		got.fault(t, 403)
+	}
+}

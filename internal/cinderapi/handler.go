@@ -1,6 +1,7 @@
 package cinderapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -189,6 +190,9 @@ func (c *call) serve() (ans answer, err error) {
 	}
 	if err = c.find(c.path[2:]); err != nil {
 		return answer{}, err
+	}
+	if c.route.method != get && c.caller.ReadOnly() {
+		return answer{}, Forbidden(cmp.Or(strings.ReplaceAll(c.route.action, ".", ":"), c.route.path))
 	}
 	return c.route.do(c)
 }

@@ -26,6 +26,7 @@ const (
 var callers = map[string]identity.Caller{
 	"alice": {UserID: "a11ce000000000000000000000000000", UserName: "alice", ProjectID: projectA, ProjectName: "science"},
 	"bob":   {UserID: "b0b00000000000000000000000000000", UserName: "bob", ProjectID: projectB, ProjectName: "sales"},
+	"rita":  {UserID: "417a0000000000000000000000000000", UserName: "rita", ProjectID: projectA, ProjectName: "science", Roles: []string{"reader"}},
 	"root":  {UserID: "00700000000000000000000000000000", UserName: "root", ProjectID: projectA, ProjectName: "science", Admin: true},
 }
 

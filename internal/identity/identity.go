@@ -28,6 +28,19 @@ type Caller struct {
 	Keystone    bool      // a Keystone knows them, and their token may be sent there
 }
 
+// ReadOnly says whether the caller may look and change nothing: whose only role is reader.
+func (c *Caller) ReadOnly() bool {
+	if c.Admin || len(c.Roles) == 0 {
+		return false
+	}
+	for _, r := range c.Roles {
+		if !strings.EqualFold(r, roleReader) {
+			return false
+		}
+	}
+	return true
+}
+
 // Authenticator finds out who sent a request. Its errors are of type [*Error]:
 // [ErrUnauthorized] when the credentials are wrong, [ErrNoCredentials] as well when
 // there are none of the kind it knows, [ErrForbidden] when the caller is known and
