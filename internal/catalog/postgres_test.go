@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sys/unix"
 
 	"github.com/cairnbackup/cairn/internal/catalog/pgtest"
 )
@@ -233,5 +235,50 @@ func TestExplain(t *testing.T) {
 		if err := explainPostgres("db", &pgconn.PgError{Code: code}); errors.Is(err, ErrUnavailable) || errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("%s: %v", code, err)
 		}
+	}
+}
+
+// A connection notices that nobody is at the other end any more, in less than the time after
+// which others take the host to be down.
+func TestNoticesSilence(t *testing.T) {
+	if pgSilence*2 > DownAfter {
+		t.Errorf("%v is too long", pgSilence)
+	}
+	c := openTest(t, postgresTest(t))
+	conn, err := c.db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Raw(func(driverConn any) error {
+		driven, ok := driverConn.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("%T", driverConn)
+		}
+		tcp, ok := driven.Conn().PgConn().Conn().(*net.TCPConn)
+		if !ok {
+			return fmt.Errorf("%T", driven.Conn().PgConn().Conn())
+		}
+		raw, rerr := tcp.SyscallConn()
+		if rerr != nil {
+			return rerr
+		}
+		var serr error
+		rerr = raw.Control(func(fd uintptr) {
+			for option, want := range map[int]int{unix.TCP_USER_TIMEOUT: 20_000, unix.TCP_KEEPIDLE: 5, unix.TCP_KEEPINTVL: 5, unix.TCP_KEEPCNT: 3} {
+				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
+					serr = errors.Join(serr, err, fmt.Errorf("option %d of the connection is %d, want %d", option, got, want))
+				}
+			}
+		})
+		var idle string
+		qerr := driven.Conn().QueryRow(t.Context(), `SHOW tcp_keepalives_idle`).Scan(&idle)
+		if idle != "30" {
+			qerr = errors.Join(qerr, fmt.Errorf("the server looks after %s s whether the host is there", idle))
+		}
+		return errors.Join(rerr, serr, qerr)
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
