@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -35,7 +36,7 @@ type engine struct {
 	wake  chan struct{} // something may have become possible
 	ended func()        // called behind the end of each job, when it holds its volume no longer
 
-	mu      *sync.Mutex // the pool's
+	mu      *sync.Mutex // the pool's; of the database only a new job's record is waited for under it
 	tasks   []*task     // queued and running, oldest first
 	stopped bool
 	last    int            // number of the job that began last, of all of the pool's
@@ -49,6 +50,7 @@ type task struct {
 	done chan struct{} // closed when the job is final
 
 	request string // of the Block Storage API that asked for it, if any did
+	writing sync.Mutex // its record, so that how far it was does not replace how it ended; taken before e.mu
 
 	// Guarded by e.mu.
 	job    Job
@@ -177,20 +179,40 @@ func (e *engine) perform(ctx context.Context, t *task) {
 	log.LogAttrs(ctx, slog.LevelInfo, "job ended", slog.Any("error", err))
 }
 
-// finish records the end of a job and lets the next one begin.
+// finish records the end of a job and lets the next one begin. Who asks for jobs
+// meanwhile does not wait for the database, and is not told of the end before it is there.
 func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	j := e.endOf(ctx, t, result, err)
+	perr := e.cat.PutJob(ctx, j)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	j := &t.job
+	t.job = j
+	if perr != nil {
+		// Recorded later; a start before that finds it unfinished and settles it.
+		e.late[j.ID] = j
+		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
+	}
+	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
+	close(t.done)
+	e.pool.poke()
+}
+
+// endOf is the job as it ended.
+func (e *engine) endOf(ctx context.Context, t *task, result any, err error) Job {
+	e.mu.Lock()
+	j, cause := t.job, t.cause
+	e.mu.Unlock()
 	j.Finished, j.Progress.Phase = time.Now().UTC(), ""
 	switch {
 	case err == nil:
 		j.State = catalog.Succeeded
-	case errors.Is(t.cause, errCanceled):
+	case errors.Is(cause, errCanceled):
 		j.State, j.Error = JobCanceled, err.Error()
 	default:
-		e := asError(err)
-		j.State, j.Error, j.Code = catalog.JobFailed, e.Text, string(e.Code)
+		failed := asError(err)
+		j.State, j.Error, j.Code = catalog.JobFailed, failed.Text, string(failed.Code)
 	}
 	if result != nil {
 		data, merr := json.Marshal(result)
@@ -199,27 +221,26 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 		}
 		j.Result = data
 	}
-	if perr := e.cat.PutJob(ctx, *j); perr != nil {
-		// Recorded later; a start before that finds it unfinished and settles it.
-		e.late[j.ID] = *j
-		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
-	}
-	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
-	close(t.done)
-	e.pool.poke()
+	return j
 }
 
 // record writes the ends of jobs that could not be written at once.
 func (e *engine) record(ctx context.Context) error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	late := maps.Clone(e.late)
+	e.mu.Unlock()
 	var errs []error
-	for id, j := range e.late {
+	for id, j := range late {
 		if err := e.cat.PutJob(ctx, j); err != nil {
 			errs = append(errs, err)
+			if errors.Is(err, catalog.ErrUnavailable) {
+				break // the others would only wait for it as well
+			}
 			continue
 		}
+		e.mu.Lock()
 		delete(e.late, id)
+		e.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -227,12 +248,29 @@ func (e *engine) record(ctx context.Context) error {
 // tellRunning records how far the jobs are, for other hosts.
 func (e *engine) tellRunning(ctx context.Context) error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	tasks := slices.Clone(e.tasks)
+	e.mu.Unlock()
 	var errs []error
-	for _, t := range e.tasks {
-		errs = append(errs, e.cat.PutJob(ctx, t.job))
+	for _, t := range tasks {
+		err := e.tellOne(ctx, t)
+		if errors.Is(err, catalog.ErrUnavailable) {
+			return err
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func (e *engine) tellOne(ctx context.Context, t *task) error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	e.mu.Lock()
+	j := t.job
+	e.mu.Unlock()
+	if j.State.Final() {
+		return nil // the end is recorded, or will be
+	}
+	return e.cat.PutJob(ctx, j)
 }
 
 // update changes a running job's record in memory; it is written at its end.

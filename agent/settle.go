@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -348,17 +349,24 @@ func (l *lateRecords) has(id string) bool {
 	return ok
 }
 
-// write writes them with put and forgets those that it took.
+// write writes them with put and forgets those that it took. Nobody waits for that who
+// asks what there is.
 func (l *lateRecords) write(put func(Backup) error) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	late := maps.Clone(l.backups)
+	l.mu.Unlock()
 	var errs []error
-	for id, b := range l.backups {
+	for id, b := range late {
 		if err := put(b); err != nil {
 			errs = append(errs, err)
+			if errors.Is(err, catalog.ErrUnavailable) {
+				break // the others would only wait for it as well
+			}
 			continue
 		}
+		l.mu.Lock()
 		delete(l.backups, id)
+		l.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
