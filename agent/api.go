@@ -43,7 +43,7 @@ const (
 func (h *hub) apiServer(base context.Context) *http.Server {
 	a := h.o.API
 	volume := cinderapi.New(cinderapi.Options{
-		Service: h.service(), Authenticate: a.Authenticate,
+		Service: h.service(), Authenticate: a.Authenticate, Explain: explain,
 		Logger: h.plain, Public: a.Public, AuthURL: a.AuthURL, Project: a.Project, Audit: h.auditAPI,
 	})
 	mux := http.NewServeMux()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 
@@ -145,6 +146,8 @@ func fault(err error, begin string) error {
 		return cinderapi.Unavailable("Service cinder-volume could not be found: it does not answer, try again later.")
 	case errors.Is(err, repository.ErrTooFewStores):
 		return cinderapi.Unavailable("Service cinder-backup could not be found: too few of its stores answer, try again later.")
+	case errors.Is(err, catalog.ErrUnavailable):
+		return noCatalog()
 	}
 	e := asError(err)
 	switch text := withoutPlaces(e.Text); e.Code {
@@ -154,6 +157,29 @@ func fault(err error, begin string) error {
 		return &cinderapi.Fault{Status: http.StatusNotFound, Message: text}
 	case CodeUnavailable, CodeNoSpace:
 		return cinderapi.Unavailable("Service unavailable: %s", text)
+	default:
+		return err
+	}
+}
+
+// noCatalog is the API's answer while the database of the catalog is out of reach.
+func noCatalog() error {
+	return cinderapi.Unavailable("Service unavailable: its database does not answer, try again later.")
+}
+
+// explain makes what is no fault yet one if it says that something does not answer now: the
+// catalog, or what another host needs. What that is stays in the log.
+func explain(err error) error {
+	_, done := errors.AsType[*cinderapi.Fault](err)
+	switch {
+	case done:
+		return err
+	case errors.Is(err, catalog.ErrUnavailable):
+		return fmt.Errorf("%w (%w)", noCatalog(), err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded): // the request's own end
+		return err
+	case asError(err).Code == CodeUnavailable:
+		return fmt.Errorf("%w (%w)", cinderapi.Unavailable("Service unavailable: what it needs does not answer, try again later."), err)
 	default:
 		return err
 	}

@@ -49,7 +49,7 @@ type task struct {
 	work func(ctx context.Context, t *task) (result any, err error)
 	done chan struct{} // closed when the job is final
 
-	request string // of the Block Storage API that asked for it, if any did
+	request string     // of the Block Storage API that asked for it, if any did
 	writing sync.Mutex // its record, so that how far it was does not replace how it ended; taken before e.mu
 
 	// Guarded by e.mu.

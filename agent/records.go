@@ -158,6 +158,8 @@ type Status struct {
 
 	Keystone string `json:"keystone,omitempty"` // URL of the Identity service that has projects and users, besides the users file
 
+	CatalogError string `json:"catalog_error,omitempty"` // why the catalog does not answer: backups and undecided are not known then
+
 	Others []NamedRepository `json:"other_repositories,omitempty"` // those that were not asked for
 }
 
@@ -168,6 +170,8 @@ type NamedRepository struct {
 	Backups    int              `json:"backups"`
 	Exports    int              `json:"exports"`
 	Undecided  int              `json:"undecided"`
+
+	CatalogError string `json:"catalog_error,omitempty"` // as of [Status]
 }
 
 // RepositoryStatus is the state of the repository.

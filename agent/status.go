@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -11,7 +12,7 @@ import (
 )
 
 // briefPatience is how long a status waits for the stores of repositories that were
-// not asked for. It is a variable for tests.
+// not asked for, and for the catalog. It is a variable for tests.
 var briefPatience = 5 * time.Second
 
 func (s *server) status(ctx context.Context, _ request) (any, error) {
@@ -20,7 +21,9 @@ func (s *server) status(ctx context.Context, _ request) (any, error) {
 		st.Keystone = s.o.API.Keystone
 	}
 	if s.o.Scrub.Every > 0 {
-		scrub, err := s.scrubStatus(ctx)
+		brief, cancel := context.WithTimeout(ctx, briefPatience)
+		scrub, err := s.scrubStatus(brief)
+		cancel()
 		if err != nil {
 			scrub.OK, scrub.Problem = false, err.Error()
 		}
@@ -36,7 +39,7 @@ func (s *server) status(ctx context.Context, _ request) (any, error) {
 		return nil, err
 	}
 	st.Repository, st.Others = own.Repository, others
-	st.Backups, st.Exports, st.Undecided = own.Backups, own.Exports, own.Undecided
+	st.Backups, st.Exports, st.Undecided, st.CatalogError = own.Backups, own.Exports, own.Undecided, own.CatalogError
 	st.Queued, st.Running = s.jobs.counts()
 	return st, nil
 }
@@ -90,20 +93,12 @@ func (s *server) explainSilence(ctx context.Context, stores []StoreStatus) {
 	}
 }
 
-// describe says how the repository does.
+// describe says how the repository does, also while its catalog is out of reach: that is
+// when somebody asks.
 func (s *server) describe(ctx context.Context) (NamedRepository, error) {
 	n := NamedRepository{Name: s.name, Exports: len(s.exports.list())}
-	backups, err := s.cat.BackupsListed(ctx, "")
-	if err != nil {
+	if err := s.countBackups(ctx, &n); err != nil {
 		return n, err
-	}
-	for _, b := range backups {
-		if b.Status == catalog.Available || b.Status == catalog.Restoring {
-			n.Backups++
-		}
-		if b.Undecided {
-			n.Undecided++
-		}
 	}
 	if err := s.closed(); err != nil {
 		n.Repository.Error = s.why()
@@ -115,4 +110,31 @@ func (s *server) describe(ctx context.Context) (NamedRepository, error) {
 		}
 	}
 	return n, nil
+}
+
+// countBackups counts what the catalog has, if that answers soon.
+func (s *server) countBackups(ctx context.Context, n *NamedRepository) error {
+	brief, cancel := context.WithTimeout(ctx, briefPatience)
+	defer cancel()
+	backups, err := s.cat.BackupsListed(brief, "")
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return err
+	case brief.Err() != nil:
+		n.CatalogError = fmt.Sprintf("it did not answer in %s: check %s", briefPatience, s.cat.Name())
+	case errors.Is(err, catalog.ErrUnavailable):
+		n.CatalogError = err.Error()
+	default:
+		return err
+	}
+	for _, b := range backups {
+		if b.Status == catalog.Available || b.Status == catalog.Restoring {
+			n.Backups++
+		}
+		if b.Undecided {
+			n.Undecided++
+		}
+	}
+	return nil
 }

@@ -38,21 +38,27 @@ func statusFields(t *table, s agent.Status) {
 	} else {
 		t.field("data plane", "DOWN: "+s.ServeError)
 	}
-	t.field("backups", s.Backups)
-	if s.Undecided > 0 {
-		t.field("undecided", fmt.Sprintf("%d backups wait for the stores to say whether they were committed", s.Undecided))
-	}
+	catalogFields(t, s.Backups, s.Undecided, s.CatalogError)
 	t.field("exports", s.Exports)
 	t.field("jobs", fmt.Sprintf("%d running, %d waiting", s.Running, s.Queued))
 	repositoryFields(t, "repository", s.Repository)
 	scrubField(t, s.Scrub)
 	for _, o := range s.Others {
 		repositoryFields(t, "repository "+o.Name, o.Repository)
-		t.field("backups", o.Backups)
-		if o.Undecided > 0 {
-			t.field("undecided", fmt.Sprintf("%d backups wait for the stores to say whether they were committed", o.Undecided))
-		}
+		catalogFields(t, o.Backups, o.Undecided, o.CatalogError)
 		t.field("exports", o.Exports)
+	}
+}
+
+// catalogFields are what the catalog knows.
+func catalogFields(t *table, backups, undecided int, problem string) {
+	if problem != "" {
+		t.field("catalog", "DOWN: "+problem)
+		return
+	}
+	t.field("backups", backups)
+	if undecided > 0 {
+		t.field("undecided", fmt.Sprintf("%d backups wait for the stores to say whether they were committed", undecided))
 	}
 }
 

@@ -229,3 +229,30 @@ func TestReader(t *testing.T) {
 		got.fault(t, 403)
 	}
 }
+
+// TestExplain: what the service's errors are to callers is said by its owner; the cause is
+// logged.
+func TestExplain(t *testing.T) {
+	s := newServer(t)
+	vol := s.newVolume(t, "alice", "db")
+	away := errors.New("postgres://secret is away")
+	o := s.options()
+	o.Explain = func(err error) error {
+		if errors.Is(err, away) {
+			return fmt.Errorf("%w (%w)", Unavailable("its database does not answer"), err)
+		}
+		return err
+	}
+	s.handler = New(o)
+	s.fail = fmt.Errorf("list volumes: %w", away)
+	if text := s.as(t, "alice", "", "GET", "/volumes/"+vol, "").fault(t, 503); text != "its database does not answer" {
+		t.Errorf("%q", text)
+	}
+	if !strings.Contains(s.log.String(), "list volumes: postgres://secret is away") {
+		t.Error("the cause was not logged")
+	}
+	s.fail = errors.New("odd")
+	if text := s.as(t, "alice", "", "GET", "/volumes/"+vol, "").fault(t, 500); text != internal {
+		t.Errorf("%q", text)
+	}
+}

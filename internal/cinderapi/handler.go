@@ -27,6 +27,9 @@ type Options struct {
 	// Authenticate says who makes a request. Its errors may carry the status to
 	// answer with, see [HTTPStatuser]; others mean 401.
 	Authenticate func(*http.Request) (identity.Caller, error)
+	// Explain makes an error of the service that is no fault one, if callers can be told
+	// more than that it failed, and returns all others as they are; nil explains none.
+	Explain func(error) error
 	// Logger gets a line per request; nil is none.
 	Logger *slog.Logger
 	// Public is the URL that clients reach the handler's root by, for links; "" is
@@ -105,6 +108,9 @@ func (a *api) answer(w http.ResponseWriter, r *http.Request, id string) {
 		c.log = c.log.With(slog.String("global_request_id", g))
 	}
 	ans, err := c.serve()
+	if err != nil && c.known && a.Explain != nil {
+		err = a.Explain(err)
+	}
 	if err != nil {
 		ans = c.refuse(r.Context(), err)
 	}
