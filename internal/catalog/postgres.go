@@ -17,7 +17,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -133,9 +132,7 @@ func openPostgres(cfg *pgx.ConnConfig) *Catalog {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = pgConnect
 	}
-	cfg.DialFunc = (&net.Dialer{Timeout: cfg.ConnectTimeout, Control: noticeSilence, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: pgSilence / 4, Interval: pgSilence / 4, Count: 3,
-	}}).DialContext
+	cfg.DialFunc = newDialer(cfg.ConnectTimeout).dial
 	ms := strconv.FormatInt(pgStatement.Milliseconds(), 10)
 	for name, value := range map[string]string{
 		"application_name": "cairn", "statement_timeout": ms,
@@ -152,7 +149,7 @@ func openPostgres(cfg *pgx.ConnConfig) *Catalog {
 		if err == nil {
 			// Nor is it to keep the sessions of a host that is gone for hours, and what they have locked.
 			_, err = conn.Exec(ctx, `SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false), set_config('tcp_keepalives_count', '3', false)
-				WHERE current_setting('tcp_keepalives_idle')::INTEGER > 30`)
+				WHERE CAST(current_setting('tcp_keepalives_idle') AS INTEGER) > 30`)
 		}
 		return err
 	}))
@@ -160,20 +157,6 @@ func openPostgres(cfg *pgx.ConnConfig) *Catalog {
 	db.SetMaxIdleConns(pgConnections)
 	db.SetConnMaxIdleTime(5 * time.Minute)
 	return &Catalog{db: db, d: postgresDialect, name: display(cfg)}
-}
-
-// noticeSilence has the kernel give a connection up when nothing that is sent on it is
-// acknowledged. A host whose network fails answers within a minute by that, and not
-// after one for each connection that it had.
-func noticeSilence(network, _ string, c syscall.RawConn) error {
-	if !strings.HasPrefix(network, "tcp") {
-		return nil
-	}
-	var err error
-	cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(pgSilence.Milliseconds()))
-	})
-	return errors.Join(cerr, err)
 }
 
 // explainPostgres makes an error of PostgreSQL one of ours.
