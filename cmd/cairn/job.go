@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -30,9 +31,13 @@ func listJobs(c *cli.Context, a *agent.Client) error {
 		return err
 	}
 	return emit(c, list(jobs), func(t *table) {
-		t.row("ID", "KIND", "STATE", "VOLUME", "DONE", "STARTED", "TOOK", "ERROR")
+		row := func(_ string, cells ...any) { t.row(cells...) }
+		if slices.ContainsFunc(jobs, func(j agent.Job) bool { return j.Host != "" }) { // several hosts share the catalog
+			row = func(host string, cells ...any) { t.row(slices.Insert(cells, 3, any(dash(host)))...) }
+		}
+		row("HOST", "ID", "KIND", "STATE", "VOLUME", "DONE", "STARTED", "TOOK", "ERROR")
 		for _, j := range jobs {
-			t.row(j.ID, j.Kind, j.State, dash(j.Volume), percent(j), dash(when(j.Started)), dash(elapsed(j)), j.Error)
+			row(j.Host, j.ID, j.Kind, j.State, dash(j.Volume), percent(j), dash(when(j.Started)), dash(elapsed(j)), j.Error)
 		}
 	})
 }
@@ -63,6 +68,7 @@ func emitJob(c *cli.Context, j agent.Job) error {
 		t.field("id", j.ID)
 		t.field("kind", j.Kind)
 		t.field("state", j.State)
+		t.field("host", j.Host)
 		t.field("error", j.Error)
 		t.field("code", j.Code)
 		t.field("volume", j.Volume)
