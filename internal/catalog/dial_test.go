@@ -14,8 +14,7 @@ import (
 func TestDialer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := errors.New("no route")
-		tried, takes := 0, 3*time.Second
-		var answer error = away
+		tried, takes, answer := 0, 3*time.Second, away
 		d := newDialer(0)
 		d.connect = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			tried++

@@ -266,8 +266,8 @@ func TestNoticesSilence(t *testing.T) {
 		var serr error
 		rerr = raw.Control(func(fd uintptr) {
 			for option, want := range map[int]int{unix.TCP_USER_TIMEOUT: 20_000, unix.TCP_KEEPIDLE: 5, unix.TCP_KEEPINTVL: 5, unix.TCP_KEEPCNT: 3} {
-				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
-					serr = errors.Join(serr, err, fmt.Errorf("option %d of the connection is %d, want %d", option, got, want))
+				if got, oerr := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); oerr != nil || got != want {
+					serr = errors.Join(serr, oerr, fmt.Errorf("option %d of the connection is %d, want %d", option, got, want))
 				}
 			}
 		})
