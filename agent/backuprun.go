@@ -96,6 +96,9 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 		if err != nil && err.Error() == perr.Error() {
 			return nil, perr // the same disk is full still
 		}
+		if outcome == repository.OutcomeCommitted {
+			return nil, fmt.Errorf("the backup is committed, and becomes available when that can be recorded: %w", perr)
+		}
 		return nil, errors.Join(err, perr)
 	}
 	if outcome == repository.OutcomeUnknown {

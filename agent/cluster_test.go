@@ -296,7 +296,7 @@ func TestCutOff(t *testing.T) {
 		}
 		pause(ctx, 200*time.Millisecond)
 	}
-	if x.Status != BackupError || x.Undecided || x.Host != "b" {
+	if x.Status != BackupError || x.Undecided || x.Host != "b" || !strings.Contains(x.FailReason, "nothing was heard of its host for 1m0s") {
 		t.Fatalf("%+v", x)
 	}
 	release()

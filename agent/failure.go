@@ -117,7 +117,7 @@ func asError(err error) *Error {
 	}
 	switch {
 	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone), errors.Is(err, catalog.ErrUnavailable),
-		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted):
+		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted), errors.Is(err, errLeft):
 		code = CodeUnavailable
 	case errors.Is(err, catalog.ErrNotFound), errors.Is(err, repository.ErrNotFound):
 		code = CodeNotFound

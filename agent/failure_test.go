@@ -31,6 +31,7 @@ func TestCodes(t *testing.T) {
 		{errFailed, CodeUnavailable},
 		{errStopping, CodeUnavailable},
 		{errInterrupted, CodeUnavailable},
+		{errLeft, CodeUnavailable},
 		{planeGone(ctx, io.ErrUnexpectedEOF), CodeUnavailable},
 		{planeGone(ctx, nbd.ESHUTDOWN), CodeUnavailable},
 		{planeGone(ctx, nbd.EIO), CodeInternal},

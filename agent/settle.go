@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"sync"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/catalog"
@@ -25,6 +23,9 @@ const (
 // errInterrupted is the end of jobs that a stopped agent left behind.
 var errInterrupted = errors.New("the agent was stopped or killed meanwhile: start the job again")
 
+// errLeft is the end of jobs of a host that is down, or only cut off.
+var errLeft = fmt.Errorf("nothing was heard of its host for %s, so that another one ended it: start the job again when that is back", catalog.DownAfter)
+
 // recover settles, before anything else, what the last agent left: no job
 // runs any more, so each record says what its end was. Stores that do not
 // answer now are asked again later.
@@ -41,12 +42,12 @@ func (s *server) recover(ctx context.Context) error {
 		if !s.own(b) { // its agent may run
 			continue
 		}
-		if err := s.recoverBackup(ctx, b); err != nil && !errors.Is(err, catalog.ErrTaken) {
+		if err := s.recoverBackup(ctx, b, errInterrupted); err != nil && !errors.Is(err, catalog.ErrTaken) {
 			return err
 		}
 	}
 	for _, j := range jobs {
-		if err := s.recoverJob(ctx, j, s.cat.PutJob); err != nil {
+		if err := s.recoverJob(ctx, j, errInterrupted, s.cat.PutJob); err != nil {
 			return err
 		}
 	}
@@ -62,23 +63,24 @@ func (s *server) recover(ctx context.Context) error {
 }
 
 // recoverBackup settles one record, of this host's or of one that is down, which may go
-// on all the same: what it records of the backup from then on is refused.
-func (s *server) recoverBackup(ctx context.Context, b Backup) error {
+// on all the same: what it records of the backup from then on is refused. Cause is the
+// end of one that was not committed.
+func (s *server) recoverBackup(ctx context.Context, b Backup, cause error) error {
 	host := b.Host
 	switch {
 	case b.Status == catalog.Restoring:
 		b.Status = catalog.Available
 		return s.cat.PutBackupOf(ctx, b, host)
 	case b.Status == catalog.Creating && b.Session == "":
-		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, errInterrupted.Error()
+		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, cause.Error()
 		return s.cat.PutBackupOf(ctx, b, host)
 	case b.Status == catalog.Creating || b.Undecided:
 		b.Status, b.Undecided = catalog.Failed, true
-		b.FailReason = orElse(b.FailReason, "the agent was stopped or killed meanwhile, and the stores have not said yet whether the backup was committed")
+		b.FailReason = orElse(b.FailReason, "its agent did not end it, and the stores have not said yet whether it was committed")
 		if err := s.cat.PutBackupOf(ctx, b, host); err != nil {
 			return err
 		}
-		if _, err := s.decide(ctx, b, errInterrupted); err != nil {
+		if _, err := s.decide(ctx, b, cause); err != nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "backup undecided", slog.String("backup", b.ID), slog.Any("error", err))
 		}
 	}
@@ -101,7 +103,7 @@ func (s *server) settleLeft(ctx context.Context) error {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a host is down that was making a backup", slog.String("host", b.Host), slog.String("backup", b.ID))
 			x, rerr := s.cat.Backup(ctx, b.ID)
 			if rerr == nil && x.Host == b.Host && x.Status == b.Status {
-				rerr = s.recoverBackup(ctx, x)
+				rerr = s.recoverBackup(ctx, x, errLeft)
 			}
 			if !errors.Is(rerr, catalog.ErrTaken) && !errors.Is(rerr, catalog.ErrNotFound) {
 				err = errors.Join(err, rerr)
@@ -110,16 +112,17 @@ func (s *server) settleLeft(ctx context.Context) error {
 	}
 	jobs, jerr := s.cat.JobsLeft(ctx)
 	for _, j := range jobs {
-		if rerr := s.recoverJob(ctx, j, s.cat.EndJob); !errors.Is(rerr, catalog.ErrNotFound) {
+		if rerr := s.recoverJob(ctx, j, errLeft, s.cat.EndJob); !errors.Is(rerr, catalog.ErrNotFound) {
 			jerr = errors.Join(jerr, rerr)
 		}
 	}
 	return errors.Join(err, jerr)
 }
 
-// recoverJob ends the record of a job that no longer runs.
-func (s *server) recoverJob(ctx context.Context, j Job, put func(context.Context, Job) error) error {
-	j.State, j.Error, j.Code = catalog.JobFailed, errInterrupted.Error(), string(CodeUnavailable)
+// recoverJob ends the record of a job that no longer runs, or is not to count any more: by
+// cause, unless its backup is there.
+func (s *server) recoverJob(ctx context.Context, j Job, cause error, put func(context.Context, Job) error) error {
+	j.State, j.Error, j.Code = catalog.JobFailed, cause.Error(), string(CodeUnavailable)
 	j.Finished, j.Progress.Phase = time.Now().UTC(), ""
 	switch j.Kind {
 	case catalog.BackupJob:
@@ -130,7 +133,7 @@ func (s *server) recoverJob(ctx context.Context, j Job, put func(context.Context
 		}
 	case catalog.RestoreJob:
 		if j.VolumeID != "" {
-			j.Error = fmt.Sprintf("the agent was stopped or killed meanwhile: volume %s holds a mixture of old and new; restore to it again", j.Target)
+			j.Error = joinSentences(cause.Error(), fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", j.Target))
 		}
 	}
 	return put(ctx, j)
@@ -324,62 +327,6 @@ func tidyOne(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, tidyAtMost)
 	defer cancel()
 	return f(ctx)
-}
-
-// lateRecords are records of backups whose job has ended, which could not be
-// written then: the disk was full.
-type lateRecords struct {
-	mu      sync.Mutex
-	backups map[string]Backup
-}
-
-func (l *lateRecords) keep(b Backup) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.backups == nil {
-		l.backups = map[string]Backup{}
-	}
-	l.backups[b.ID] = b
-}
-
-func (l *lateRecords) has(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, ok := l.backups[id]
-	return ok
-}
-
-// write writes them with put and forgets those that it took. Nobody waits for that who
-// asks what there is.
-func (l *lateRecords) write(put func(Backup) error) error {
-	l.mu.Lock()
-	late := maps.Clone(l.backups)
-	l.mu.Unlock()
-	var errs []error
-	for id, b := range late {
-		if err := put(b); err != nil {
-			errs = append(errs, err)
-			if errors.Is(err, catalog.ErrUnavailable) {
-				break // the others would only wait for it as well
-			}
-			continue
-		}
-		l.mu.Lock()
-		delete(l.backups, id)
-		l.mu.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// recordLate writes what could not be written when it happened.
-func (s *server) recordLate(ctx context.Context) error {
-	return errors.Join(s.jobs.record(ctx), s.late.write(func(b Backup) error {
-		err := s.cat.PutBackupOf(ctx, b, s.cat.Host())
-		if errors.Is(err, catalog.ErrTaken) { // another host has settled it
-			err = nil
-		}
-		return err
-	}))
 }
 
 // decideAll asks again about the backups that are undecided. Those that a job
