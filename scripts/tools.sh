@@ -11,7 +11,7 @@ strict=0
 # program:package
 wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
 mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd \
-openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone initdb:postgresql"
+openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone initdb:postgresql ip:iproute2"
 
 missing() {
 	# Debian has the programs of PostgreSQL in a folder of each version.

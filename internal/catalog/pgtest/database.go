@@ -58,7 +58,7 @@ func commonServer() (*Server, error) {
 	common.Lock()
 	defer common.Unlock()
 	if common.server == nil && common.err == nil {
-		common.server, common.err = newServer(context.Background(), false) // it outlives the test
+		common.server, common.err = newServer(context.Background(), Server{ip: loopback}) // it outlives the test
 	}
 	return common.server, common.err
 }

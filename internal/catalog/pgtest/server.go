@@ -1,5 +1,6 @@
 // Package pgtest runs a real PostgreSQL for tests: the programs of Debian's
-// package postgresql, on a folder and a loopback port of their own.
+// package postgresql, on a folder and a port of their own, of loopback unless the
+// test has a network for it.
 package pgtest
 
 import (
@@ -30,6 +31,7 @@ type Server struct {
 	Password string
 
 	programs, dir string
+	ip, network   string // where it listens; and who else is let in, with the password
 	safe          bool
 	as            *syscall.Credential // nil: this process's user
 	cmd           *exec.Cmd
@@ -44,7 +46,17 @@ var errMissing = errors.New("PostgreSQL is not installed: run scripts/tools.sh (
 // test is skipped; with CAIRN_CI=1 it fails.
 func New(tb testing.TB) *Server {
 	tb.Helper()
-	s, err := newServer(tb.Context(), true)
+	return NewAt(tb, loopback, "")
+}
+
+// loopback is where servers listen.
+const loopback = "127.0.0.1"
+
+// NewAt is New on another address of this machine, ip, to which the machines of network
+// connect, as in 198.51.100.0/24.
+func NewAt(tb testing.TB, ip, network string) *Server {
+	tb.Helper()
+	s, err := newServer(tb.Context(), Server{ip: ip, network: network, safe: true})
 	if err != nil {
 		missing(tb, err)
 	}
@@ -68,14 +80,15 @@ func missing(tb testing.TB, err error) {
 	tb.Fatal(err)
 }
 
-// newServer starts a server on an empty folder. One that is not safe acknowledges
-// before it has written, which is several times as fast.
-func newServer(ctx context.Context, safe bool) (s *Server, err error) {
-	programs, err := find()
-	if err != nil {
+// newServer starts a server on an empty folder, with the ip, network and safety of
+// like. One that is not safe acknowledges before it has written, which is several times
+// as fast.
+func newServer(ctx context.Context, like Server) (s *Server, err error) {
+	s = &like
+	if s.programs, err = find(); err != nil {
 		return nil, err
 	}
-	s = &Server{programs: programs, Password: rand.Text(), safe: safe}
+	s.Password = rand.Text()
 	if s.as, err = unprivileged(); err != nil {
 		return nil, err
 	}
@@ -95,7 +108,7 @@ func newServer(ctx context.Context, safe bool) (s *Server, err error) {
 	}
 	// A port that was free a moment ago may be taken: then another.
 	for range 5 {
-		if s.Addr, err = freePort(ctx); err != nil {
+		if s.Addr, err = freePort(ctx, s.ip); err != nil {
 			return nil, err
 		}
 		if err = s.start(ctx); err == nil {
@@ -159,7 +172,15 @@ func (s *Server) initialize(ctx context.Context) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	return nil
+	if s.network == "" {
+		return nil
+	}
+	hba, err := os.OpenFile(filepath.Join(s.dir, "data", "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(hba, "host all all %s scram-sha-256\n", s.network)
+	return errors.Join(err, hba.Close())
 }
 
 func (s *Server) attr() *syscall.SysProcAttr {
@@ -167,9 +188,9 @@ func (s *Server) attr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: s.as, Pdeathsig: syscall.SIGKILL}
 }
 
-func freePort(ctx context.Context) (string, error) {
+func freePort(ctx context.Context, ip string) (string, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {
 		return "", err
 	}
