@@ -3,5 +3,6 @@
 // over all files of a host at once (powerloss_test.go), and the budgets of time-
 // independent resources (budget_test.go), and the main job on S3 servers (s3_test.go), and
 // the stock OpenStack clients, with built-in users (openstack_test.go) and with those of a
-// real Keystone (keystone_test.go). It has no code of its own.
+// real Keystone (keystone_test.go), and several hosts on a network that fails
+// (hosts_test.go). It has no code of its own.
 package e2e

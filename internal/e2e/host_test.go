@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -28,6 +29,7 @@ type host struct {
 	dir      string
 	stores   []string
 	settings []string // of the agent, besides those that each has
+	within   []string // the command that runs another on this machine; none: it is this one
 
 	serve, agent *process
 	kills        atomic.Int64 // ends and starts of the data plane: odd while it is down
@@ -162,7 +164,8 @@ func (h *host) start(name string, args ...string) *process {
 	}
 	defer log.Close()
 	// Not CommandContext: the test kills the process itself, in its own time.
-	p := &process{cmd: exec.Command(h.bin, args...), done: make(chan struct{})}
+	args = slices.Concat(h.within, []string{h.bin}, args)
+	p := &process{cmd: exec.Command(args[0], args[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
 		h.t.Fatal(err)

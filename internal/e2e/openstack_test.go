@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ type cloud struct {
 	addr     string
 	rng      *rand.ChaCha8
 	session  *transcript
-	as       func(who string) []string // who somebody is, for a client's environment
+	as       func(who string) []string // who somebody is, for a client's environment; nil: one of the built-in users
 	database string                    // address of the catalog, with the password; empty: it is a file
 }
 
@@ -36,20 +37,7 @@ type cloud struct {
 func newCloud(t *testing.T, settings ...string) *cloud {
 	t.Helper()
 	c := emptyCloud(t, append([]string{"--read-limit", "4MiB", "--jobs", "1"}, settings...)...)
-	for _, who := range []string{"demo", "other", "admin"} {
-		c.operator("project", "create", who)
-		if err := os.WriteFile(c.path(who+".pw"), []byte(who+"-secret\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args := []string{"user", "create", who, "--project", who, "--password-file", c.path(who + ".pw")}
-		if who == "admin" {
-			args = append(args, "--admin")
-		}
-		c.operator(args...)
-	}
-	c.as = func(who string) []string {
-		return []string{"OS_AUTH_URL=http://" + c.addr + "/identity/v3", "OS_USERNAME=" + who, "OS_PASSWORD=" + who + "-secret", "OS_PROJECT_NAME=" + who}
-	}
+	c.addUsers("demo", "other", "admin")
 	c.startServe()
 	c.startAgent()
 	return c
@@ -69,18 +57,45 @@ func emptyCloud(t *testing.T, settings ...string) *cloud {
 	return c
 }
 
-// needClients skips a test where the stock clients are not installed.
+// needClients skips a test where the stock clients are not installed; with CAIRN_CI=1 it
+// fails.
 func needClients(t *testing.T) {
 	t.Helper()
 	for _, program := range []string{"cinder", "openstack"} {
 		if _, err := exec.LookPath(program); err != nil {
-			why := program + " is not installed: the Debian packages are python3-cinderclient and python3-openstackclient"
-			if os.Getenv("CAIRN_CI") == "1" {
-				t.Fatal(why)
-			}
-			t.Skip(why)
+			cannot(t, program+" is not installed: the Debian packages are python3-cinderclient and python3-openstackclient")
 		}
 	}
+}
+
+// cannot ends a test that this machine cannot run.
+func cannot(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CAIRN_CI") == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// addUsers makes users, each with a project of the same name. "admin" is one.
+func (c *cloud) addUsers(names ...string) {
+	c.t.Helper()
+	for _, who := range names {
+		c.operator("project", "create", who)
+		if err := os.WriteFile(c.path(who+".pw"), []byte(who+"-secret\n"), 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		args := []string{"user", "create", who, "--project", who, "--password-file", c.path(who + ".pw")}
+		if who == "admin" {
+			args = append(args, "--admin")
+		}
+		c.operator(args...)
+	}
+}
+
+// builtIn is one of those users, for a client's environment.
+func (c *cloud) builtIn(who string) []string {
+	return []string{"OS_AUTH_URL=http://" + c.addr + "/identity/v3", "OS_USERNAME=" + who, "OS_PASSWORD=" + who + "-secret", "OS_PROJECT_NAME=" + who}
 }
 
 // freeAddress is one that nobody listened on a moment ago.
@@ -134,9 +149,14 @@ func (c *cloud) client(who string, args ...string) (string, int) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	command := slices.Concat(c.within, args)
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	as := c.builtIn
+	if c.as != nil {
+		as = c.as
+	}
 	cmd.Env = append(append(os.Environ(),
-		"OS_IDENTITY_API_VERSION=3", "OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "COLUMNS=200", "LC_ALL=C.UTF-8"), c.as(who)...)
+		"OS_IDENTITY_API_VERSION=3", "OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "COLUMNS=200", "LC_ALL=C.UTF-8"), as(who)...)
 	return c.outcome(ctx, cmd)
 }
 
