@@ -115,7 +115,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 // put records how far the backup is, as long as no other host has settled it, which took
 // this one to be down: [catalog.ErrTaken], and the backup ends as that says.
 func (r *backupRun) put(ctx context.Context) error {
-	return r.cat.PutBackupOf(ctx, r.rec, r.cat.Host())
+	return r.cat.PutBackupOf(ctx, r.rec)
 }
 
 // settledElsewhere is the end of a job whose backup another host has settled: by the

@@ -63,7 +63,7 @@ func (s *server) recordLate(ctx context.Context) error {
 		return err
 	}
 	return s.late.write(func(b Backup) error {
-		err := s.cat.PutBackupOf(ctx, b, s.cat.Host())
+		err := s.cat.PutBackupOf(ctx, b)
 		if err != nil && !errors.Is(err, catalog.ErrTaken) { // that is: another host has settled it
 			return err
 		}

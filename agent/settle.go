@@ -66,18 +66,18 @@ func (s *server) recover(ctx context.Context) error {
 // on all the same: what it records of the backup from then on is refused. Cause is the
 // end of one that was not committed.
 func (s *server) recoverBackup(ctx context.Context, b Backup, cause error) error {
-	host := b.Host
+	was := b
 	switch {
 	case b.Status == catalog.Restoring:
 		b.Status = catalog.Available
-		return s.cat.PutBackupOf(ctx, b, host)
+		return s.cat.SettleBackup(ctx, b, was)
 	case b.Status == catalog.Creating && b.Session == "":
 		b.Status, b.Undecided, b.FailReason = catalog.Failed, false, cause.Error()
-		return s.cat.PutBackupOf(ctx, b, host)
+		return s.cat.SettleBackup(ctx, b, was)
 	case b.Status == catalog.Creating || b.Undecided:
 		b.Status, b.Undecided = catalog.Failed, true
 		b.FailReason = orElse(b.FailReason, "its agent did not end it, and the stores have not said yet whether it was committed")
-		if err := s.cat.PutBackupOf(ctx, b, host); err != nil {
+		if err := s.cat.SettleBackup(ctx, b, was); err != nil {
 			return err
 		}
 		if _, err := s.decide(ctx, b, cause); err != nil {
@@ -167,7 +167,7 @@ func (s *server) decide(ctx context.Context, b Backup, cause error) (Backup, err
 	if err != nil || !now.Undecided {
 		return now, err
 	}
-	if err := s.cat.PutBackupOf(ctx, b, now.Host); err != nil {
+	if err := s.cat.SettleBackup(ctx, b, now); err != nil {
 		return b, err
 	}
 	s.wakeTidy()

@@ -27,9 +27,22 @@ func (c *Catalog) PutBackup(ctx context.Context, b Backup) error {
 // ErrTaken says that another host has settled a backup, as it took this one to be down.
 var ErrTaken = errors.New("another host has settled it meanwhile, as this one was taken to be down")
 
-// PutBackupOf is PutBackup while host has the backup in hand, which is this host's from
-// then on: [ErrTaken] when another one has, or there is none any more.
-func (c *Catalog) PutBackupOf(ctx context.Context, b Backup, host string) error {
+// PutBackupOf is PutBackup by the job that makes a backup, as long as that is being made at
+// this host: [ErrTaken] when it was settled meanwhile, whoever has it now, or is not there
+// any more.
+func (c *Catalog) PutBackupOf(ctx context.Context, b Backup) error {
+	return c.putBackupIf(ctx, b, `host = ? AND status = ?`, c.host, Creating)
+}
+
+// SettleBackup is PutBackup by who settles what was left as it was then: [ErrTaken] when it
+// went on or was settled meanwhile, or its host is another one and up. It is this host's from then on.
+func (c *Catalog) SettleBackup(ctx context.Context, b, was Backup) error {
+	return c.putBackupIf(ctx, b, `host = ? AND status = ? AND session = ? AND undecided = ?
+		AND (host = ? OR host NOT IN (SELECT name FROM hosts WHERE beat > `+c.d.now+` - ?))`,
+		was.Host, was.Status, was.Session, was.Undecided, c.host, int64(DownAfter))
+}
+
+func (c *Catalog) putBackupIf(ctx context.Context, b Backup, where string, args ...any) error {
 	b.Host = c.host
 	v, err := b.values(c.host)
 	if err != nil {
@@ -37,7 +50,7 @@ func (c *Catalog) PutBackupOf(ctx context.Context, b Backup, host string) error 
 	}
 	return c.tx(ctx, "record backup "+b.ID, func(ctx context.Context, q conn) error {
 		// One that was deleted since must not come back.
-		n, err := q.exec(ctx, `UPDATE backups SET host = ? WHERE id = ? AND host = ?`, c.host, b.ID, host)
+		n, err := q.exec(ctx, `UPDATE backups SET host = ? WHERE id = ? AND `+where, append([]any{c.host, b.ID}, args...)...)
 		if err == nil && n == 0 {
 			err = ErrTaken
 		}

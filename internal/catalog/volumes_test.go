@@ -125,11 +125,11 @@ func TestPutBackupOf(t *testing.T) {
 			x := Backup{ID: "x", Status: Creating}
 			must(t, a.PutBackup(ctx, x))
 			x.Session = "s"
-			must(t, a.PutBackupOf(ctx, x, "a"))
+			must(t, a.PutBackupOf(ctx, x))
 			settled := x
-			settled.Status, settled.Host = Failed, "a"
-			must(t, b.PutBackupOf(ctx, settled, "a"))
-			for _, err := range []error{a.PutBackupOf(ctx, x, "a"), c.For("c").PutBackupOf(ctx, settled, "a")} {
+			x.Host, settled.Status = "a", Failed
+			must(t, b.SettleBackup(ctx, settled, x))
+			for _, err := range []error{a.PutBackupOf(ctx, x), c.For("c").SettleBackup(ctx, settled, x)} {
 				if !errors.Is(err, ErrTaken) {
 					t.Errorf("settled already: %v", err)
 				}
@@ -138,12 +138,55 @@ func TestPutBackupOf(t *testing.T) {
 				t.Errorf("%+v, %v", got, err)
 			}
 			must(t, c.RemoveBackup(ctx, "x"))
-			if err := b.PutBackupOf(ctx, x, "b"); !errors.Is(err, ErrTaken) {
+			if err := b.PutBackupOf(ctx, x); !errors.Is(err, ErrTaken) {
 				t.Errorf("deleted: %v", err)
 			}
 			if _, err := c.Backup(ctx, "x"); !errors.Is(err, ErrNotFound) {
 				t.Errorf("it is back: %v", err)
 			}
+		})
+	}
+}
+
+// Who settles what a host left that is down changes nothing that went on since it looked; and
+// the job's own late record nothing that was settled since, also when the backup is
+// its host's again.
+func TestSettleBackup(t *testing.T) {
+	for name, place := range databases {
+		t.Run(name, func(t *testing.T) {
+			c := openTest(t, place(t))
+			ctx := t.Context()
+			a, b := c.For("a"), c.For("b")
+			must(t, a.PutBackup(ctx, Backup{ID: "x", Status: Creating}))
+			was, err := b.Backup(ctx, "x") // b takes a to be down
+			must(t, err)
+			failed := was
+			failed.Status = Failed
+			refused := func(err error, want Status) {
+				t.Helper()
+				if got, gerr := c.Backup(ctx, "x"); !errors.Is(err, ErrTaken) || gerr != nil || got.Status != want || got.Session != "s" {
+					t.Errorf("%v; %+v, %v", err, got, gerr)
+				}
+			}
+			// a was cut off only, and goes on.
+			x := Backup{ID: "x", Status: Creating, Session: "s"}
+			must(t, a.PutBackupOf(ctx, x))
+			refused(b.SettleBackup(ctx, failed, was), Creating)
+			x.Undecided = true
+			must(t, a.PutBackupOf(ctx, x))
+			refused(b.SettleBackup(ctx, failed, was), Creating)
+			if was, err = b.Backup(ctx, "x"); err != nil {
+				t.Fatal(err)
+			}
+			must(t, a.BeatHost(ctx, Host{Name: "a", ID: "id"}))
+			refused(b.SettleBackup(ctx, failed, was), Creating) // it is up
+			done := x
+			done.Status, done.Undecided = Available, false
+			must(t, a.PutBackupOf(ctx, done))
+			refused(b.SettleBackup(ctx, failed, was), Available)
+			// It is being deleted at a, whose job knows only now how it had ended.
+			must(t, a.SetBackupStatus(ctx, "x", Available, Deleting))
+			refused(a.PutBackupOf(ctx, done), Deleting)
 		})
 	}
 }
