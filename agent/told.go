@@ -171,8 +171,10 @@ func (b *blockStorage) reserve(ctx context.Context, x catalog.Volume, begin func
 	if err := b.reserving(ctx, x); err != nil {
 		return fault(err, "")
 	}
-	err := begin()
-	b.hub.told.release(x.ID)
+	err := func() error {
+		defer b.hub.told.release(x.ID) // also if begin panics: nothing else would ever count it right again
+		return begin()
+	}()
 	// Whoever was told of a failure need not know that it is still counted for a moment.
 	if terr := b.tellVolumes(context.WithoutCancel(ctx)); terr != nil {
 		b.log.LogAttrs(ctx, slog.LevelWarn, "volumes not told to the catalog yet", slog.Any("error", terr))
