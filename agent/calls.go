@@ -122,10 +122,8 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 				return nil, err
 			}
 		}
-		if claimed {
-			if err := s.upHost(ctx, x.Host); err != nil {
-				return nil, err
-			}
+		if claimed && isUnavailable(s.upHost(ctx, x.Host)) {
+			return nil, notKnown()
 		}
 		select {
 		case <-heard:
@@ -134,7 +132,7 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 			if !claimed {
 				continue
 			}
-			return nil, cinderapi.Unavailable("The volume's host has the request and did not answer in time: look whether it was done before trying again.")
+			return nil, notKnown()
 		}
 	}
 }
@@ -148,10 +146,16 @@ func (s *server) withdraw(ctx context.Context, x catalog.Call) (claimed bool, er
 		return true, nil
 	}
 	if err != nil {
-		return false, err
+		s.log.LogAttrs(ctx, slog.LevelWarn, "call not taken back", slog.String("host", x.Host), slog.String("method", x.Method), slog.Any("error", err))
+		return false, notKnown()
 	}
 	s.log.LogAttrs(ctx, slog.LevelWarn, "host does not take calls", slog.String("host", x.Host), slog.String("method", x.Method))
 	return false, hostDown()
+}
+
+// notKnown is the answer when a host has a call, or may have it, and no answer came.
+func notKnown() error {
+	return cinderapi.Unavailable("The volume's host has the request and did not answer in time: look whether it was done before trying again.")
 }
 
 // hostDown is the answer for what is at a host that does not answer. Which that is, is the
