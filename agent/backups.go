@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -350,12 +351,34 @@ func (s *server) finishDelete(ctx context.Context, id string) error {
 	if err != nil && !errors.Is(err, repository.ErrNotFound) {
 		return fmt.Errorf("backup %s is not deleted yet, which will be tried again: %w", b.ID, err)
 	}
-	return s.forget(ctx, b)
+	err = s.forget(ctx, b)
+	if errors.Is(err, catalog.ErrNotFound) {
+		err = s.notDeleted(ctx, b)
+	}
+	return err
+}
+
+// notDeleted is for a backup that is being deleted no more when the stores have done it, as
+// this host was away for so long that another finished it: whoever took the backup out of
+// the trash since has it back.
+func (s *server) notDeleted(ctx context.Context, b Backup) error {
+	now, err := s.cat.Backup(ctx, b.ID)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil
+	}
+	if err != nil || now.Status != catalog.Available && now.Status != catalog.Restoring {
+		return err
+	}
+	s.log.LogAttrs(ctx, slog.LevelWarn, "a backup was undeleted while this host was deleting it", slog.String("backup", b.ID))
+	if _, err = s.repo.Undelete(ctx, now.Stored()); errors.Is(err, repository.ErrInvalid) {
+		return nil // it is not deleted
+	}
+	return err
 }
 
 // forget removes the record of a backup that is no more.
 func (s *server) forget(ctx context.Context, b Backup) error {
-	if err := s.cat.RemoveBackup(ctx, b.ID); err != nil {
+	if err := s.cat.RemoveBackupIn(ctx, b.ID, b.Status); err != nil {
 		return err
 	}
 	s.tell(ctx, eventDeleteEnd, b, nil)

@@ -140,6 +140,9 @@ func fault(err error, begin string) error {
 		}
 		return cinderapi.OverQuota("Requested backup exceeds allowed Backup gigabytes quota. Requested %dG, quota is %dG and %dG has been consumed.", q.Requested, q.Limit, q.Used)
 	}
+	if e, ok := errors.AsType[*elsewhereError](err); ok {
+		return cinderapi.Invalid("%sbackup %s is in use: try again later", begin, e.backup)
+	}
 	// Where sockets and stores are is nobody's business who is not on this machine.
 	switch {
 	case errors.Is(err, serve.ErrUnreachable):

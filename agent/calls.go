@@ -58,7 +58,7 @@ type asked struct {
 type called struct {
 	Result json.RawMessage  `json:"result,omitempty"`
 	Fault  *cinderapi.Fault `json:"fault,omitempty"`
-	Error  *Error           `json:"error,omitempty"`
+	Failed bool             `json:"failed,omitempty"` // by what is the host's own business, and in its log
 }
 
 // at does it at a host.
@@ -87,8 +87,8 @@ func (r remote[Q, A]) at(ctx context.Context, b *blockStorage, host string, q Q)
 	switch {
 	case got.Fault != nil:
 		return a, got.Fault
-	case got.Error != nil:
-		return a, got.Error
+	case got.Failed:
+		return a, fmt.Errorf("host %s failed at %s: its log says why", host, r.name)
 	}
 	if err := json.Unmarshal(got.Result, &a); err != nil {
 		return a, fmt.Errorf("answer of host %s to %s: %w", host, r.name, err)
@@ -102,6 +102,9 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 		return nil, err
 	}
 	if err := s.cat.OfferCall(ctx, x, callPatience); err != nil {
+		if back, berr := s.takeBack(ctx, x); !back { // it may be there, and may be claimed
+			return nil, errors.Join(notKnown(), err, berr)
+		}
 		return nil, err
 	}
 	tick := time.NewTicker(lookAgain)
@@ -118,9 +121,15 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 			return nil, err
 		}
 		if !claimed && (time.Since(offered) > callPatience || ctx.Err() != nil) {
-			if claimed, err = s.withdraw(ctx, x); err != nil {
-				return nil, err
+			back, berr := s.takeBack(ctx, x)
+			switch {
+			case berr != nil:
+				return nil, errors.Join(notKnown(), berr)
+			case back:
+				s.log.LogAttrs(ctx, slog.LevelWarn, "host does not take calls", slog.String("host", x.Host), slog.String("method", x.Method))
+				return nil, hostDown()
 			}
+			claimed = true
 		}
 		if claimed && isUnavailable(s.upHost(ctx, x.Host)) {
 			return nil, notKnown()
@@ -137,20 +146,15 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 	}
 }
 
-// withdraw takes a call back that nobody claims; it is claimed otherwise.
-func (s *server) withdraw(ctx context.Context, x catalog.Call) (claimed bool, err error) {
+// takeBack takes a call back, unless somebody has claimed it.
+func (s *server) takeBack(ctx context.Context, x catalog.Call) (back bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	err = s.cat.WithdrawCall(ctx, x.ID)
 	if errors.Is(err, catalog.ErrNotFound) {
-		return true, nil
+		return false, nil
 	}
-	if err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "call not taken back", slog.String("host", x.Host), slog.String("method", x.Method), slog.Any("error", err))
-		return false, notKnown()
-	}
-	s.log.LogAttrs(ctx, slog.LevelWarn, "host does not take calls", slog.String("host", x.Host), slog.String("method", x.Method))
-	return false, hostDown()
+	return err == nil, err
 }
 
 // notKnown is the answer when a host has a call, or may have it, and no answer came.
@@ -235,36 +239,35 @@ func (s *server) answer(ctx context.Context, x catalog.Call) {
 	defer cancel()
 	log := s.log.With(slog.String("call", x.ID), slog.String("method", x.Method), slog.String("from", x.From))
 	var q asked
-	got := called{}
-	if err := json.Unmarshal(x.Request, &q); err != nil {
-		got.Error = refuse(CodeInvalid, "the call of host %s cannot be read: %v", x.From, err)
-	} else {
-		if q.RequestID != "" {
-			ctx = cinderapi.WithRequestID(ctx, q.RequestID)
-		}
-		got = s.answerOf(ctx, x.Method, q.Ask, log)
+	if json.Unmarshal(x.Request, &q) == nil && q.RequestID != "" {
+		ctx = cinderapi.WithRequestID(ctx, q.RequestID)
 	}
+	got := s.answerOf(ctx, x, q.Ask, log)
 	// Whoever is answered may look at what all hosts have.
 	if err := s.tellVolumes(ctx); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "volumes not told to the catalog yet", slog.Any("error", err))
 	}
 	data, err := json.Marshal(got)
-	if err == nil {
-		err = s.cat.AnswerCall(ctx, x, data)
+	for err == nil { // it is done: whoever waits shall not have to guess
+		if err = s.cat.AnswerCall(ctx, x, data); !errors.Is(err, catalog.ErrUnavailable) || !pause(ctx, lookAgain) {
+			break
+		}
+		err = nil
 	}
 	log.LogAttrs(ctx, slog.LevelInfo, "call of another host", slog.Bool("refused", got.Result == nil), slog.Any("error", err))
 }
 
-func (s *server) answerOf(ctx context.Context, method string, ask json.RawMessage, log *slog.Logger) (got called) {
+func (s *server) answerOf(ctx context.Context, x catalog.Call, ask json.RawMessage, log *slog.Logger) (got called) {
 	defer func() {
 		if p := recover(); p != nil { // as of a request of HTTP: it ends the call, and not the agent
 			log.LogAttrs(ctx, slog.LevelError, "panic in a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			got = called{Error: &Error{Code: CodeInternal, Text: "the volume's host failed to do it"}}
+			got = called{Failed: true}
 		}
 	}()
-	do, ok := servedCalls[method]
-	if !ok {
-		return called{Error: refuse(CodeUnavailable, "the agent of host %s does not know %q: it is of another version", s.hub.host, clip(method))}
+	do, ok := servedCalls[x.Method]
+	if !ok || ask == nil {
+		log.LogAttrs(ctx, slog.LevelError, "a call that is not known: the agents are of different versions")
+		return called{Fault: cinderapi.Unavailable("Service cinder-volume could not be found: the volume's host is of another version.")}
 	}
 	result, err := do(s.hub.blockStorage(), ctx, ask)
 	if err == nil {
@@ -273,9 +276,9 @@ func (s *server) answerOf(ctx context.Context, method string, ask json.RawMessag
 			return called{Result: data}
 		}
 	}
-	if f, ok := errors.AsType[*cinderapi.Fault](err); ok {
+	if f, ok := errors.AsType[*cinderapi.Fault](explain(fault(err, ""))); ok {
 		return called{Fault: f}
 	}
 	log.LogAttrs(ctx, slog.LevelError, "call failed", slog.Any("error", err))
-	return called{Error: asError(err)}
+	return called{Failed: true}
 }

@@ -197,18 +197,21 @@ func (c cluster) record(ctx context.Context, kind, what, id string) (v catalog.V
 	return l[0], hosts[l[0].Host], nil
 }
 
-// hostOf is the host at which a volume or snapshot is worked on.
-func (c cluster) hostOf(ctx context.Context, kind, what, id string) (string, error) {
-	v, _, err := c.record(ctx, kind, what, id)
-	return v.Host, err
-}
-
-func (c cluster) volumeHost(ctx context.Context, id string) (string, error) {
+// volumeHost is the host at which a volume is worked on, and whose it is.
+func (c cluster) volumeHost(ctx context.Context, id string) (string, whose, error) {
 	return c.hostOf(ctx, catalog.VolumeKind, "Volume", id)
 }
 
-func (c cluster) snapshotHost(ctx context.Context, id string) (string, error) {
+func (c cluster) snapshotHost(ctx context.Context, id string) (string, whose, error) {
 	return c.hostOf(ctx, catalog.SnapshotKind, "Snapshot", id)
+}
+
+func (c cluster) hostOf(ctx context.Context, kind, what, id string) (string, whose, error) {
+	v, _, err := c.record(ctx, kind, what, id)
+	if v.Kind == "" || err != nil {
+		return v.Host, whose{}, err
+	}
+	return v.Host, whose{&v.Project}, nil
 }
 
 // place is the host for a new volume: this one, or, when it shall get no work or its data plane does

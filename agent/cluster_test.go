@@ -16,8 +16,14 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/catalog/pgtest"
+	"github.com/cairnbackup/cairn/internal/cinderapi"
 	"github.com/cairnbackup/cairn/internal/repository"
 )
+
+func isFault(err error, status int) bool {
+	f, ok := errors.AsType[*cinderapi.Fault](err)
+	return ok && f.Status == status
+}
 
 // age makes a host look as if it had not beaten for long.
 func age(t *testing.T, where, host string) {
@@ -140,6 +146,25 @@ func TestCluster(t *testing.T) {
 	release()
 
 	b.refused(400, "snapshot "+s, ann, "DELETE", "volumes/"+v, nil)
+
+	// It becomes somebody else's: nobody lets in whom it was, with what was told of it before.
+	if _, err = a.agent.AssignVolume(ctx, v, "b"); err != nil {
+		t.Fatal(err)
+	}
+	b.refused(404, "Volume "+v, ann, "GET", "volumes/"+v, nil)
+	b.get(bob, "volumes/"+v)
+	h := &hub{o: Options{Serve: a.serve}, host: "a"}
+	before := "a"
+	stale := &blockStorage{server: &server{hub: h, serve: a.serve}, host: "a"}
+	if _, err = remoteDeleteVolume.do(stale, ctx, askDelete{whose: whose{&before}, ID: v}); !isFault(err, 404) {
+		t.Errorf("deleted as whose it was: %v", err)
+	}
+	if _, err = remoteDeleteSnapshot.do(stale, ctx, askDelete{whose: whose{&before}, ID: s}); !isFault(err, 404) {
+		t.Errorf("its snapshot as well: %v", err)
+	}
+	if _, err = a.agent.AssignVolume(ctx, v, "a"); err != nil {
+		t.Fatal(err)
+	}
 	b.call(202, ann, "DELETE", "snapshots/"+s, nil)
 	b.becomes("snapshot", s, "gone")
 	b.call(202, ann, "DELETE", "volumes/"+v, nil)

@@ -19,103 +19,104 @@ func (c cluster) CreateVolume(ctx context.Context, by Caller, v cinderapi.NewVol
 
 // UpdateVolume changes a volume at its host.
 func (c cluster) UpdateVolume(ctx context.Context, id string, u cinderapi.Update) (cinderapi.Volume, error) {
-	host, err := c.volumeHost(ctx, id)
+	host, of, err := c.volumeHost(ctx, id)
 	if err != nil {
 		return cinderapi.Volume{}, err
 	}
-	return remoteUpdateVolume.at(ctx, c.blockStorage, host, askUpdate{id, u})
+	return remoteUpdateVolume.at(ctx, c.blockStorage, host, askUpdate{of, id, u})
 }
 
 // ExtendVolume enlarges a volume at its host.
 func (c cluster) ExtendVolume(ctx context.Context, id string, size int64) error {
-	host, err := c.volumeHost(ctx, id)
+	host, of, err := c.volumeHost(ctx, id)
 	if err == nil {
-		_, err = remoteExtendVolume.at(ctx, c.blockStorage, host, askSize{id, size})
+		_, err = remoteExtendVolume.at(ctx, c.blockStorage, host, askSize{of, id, size})
 	}
 	return err
 }
 
 // ResetVolume sets a volume's state at its host.
 func (c cluster) ResetVolume(ctx context.Context, id, status string) error {
-	host, err := c.volumeHost(ctx, id)
+	host, of, err := c.volumeHost(ctx, id)
 	if err == nil {
-		_, err = remoteResetVolume.at(ctx, c.blockStorage, host, askState{id, status})
+		_, err = remoteResetVolume.at(ctx, c.blockStorage, host, askState{of, id, status})
 	}
 	return err
 }
 
 // DeleteVolume deletes a volume at its host.
 func (c cluster) DeleteVolume(ctx context.Context, id string, force bool) error {
-	host, err := c.volumeHost(ctx, id)
+	host, of, err := c.volumeHost(ctx, id)
 	if err == nil {
-		_, err = remoteDeleteVolume.at(ctx, c.blockStorage, host, askDelete{id, force})
+		_, err = remoteDeleteVolume.at(ctx, c.blockStorage, host, askDelete{of, id, force})
 	}
 	return err
 }
 
 // CreateSnapshot takes a snapshot at the volume's host.
 func (c cluster) CreateSnapshot(ctx context.Context, by Caller, s cinderapi.NewSnapshot) (cinderapi.Snapshot, error) {
-	host, err := c.volumeHost(ctx, s.VolumeID)
+	host, of, err := c.volumeHost(ctx, s.VolumeID)
 	if err != nil {
 		return cinderapi.Snapshot{}, err
 	}
-	return remoteCreateSnapshot.at(ctx, c.blockStorage, host, askSnapshot{by, s})
+	return remoteCreateSnapshot.at(ctx, c.blockStorage, host, askSnapshot{of, by, s})
 }
 
 // UpdateSnapshot changes a snapshot at its host.
 func (c cluster) UpdateSnapshot(ctx context.Context, id string, u cinderapi.Update) (cinderapi.Snapshot, error) {
-	host, err := c.snapshotHost(ctx, id)
+	host, of, err := c.snapshotHost(ctx, id)
 	if err != nil {
 		return cinderapi.Snapshot{}, err
 	}
-	return remoteUpdateSnapshot.at(ctx, c.blockStorage, host, askUpdate{id, u})
+	return remoteUpdateSnapshot.at(ctx, c.blockStorage, host, askUpdate{of, id, u})
 }
 
 // ResetSnapshot sets a snapshot's state at its host.
 func (c cluster) ResetSnapshot(ctx context.Context, id, status string) error {
-	host, err := c.snapshotHost(ctx, id)
+	host, of, err := c.snapshotHost(ctx, id)
 	if err == nil {
-		_, err = remoteResetSnapshot.at(ctx, c.blockStorage, host, askState{id, status})
+		_, err = remoteResetSnapshot.at(ctx, c.blockStorage, host, askState{of, id, status})
 	}
 	return err
 }
 
 // DeleteSnapshot deletes a snapshot at its host.
 func (c cluster) DeleteSnapshot(ctx context.Context, id string) error {
-	host, err := c.snapshotHost(ctx, id)
+	host, of, err := c.snapshotHost(ctx, id)
 	if err == nil {
-		_, err = remoteDeleteSnapshot.at(ctx, c.blockStorage, host, askDelete{ID: id})
+		_, err = remoteDeleteSnapshot.at(ctx, c.blockStorage, host, askDelete{whose: of, ID: id})
 	}
 	return err
 }
 
 // CreateBackup begins a backup at the volume's host.
 func (c cluster) CreateBackup(ctx context.Context, by Caller, n cinderapi.NewBackup) (cinderapi.Backup, error) {
-	host, err := c.volumeHost(ctx, n.VolumeID)
+	host, of, err := c.volumeHost(ctx, n.VolumeID)
 	if err != nil {
 		return cinderapi.Backup{}, err
 	}
-	return remoteCreateBackup.at(ctx, c.blockStorage, host, askBackup{by, n})
+	return remoteCreateBackup.at(ctx, c.blockStorage, host, askBackup{of, by, n})
 }
 
 // Restore begins to restore: at the host of the volume, or, to a new one, at this host
 // if it takes any. Any host can read any backup.
 func (c cluster) Restore(ctx context.Context, by Caller, id string, to cinderapi.NewRestore) (cinderapi.Restoring, error) {
+	var of whose
 	host, err := c.place(ctx)
 	if to.VolumeID != "" {
-		host, err = c.volumeHost(ctx, to.VolumeID)
+		host, of, err = c.volumeHost(ctx, to.VolumeID)
 	}
 	if err != nil {
 		return cinderapi.Restoring{}, err
 	}
-	return remoteRestore.at(ctx, c.blockStorage, host, askRestore{by, id, to})
+	return remoteRestore.at(ctx, c.blockStorage, host, askRestore{of, by, id, to})
 }
 
 // DeleteBackup deletes a backup. One that is being made is canceled where that is.
 func (c cluster) DeleteBackup(ctx context.Context, id string, force bool) error {
 	host, err := c.maker(ctx, id)
 	if err == nil {
-		_, err = remoteDeleteBackup.at(ctx, c.blockStorage, host, askDelete{id, force})
+		_, err = remoteDeleteBackup.at(ctx, c.blockStorage, host, askDelete{ID: id, Force: force})
 	}
 	return err
 }
@@ -146,7 +147,7 @@ func (c cluster) ResetBackup(ctx context.Context, id, status string) error {
 			continue
 		}
 		asked[j.Host] = true
-		if _, rerr := remoteResetBackup.at(ctx, c.blockStorage, j.Host, askState{id, status}); rerr != nil {
+		if _, rerr := remoteResetBackup.at(ctx, c.blockStorage, j.Host, askState{ID: id, Status: status}); rerr != nil {
 			err = errors.Join(err, rerr)
 		}
 	}

@@ -118,6 +118,18 @@ func (s *server) settles(ctx context.Context) (func(Backup) bool, error) {
 	return func(b Backup) bool { return s.own(b) || !up[b.Host] }, nil
 }
 
+// elsewhereError is a refusal that names a host, for the operator.
+type elsewhereError struct {
+	backup  string
+	refusal *Error
+}
+
+// Error returns the sentence.
+func (e *elsewhereError) Error() string { return e.refusal.Text }
+
+// Unwrap returns the refusal.
+func (e *elsewhereError) Unwrap() error { return e.refusal }
+
 // unusedElsewhere refuses a backup that the agent of another host works on.
 func (s *server) unusedElsewhere(ctx context.Context, b Backup) error {
 	l, err := s.cat.JobsElsewhere(ctx, b.ID)
@@ -125,10 +137,10 @@ func (s *server) unusedElsewhere(ctx context.Context, b Backup) error {
 		return err
 	}
 	if len(l) > 0 {
-		return refuse(CodeBusy, "backup %s has a %s job (%s) at host %s: wait for it or cancel it there", b.ID, l[0].Kind, l[0].ID, l[0].Host)
+		return &elsewhereError{b.ID, refuse(CodeBusy, "backup %s has a %s job (%s) at host %s: wait for it or cancel it", b.ID, l[0].Kind, l[0].ID, l[0].Host)}
 	}
 	if b.Status == catalog.Creating && !s.own(b) {
-		return refuse(CodeBusy, "backup %s was being made at host %s, which is down: it is settled within a minute or so", b.ID, b.Host)
+		return &elsewhereError{b.ID, refuse(CodeBusy, "backup %s was being made at host %s, which is down: it is settled within a minute or so", b.ID, b.Host)}
 	}
 	return nil
 }
@@ -145,6 +157,9 @@ func (s *server) cancelJob(ctx context.Context, ref string) (Job, error) {
 	got, err := remoteCancelJob.at(ctx, s.hub.blockStorage(), j.Host, askJob{j.ID})
 	if isUnavailable(err) {
 		err = refuse(CodeUnavailable, "job %s is one of host %s, which does not answer: it is settled when that is back, or has been away for a minute", j.ID, j.Host)
+	}
+	if f, ok := errors.AsType[*cinderapi.Fault](err); ok {
+		err = refuse(CodeConflict, "%s", f.Message)
 	}
 	return got, err
 }

@@ -39,7 +39,11 @@ func (s *server) assignVolume(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.note(ctx, v.ID, func(n *volumeNotes) { n.Project, n.User, n.Updated = req.Project, "", time.Now().UTC() })
+	v, err = s.note(ctx, v.ID, func(n *volumeNotes) { n.Project, n.User, n.Updated = req.Project, "", time.Now().UTC() })
+	if err == nil { // other hosts must not show it to whom it was
+		err = s.tellVolumes(ctx)
+	}
+	return v, err
 }
 
 // quota shows what a project may have.

@@ -240,7 +240,14 @@ func (s *server) adopt(ctx context.Context) (int, error) {
 			continue
 		}
 		// The checkpoint, if the volume is still there and has it, is ours by its name.
-		if err := errors.Join(s.cat.PutBackup(ctx, known(x)), s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID})); err != nil {
+		added, err := s.cat.AddFound(ctx, known(x))
+		if err != nil {
+			return found, err
+		}
+		if !added { // another host was faster
+			continue
+		}
+		if err := s.cat.PutCheckpoint(ctx, catalog.Checkpoint{Name: x.ID, VolumeID: x.VolumeID, Backup: x.ID}); err != nil {
 			return found, err
 		}
 		if s.cat.Shared() { // another agent may have deleted it since it was listed, and its record before this one came

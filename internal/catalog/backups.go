@@ -139,6 +139,28 @@ func (c *Catalog) RemoveBackup(ctx context.Context, id string) error {
 	return c.exec(ctx, "forget backup "+id, `DELETE FROM backups WHERE id = ?`, id)
 }
 
+// RemoveBackupIn forgets a record that is in a state. It is [ErrNotFound] when it is not in
+// that (any more).
+func (c *Catalog) RemoveBackupIn(ctx context.Context, id string, status Status) error {
+	return c.one(ctx, "forget backup "+id, `DELETE FROM backups WHERE id = ? AND status = ?`, id, status)
+}
+
+// AddFound records a backup that was found in the repository, unless there is a record of
+// it: whoever made that knows better. False: there is one.
+func (c *Catalog) AddFound(ctx context.Context, b Backup) (bool, error) {
+	v, err := b.values(c.host)
+	if err != nil {
+		return false, fmt.Errorf("record backup %s: %w", b.ID, err)
+	}
+	err = c.one(ctx, "record backup "+b.ID, addFound, v...)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+var addFound = `INSERT INTO backups (` + backupColumns + `) VALUES (?` + strings.Repeat(", ?", strings.Count(backupColumns, ",")) + `) ON CONFLICT (id) DO NOTHING`
+
 // Backup returns the record of the backup with this ID.
 func (c *Catalog) Backup(ctx context.Context, id string) (Backup, error) {
 	l, err := c.backups(ctx, `WHERE id = ?`, id)

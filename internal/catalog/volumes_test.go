@@ -190,3 +190,32 @@ func TestSettleBackup(t *testing.T) {
 		})
 	}
 }
+
+// What was found in the repository is recorded once, and never over what somebody knows of
+// it; a record goes only from the state that it is in.
+func TestFoundAndGone(t *testing.T) {
+	for name, place := range databases {
+		t.Run(name, func(t *testing.T) {
+			c := openTest(t, place(t))
+			ctx := t.Context()
+			x := Backup{ID: "x", Status: Available, Metadata: map[string]string{"k": "v"}}
+			if added, err := c.For("a").AddFound(ctx, x); err != nil || !added {
+				t.Errorf("%v, %v", added, err)
+			}
+			must(t, c.For("a").SetBackupStatus(ctx, "x", Available, Deleting))
+			if added, err := c.For("b").AddFound(ctx, x); err != nil || added {
+				t.Errorf("over another's: %v, %v", added, err)
+			}
+			if got, err := c.Backup(ctx, "x"); err != nil || got.Status != Deleting || got.Host != "a" || got.Metadata["k"] != "v" {
+				t.Errorf("%+v, %v", got, err)
+			}
+			if err := c.RemoveBackupIn(ctx, "x", Failed); !errors.Is(err, ErrNotFound) {
+				t.Error(err)
+			}
+			must(t, c.RemoveBackupIn(ctx, "x", Deleting))
+			if err := c.RemoveBackupIn(ctx, "x", Deleting); !errors.Is(err, ErrNotFound) {
+				t.Error(err)
+			}
+		})
+	}
+}
