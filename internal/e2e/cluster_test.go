@@ -42,7 +42,7 @@ func newCluster(t *testing.T, settings ...[]string) *cluster {
 	needClients(t)
 	network := newLAN(t)
 	db := pgtest.NewAt(t, network.ip, network.network)
-	passwords(t, db)
+	catalog := catalogAt(t, db, "postgres")
 	c := &cluster{t: t, contents: map[string][]byte{}}
 	bin := cairnBinary(t)
 	for i, more := range settings {
@@ -51,7 +51,7 @@ func newCluster(t *testing.T, settings ...[]string) *cluster {
 		n.host.within = n.within()
 		n.settings = append([]string{
 			"--api-listen", n.addr, "--host", n.name, "--scrub", "0", "--no-serve",
-			"--catalog", fmt.Sprintf("postgres://%s@%s/postgres?sslmode=disable", pgtest.User, db.Addr),
+			"--catalog", catalog,
 		}, more...)
 		c.nodes = append(c.nodes, n)
 		if i == 0 {
@@ -76,18 +76,18 @@ func newCluster(t *testing.T, settings ...[]string) *cluster {
 	return c
 }
 
-// passwords has libpq's file of passwords name the server's.
-func passwords(t *testing.T, db *pgtest.Server) {
+// catalogAt is the address of a catalog, with the password in a file.
+func catalogAt(t *testing.T, db *pgtest.Server, database string) string {
 	t.Helper()
 	host, port, err := net.SplitHostPort(db.Addr)
 	name := filepath.Join(t.TempDir(), "pgpass")
 	if err == nil {
-		err = os.WriteFile(name, []byte(strings.Join([]string{host, port, "postgres", pgtest.User, db.Password}, ":")+"\n"), 0o600)
+		err = os.WriteFile(name, []byte(strings.Join([]string{host, port, database, pgtest.User, db.Password}, ":")+"\n"), 0o600)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PGPASSFILE", name)
+	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable&passfile=%s", pgtest.User, db.Addr, database, name)
 }
 
 // volume makes one with random content at its beginning, and returns its ID and that.

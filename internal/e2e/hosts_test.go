@@ -17,6 +17,7 @@ func TestHosts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("long: not with -short")
 	}
+	t.Parallel() // the clients spend most of their time in starting, and waiting
 	// Two reads slowly, so that much can happen meanwhile.
 	c := newCluster(t, []string{"--read-limit", "4MiB"}, []string{"--read-limit", "1MiB", "--jobs", "3"}, nil)
 	c.logIn("demo", "admin")

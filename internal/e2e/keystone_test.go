@@ -17,6 +17,7 @@ func TestKeystone(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a Keystone and many clients: not with -short")
 	}
+	t.Parallel() // the clients spend most of their time in starting, and waiting
 	c := newRegion(t)
 	volume, backup := c.backsUp(t)
 	t.Run("quota", c.setsQuota)

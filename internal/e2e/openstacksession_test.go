@@ -5,8 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,6 +30,7 @@ func TestOpenStackSession(t *testing.T) {
 	if testing.Short() {
 		t.Skip("long: not with -short")
 	}
+	t.Parallel() // the clients spend most of their time in starting, and waiting
 	newCloud(t).play(t)
 }
 
@@ -40,18 +39,10 @@ func TestOpenStackSessionPostgres(t *testing.T) {
 	if testing.Short() {
 		t.Skip("long: not with -short")
 	}
+	t.Parallel() // the clients spend most of their time in starting, and waiting
 	const database = "postgres"
 	db := pgtest.New(t)
-	host, port, err := net.SplitHostPort(db.Addr)
-	secrets := filepath.Join(t.TempDir(), "pgpass")
-	if err == nil {
-		err = os.WriteFile(secrets, []byte(strings.Join([]string{host, port, database, pgtest.User, db.Password}, ":")+"\n"), 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PGPASSFILE", secrets)
-	c := newCloud(t, "--catalog", fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", pgtest.User, db.Addr, database))
+	c := newCloud(t, "--catalog", catalogAt(t, db, database))
 	c.database = db.URL(database)
 	c.play(t)
 	if files, gerr := filepath.Glob(c.path("state", "catalog.db*")); gerr != nil || len(files) > 0 {
