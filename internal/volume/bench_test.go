@@ -111,3 +111,33 @@ func benchFirstWrites(b *testing.B, v *Volume) {
 		}
 	})
 }
+
+// BenchmarkOpenForWriting is what the first writer of a volume waits for.
+func BenchmarkOpenForWriting(b *testing.B) {
+	open := func(b *testing.B, v *Volume) {
+		b.Helper()
+		for b.Loop() {
+			must(b, v.OpenForWriting())
+			must(b, v.CloseForWriting())
+		}
+	}
+	b.Run("file", func(b *testing.B) { open(b, benchVolume(b)) })
+	b.Run("shared", func(b *testing.B) { // what a device or a file of several hosts takes more
+		v := benchVolume(b)
+		v.data.shared = true
+		open(b, v)
+	})
+	b.Run("shared/cached", func(b *testing.B) { // with 256 MiB to be dropped each time
+		v := benchVolume(b)
+		v.data.shared = true
+		p := make([]byte, benchSize)
+		for b.Loop() {
+			b.StopTimer()
+			_, err := v.ReadAt(p, 0)
+			must(b, err)
+			b.StartTimer()
+			must(b, v.OpenForWriting())
+			must(b, v.CloseForWriting())
+		}
+	})
+}

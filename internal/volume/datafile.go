@@ -20,6 +20,9 @@ type dataFile struct {
 	size  int64
 	info  fs.FileInfo
 	inode uint64 // 0 = not known
+
+	device bool
+	shared bool // other hosts may write to it
 }
 
 // openData opens and holds a data file or block device. flag is os.O_RDWR and more.
@@ -41,7 +44,7 @@ func openData(fsys vfs.FS, path string, device bool, flag int) (_ *dataFile, err
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	d := &dataFile{File: f}
+	d := &dataFile{File: f, device: device}
 	d.os, _ = vfs.OSFile(f)
 	if err := d.look(path, device); err != nil {
 		return nil, err
@@ -50,6 +53,9 @@ func openData(fsys vfs.FS, path string, device bool, flag int) (_ *dataFile, err
 		return nil, err
 	}
 	if d.os != nil {
+		if d.shared, err = otherHostsWrite(d.os, device); err != nil {
+			return nil, err
+		}
 		// Kernels that put file pages into large folios make a 4 KiB write into one several times dearer; this keeps folios small. It also turns
 		// read-ahead off, so sequential readers bring their own. A hint: its failure changes nothing.
 		_ = unix.Fadvise(int(d.os.Fd()), 0, 0, unix.FADV_RANDOM)

@@ -12,6 +12,12 @@ import (
 // loopDevice attaches a file of a size as a block device.
 func loopDevice(t *testing.T, size int64) string {
 	t.Helper()
+	return attach(t, image(t, size, 0, "boot"))
+}
+
+// attach attaches a file as a block device.
+func attach(t *testing.T, file string, options ...string) string {
+	t.Helper()
 	if _, err := exec.LookPath("losetup"); err != nil {
 		const needs = "needs losetup (Debian package mount)"
 		if os.Getenv("CAIRN_CI") == "1" {
@@ -19,8 +25,7 @@ func loopDevice(t *testing.T, size int64) string {
 		}
 		t.Skip(needs)
 	}
-	file := image(t, size, 0, "boot")
-	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "losetup", append(options, "--find", "--show", file)...).CombinedOutput()
 	if err != nil {
 		t.Skipf("needs the right to attach a loop device: %v: %s", err, out)
 	}

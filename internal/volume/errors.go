@@ -31,6 +31,8 @@ var (
 	ErrChanged = errors.New("the attributes have changed")
 	// ErrForeign: the attributes are another volume's, or were written by a release that knows more.
 	ErrForeign = errors.New("the attributes are not for this program")
+	// ErrStale: what another host wrote may be hidden by pages that cannot be dropped.
+	ErrStale = errors.New("the page cache may be older than the medium")
 	// ErrClosed: the volume is closed.
 	ErrClosed = errors.New("volume is closed")
 )

@@ -26,6 +26,8 @@ type SnapshotOptions struct {
 	Temporary bool
 	// Checkpoint, if not empty, is a further name of the position, kept when the snapshot is deleted.
 	Checkpoint string
+	// Fresh: no page that was cached before another host wrote is in the snapshot.
+	Fresh bool
 }
 
 // pending is a snapshot being taken.
@@ -127,6 +129,11 @@ func (p *pending) prepare() error {
 	v := p.v
 	if f := v.failed.Load(); f != nil {
 		return f.err
+	}
+	if p.o.Fresh {
+		if err := v.RefreshCache(); err != nil {
+			return err
+		}
 	}
 	old := v.snaps.set.Load()
 	if old == nil {

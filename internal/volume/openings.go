@@ -31,7 +31,8 @@ type openings struct {
 
 // OpenForWriting has to come before WriteAt, BeginWrite, Zero and Trim; Revert,
 // Extend and the trims that were put off see to it themselves. If nobody has the
-// volume open for writing it raises the count of openings, which is durable when
+// volume open for writing, what other hosts may have written is not hidden by the
+// page cache any more (ErrStale), and the count of openings is raised, which is durable when
 // nil is returned. After an error nothing may be written. It waits for disks, but
 // not for snapshots or other changes of the volume. The caller calls
 // CloseForWriting once for each nil.
@@ -41,6 +42,10 @@ func (v *Volume) OpenForWriting() error {
 	defer o.changing.Unlock()
 	if o.add(1) > 1 {
 		return nil
+	}
+	if err := v.refreshCache(); err != nil {
+		o.add(-1)
+		return fmt.Errorf("open volume %s for writing: %w", v.name, err)
 	}
 	if err := v.raiseOpenings(); err != nil {
 		o.add(-1)
@@ -58,6 +63,10 @@ func (v *Volume) CloseForWriting() error {
 	o.changing.Lock()
 	defer o.changing.Unlock()
 	if _, users := o.now(); users == 1 {
+		if v.data.shared {
+			// Before they are done, another host may have written there.
+			v.deferred.cancel(0, v.size.Load())
+		}
 		if err := v.syncData(); err != nil {
 			return err
 		}

@@ -29,7 +29,8 @@ func (v *Volume) Zero(off, n int64, punch bool) error {
 // the content stays (a trim promises nothing about it), nothing is marked, and
 // the block is punched when the last snapshot is gone, unless the guest wrote to
 // it meanwhile. Only whole blocks are put off; what is pending is forgotten when
-// the volume is closed.
+// the volume is closed, and of data that other hosts may have when the last
+// writer leaves.
 func (v *Volume) Trim(off, n int64) error {
 	if err := v.checkWrite(off, n); err != nil {
 		return err
