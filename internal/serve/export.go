@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -89,7 +90,8 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 }
 
 // connectWriter makes the device of a connection that was let in to write. By
-// then the volume is open for writing, and its epoch says so.
+// then the volume is open for writing, its epoch says so, and nothing that another
+// host wrote is hidden by the page cache.
 func (e *entry) connectWriter() (nbd.Device, error) {
 	v, err := e.live()
 	if err != nil {
@@ -98,6 +100,9 @@ func (e *entry) connectWriter() (nbd.Device, error) {
 	}
 	if err := v.OpenForWriting(); err != nil {
 		e.access.leaveWrite()
+		if errors.Is(err, volume.ErrStale) || errors.Is(err, volume.ErrFailed) {
+			return nil, fmt.Errorf("volume %s takes no writer: %w", e.title(), err)
+		}
 		return nil, fmt.Errorf("volume %[1]s takes no writer, because its new epoch cannot be recorded in %[2]s: mend that, and connect to export %[1]s%[3]s to read meanwhile: %[4]w",
 			e.title(), e.dir, readOnlyDoor, err)
 	}

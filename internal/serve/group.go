@@ -140,7 +140,7 @@ func (g *group) prepare(ctx context.Context, req CreateSnapshots, i int, id uuid
 		return err
 	}
 	title := e.title()
-	o := volume.SnapshotOptions{ID: id, Name: req.Name, Temporary: req.Temporary}
+	o := volume.SnapshotOptions{ID: id, Name: req.Name, Temporary: req.Temporary, Fresh: req.Fresh}
 	if len(req.Checkpoints) > 0 {
 		o.Checkpoint = req.Checkpoints[i]
 	}

@@ -131,6 +131,7 @@ func refusal(err error) *Error {
 		{volume.ErrInvalid, CodeInvalid},
 		{syscall.EFBIG, CodeInvalid},
 		{volume.ErrHeld, CodeBusy},
+		{volume.ErrStale, CodeBusy},
 		{volume.ErrExist, CodeConflict},
 		{volume.ErrForeign, CodeConflict},
 		{blockmap.ErrCheckpointExists, CodeConflict},

@@ -146,6 +146,9 @@ type CreateSnapshots struct {
 	// at the snapshot's position that outlives it ("" = none).
 	Checkpoints []string `json:"checkpoints,omitempty"`
 	Force       bool     `json:"force,omitempty"` // also when a volume is in use: crash-consistent
+	// Fresh: other hosts may have written to the volumes. What this host has cached
+	// of their data is dropped first, so that the snapshots have what the medium has.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // aliasCheckpoint is the body of a request for a checkpoint at a snapshot's

@@ -1,0 +1,92 @@
+package serve_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/nbd"
+)
+
+// lun returns two devices over one file that each have a page cache of their own, as
+// two hosts have of one LUN.
+func lun(t *testing.T, size int64) (here, there string) {
+	t.Helper()
+	losetup := tool(t, "losetup", "mount")
+	file := filepath.Join(t.TempDir(), "lun")
+	if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var l [2]string
+	for i := range l {
+		out, err := exec.CommandContext(t.Context(), losetup, "--direct-io=on", "--find", "--show", file).CombinedOutput()
+		if err != nil {
+			t.Skipf("needs the right to attach a loop device, and a temporary folder on a file system with direct I/O: %v: %s", err, out)
+		}
+		dev := strings.TrimSpace(string(out))
+		t.Cleanup(func() {
+			if detached, err := exec.Command(losetup, "--detach", dev).CombinedOutput(); err != nil {
+				t.Errorf("detach %s: %v: %s", dev, err, detached)
+			}
+		})
+		if dio := run(t, losetup, "--noheadings", "--output", "DIO", dev); strings.TrimSpace(dio) != "1" {
+			t.Skip("needs a temporary folder on a file system with direct I/O")
+		}
+		l[i] = dev
+	}
+	return l[0], l[1]
+}
+
+// Two hosts have one LUN, and a data plane each. A fresh snapshot and the next writer at
+// one of them see what was written at the other, also where the old content was read.
+func TestFreshContent(t *testing.T) {
+	here, there := lun(t, 2*mib)
+	a, b := start(t, options(t)), start(t, options(t))
+	v, err := a.CreateVolume(t.Context(), serve.CreateVolume{Name: "lun", Device: here})
+	must(t, err)
+	w, err := b.CreateVolume(t.Context(), serve.CreateVolume{Name: "lun", Device: there, ID: v.ID})
+	must(t, err)
+	readAll := func(uri string) []byte {
+		t.Helper()
+		c := dial(t, uri)
+		defer closeClient(t, c)
+		return read(t, c, 0, 2*mib)
+	}
+	put := func(p *plane, uri string, data []byte) {
+		t.Helper()
+		c := dial(t, uri)
+		write(t, c, data, 0)
+		closeClient(t, c) // who does not flush is not forgotten
+		p.settled(t, "lun")
+	}
+	content := make([]byte, 2*mib)
+	for round := range uint64(3) {
+		old := content
+		same(t, "the LUN at the beginning of a round", readAll(nbd.URI(v.Socket, "lun@ro")), old)
+		content = random(2*round+1, 2*mib)
+		put(b, w.URI, content)
+		same(t, "what is read without a look at the medium", readAll(nbd.URI(v.Socket, "lun@ro")), old)
+		s := a.snapshot(t, serve.CreateSnapshots{Volumes: []string{"lun"}, Name: "s", Temporary: true, Fresh: true})[0]
+		same(t, "a fresh snapshot", readAll(s.URI), content)
+		must(t, a.DeleteSnapshot(t.Context(), s.ID))
+
+		content = random(2*round+2, 2*mib)
+		put(b, w.URI, content)
+		same(t, "the volume for a new writer", readAll(v.URI), content)
+		a.settled(t, "lun")
+		copy(content, random(100+round, mib))
+		put(a, v.URI, content[:mib])
+		same(t, "the volume for a writer at the other host", readAll(w.URI), content)
+		b.settled(t, "lun")
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
