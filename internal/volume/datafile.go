@@ -46,10 +46,10 @@ func openData(fsys vfs.FS, path string, device bool, flag int) (_ *dataFile, err
 	}()
 	d := &dataFile{File: f, device: device}
 	d.os, _ = vfs.OSFile(f)
-	if err := d.look(path, device); err != nil {
+	if err = d.look(path, device); err != nil {
 		return nil, err
 	}
-	if err := d.hold(path, device); err != nil {
+	if err = d.hold(path, device); err != nil {
 		return nil, err
 	}
 	if d.os != nil {

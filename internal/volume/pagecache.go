@@ -142,6 +142,6 @@ func evictRange(p pages, off, n int64, until time.Time) error {
 		if time.Now().After(until) {
 			return fmt.Errorf("somebody uses the page at %d", off)
 		}
-		time.Sleep(pause)
+		<-time.After(pause)
 	}
 }

@@ -182,7 +182,7 @@ func TestLocalFileSystems(t *testing.T) {
 		unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true, 0x2fc12fc1: true,
 		int64(int32(-0x6edc97c2)): true, // btrfs, where the type is an int32
 		unix.NFS_SUPER_MAGIC:      false, unix.SMB2_SUPER_MAGIC: false, unix.CIFS_SUPER_MAGIC: false, unix.CEPH_SUPER_MAGIC: false, unix.FUSE_SUPER_MAGIC: false,
-		unix.OCFS2_SUPER_MAGIC: false, 0x01161970 /* GFS2 */ : false, 0x0bd00bd0 /* Lustre */ : false, unix.V9FS_MAGIC: false, 0x12345678: false,
+		unix.OCFS2_SUPER_MAGIC: false, 0x01161970 /* GFS2 */ : false, unix.V9FS_MAGIC: false, 0x12345678: false,
 	} {
 		if local(magic) != want {
 			t.Errorf("file system %#x: local is %v", magic, !want)
