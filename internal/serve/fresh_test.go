@@ -1,6 +1,7 @@
 package serve_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,5 +89,43 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A file that two hosts have, and whose locks reach both, is held by one data plane at a
+// time. The other has it by a reopen, once the first was stopped.
+func TestOneDataPlaneHoldsFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "disk.img")
+	must(t, os.WriteFile(file, random(8, mib), 0o600))
+	a, b := start(t, options(t)), start(t, options(t))
+	v, err := a.CreateVolume(t.Context(), serve.CreateVolume{Name: "db", File: file})
+	must(t, err)
+	there := serve.CreateVolume{Name: "db", File: file, ID: v.ID}
+	if _, err = b.CreateVolume(t.Context(), there); !errors.Is(err, serve.ErrBusy) {
+		t.Fatalf("made at the other: %v", err)
+	}
+	must(t, a.stop())
+	_, err = b.CreateVolume(t.Context(), there)
+	must(t, err)
+	b.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}, Name: "s"})
+	must(t, b.stop())
+	a = start(t, a.o)
+	c := dial(t, v.URI)
+	write(t, c, random(9, block), 0)
+	closeClient(t, c)
+	b = start(t, b.o)
+	got, err := b.Volume(t.Context(), "db")
+	if err != nil || got.Status != serve.StatusError || !strings.Contains(got.Error, "in use by another process") {
+		t.Fatalf("held by the other: %+v, %v", got, err)
+	}
+	if _, err = b.ReopenVolume(t.Context(), "db"); err == nil {
+		t.Fatal("both hold it")
+	}
+	must(t, a.stop())
+	if got, err = b.ReopenVolume(t.Context(), "db"); err != nil || got.Status != serve.StatusAvailable {
+		t.Fatalf("the other was stopped: %+v, %v", got, err)
+	}
+	if s, err := b.Snapshot(t.Context(), "db@s"); err != nil || s.Status != serve.StatusBroken {
+		t.Errorf("a snapshot of before the other wrote: %+v, %v", s, err)
 	}
 }
