@@ -167,8 +167,8 @@ func (r *backupRun) begin(ctx context.Context) error {
 		return err
 	}
 	if r.req.Snapshot == "" {
-		if ierr := mayBackUp(r.vol, r.req.Force); ierr != nil {
-			return ierr
+		if r.vol, err = r.mayBackUp(ctx, r.vol, r.req.Force); err != nil {
+			return err
 		}
 	}
 	if r.rec.SnapshotID != "" {
@@ -222,6 +222,7 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	}
 	l, err := r.serve.CreateSnapshots(ctx, serve.CreateSnapshots{
 		Volumes: []string{r.vol.ID}, Name: tempSnapshot(r.rec.ID), Temporary: true, Checkpoints: []string{r.rec.ID}, Force: r.req.Force,
+		Fresh: len(r.others) > 0,
 	})
 	if err != nil {
 		return err

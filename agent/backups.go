@@ -99,8 +99,8 @@ func (s *server) submitBackup(ctx context.Context, req newBackup) (Job, error) {
 			return Job{}, err
 		}
 		rec.SnapshotID, rec.Size, rec.DataTime = snap.ID, snap.Size, snap.Created
-	} else if ierr := mayBackUp(vol, req.Force); ierr != nil {
-		return Job{}, ierr
+	} else if vol, err = s.mayBackUp(ctx, vol, req.Force); err != nil {
+		return Job{}, err
 	}
 	if _, ierr := s.chooseParent(ctx, vol, snap, req); ierr != nil {
 		return Job{}, ierr
@@ -160,17 +160,6 @@ func mayRead(b Backup, done string) error {
 		return nil
 	}
 	return refuse(CodeConflict, "backup %s cannot be %s, as it is not available but in the state %q%s", b.ID, done, b.Status, inBrackets(b.FailReason))
-}
-
-// mayBackUp refuses a volume that cannot be backed up as it is.
-func mayBackUp(vol Volume, force bool) error {
-	if vol.Status == "error" {
-		return refuse(CodeConflict, "volume %s cannot be backed up, as it cannot be read: %s", vol.Name, vol.Error)
-	}
-	if vol.InUse && !force {
-		return refuse(CodeBusy, "Backing up an in-use volume must use the force flag: %s is used by %s, and its backup will be as after a power failure; or back up a snapshot.", vol.Name, orElse(vol.Writer, "a client"))
-	}
-	return nil
 }
 
 func orElse(s, other string) string {

@@ -103,7 +103,7 @@ func (b *blockStorage) CreateSnapshot(ctx context.Context, by Caller, req cinder
 }
 
 func (b *blockStorage) takeSnapshot(ctx context.Context, by Caller, v Volume, id string, req cinderapi.NewSnapshot) (cinderapi.Snapshot, error) {
-	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, IDs: []string{id}, Force: req.Force})
+	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, IDs: []string{id}, Force: req.Force, Fresh: b.freshly(ctx, v.ID)})
 	if err != nil {
 		return cinderapi.Snapshot{}, fault(err, "Invalid volume: ")
 	}

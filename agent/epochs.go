@@ -78,6 +78,17 @@ func (s *server) elsewhere(ctx context.Context, volumeID string) (sights, error)
 	return out, nil
 }
 
+// freshly tells whether a snapshot has to be fresh: another host may have written to the
+// volume, or the catalog does not say.
+func (s *server) freshly(ctx context.Context, volumeID string) bool {
+	own := s.hub.servers[0]
+	if !own.cat.Shared() {
+		return false
+	}
+	l, err := own.cat.VolumeAt(ctx, volumeID)
+	return err != nil || slices.ContainsFunc(l, func(v catalog.Volume) bool { return v.Host != s.hub.host })
+}
+
 // difference is why it is not sure that a host did not write between two looks.
 type difference struct {
 	host, why string

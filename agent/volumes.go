@@ -146,6 +146,12 @@ func (s *server) createSnapshots(ctx context.Context, r request) (any, error) {
 			return nil, err
 		}
 	}
+	for _, ref := range req.Volumes {
+		// One that there is not is refused by the data plane.
+		if v, err := s.serve.Volume(ctx, ref); err == nil {
+			req.Fresh = req.Fresh || s.freshly(ctx, v.ID)
+		}
+	}
 	return list(s.serve.CreateSnapshots(ctx, req))
 }
 
