@@ -35,7 +35,7 @@ type remote[Q, A any] struct {
 	do   func(b *blockStorage, ctx context.Context, q Q) (A, error)
 }
 
-// served is a remote as a host is asked for it.
+// servedCall is a remote as a host is asked for it.
 type servedCall func(b *blockStorage, ctx context.Context, request json.RawMessage) (any, error)
 
 func (r remote[Q, A]) serve() (string, servedCall) {
@@ -215,7 +215,7 @@ func (s *server) answerCalls(ctx context.Context) {
 			if more = ok && err == nil; more {
 				group.Go(func() {
 					defer func() { <-slots }()
-					s.answer(context.WithoutCancel(ctx), x)
+					s.answer(ctx, x)
 				})
 				continue
 			}
@@ -233,38 +233,46 @@ func (s *server) answerCalls(ctx context.Context) {
 	}
 }
 
-// answer does one call and answers it.
+// answer does one call and answers it. An agent that stops lets it go on for as long as
+// requests of the API.
 func (s *server) answer(ctx context.Context, x catalog.Call) {
-	ctx, cancel := context.WithTimeout(ctx, apiWorkTimeout)
-	defer cancel()
 	log := s.log.With(slog.String("call", x.ID), slog.String("method", x.Method), slog.String("from", x.From))
 	var q asked
 	if json.Unmarshal(x.Request, &q) == nil && q.RequestID != "" {
 		ctx = cinderapi.WithRequestID(ctx, q.RequestID)
 	}
-	got := s.answerOf(ctx, x, q.Ask, log)
+	work, end := context.WithTimeout(context.WithoutCancel(ctx), apiWorkTimeout)
+	defer end()
+	defer context.AfterFunc(ctx, func() {
+		if pause(work, stopTimeout) {
+			end()
+		}
+	})()
+	got := s.answerOf(work, x.Method, q.Ask, log)
+	last, cancel := context.WithTimeout(context.WithoutCancel(work), cleanTimeout)
+	defer cancel()
 	// Whoever is answered may look at what all hosts have.
-	if err := s.tellVolumes(ctx); err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "volumes not told to the catalog yet", slog.Any("error", err))
+	if err := s.tellVolumes(last); err != nil {
+		log.LogAttrs(last, slog.LevelWarn, "volumes not told to the catalog yet", slog.Any("error", err))
 	}
 	data, err := json.Marshal(got)
 	for err == nil { // it is done: whoever waits shall not have to guess
-		if err = s.cat.AnswerCall(ctx, x, data); !errors.Is(err, catalog.ErrUnavailable) || !pause(ctx, lookAgain) {
+		if err = s.cat.AnswerCall(last, x, data); !errors.Is(err, catalog.ErrUnavailable) || !pause(last, lookAgain) {
 			break
 		}
 		err = nil
 	}
-	log.LogAttrs(ctx, slog.LevelInfo, "call of another host", slog.Bool("refused", got.Result == nil), slog.Any("error", err))
+	log.LogAttrs(last, slog.LevelInfo, "call of another host", slog.Bool("refused", got.Result == nil), slog.Any("error", err))
 }
 
-func (s *server) answerOf(ctx context.Context, x catalog.Call, ask json.RawMessage, log *slog.Logger) (got called) {
+func (s *server) answerOf(ctx context.Context, method string, ask json.RawMessage, log *slog.Logger) (got called) {
 	defer func() {
 		if p := recover(); p != nil { // as of a request of HTTP: it ends the call, and not the agent
 			log.LogAttrs(ctx, slog.LevelError, "panic in a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 			got = called{Failed: true}
 		}
 	}()
-	do, ok := servedCalls[x.Method]
+	do, ok := servedCalls[method]
 	if !ok || ask == nil {
 		log.LogAttrs(ctx, slog.LevelError, "a call that is not known: the agents are of different versions")
 		return called{Fault: cinderapi.Unavailable("Service cinder-volume could not be found: the volume's host is of another version.")}
