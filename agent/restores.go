@@ -73,7 +73,7 @@ func (s *server) submitRestore(ctx context.Context, req Restore, b Backup) (Job,
 	}
 	queued, err := s.jobs.submit(ctx, j, func(ctx context.Context, t *task) (any, error) { return s.runRestore(ctx, t, req, b) })
 	if err != nil {
-		return Job{}, errors.Join(err, s.notRestoring(context.WithoutCancel(ctx), b.ID, ""))
+		return Job{}, errors.Join(err, s.notRestoring(context.WithoutCancel(ctx), b.ID))
 	}
 	return queued, nil
 }
@@ -96,7 +96,7 @@ func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup)
 		ended.FailReason = failure(ctx, err).Text
 	}
 	s.tell(clean, eventRestoreEnd, ended, target)
-	nerr := s.notRestoring(clean, b.ID, t.id())
+	var nerr error
 	if req.Volume != "" {
 		state := ""
 		switch {
@@ -106,8 +106,9 @@ func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup)
 		default:
 			state = noteErrorRestore
 		}
-		nerr = errors.Join(nerr, s.restoreEnded(clean, t.volumeID(), b, res, state))
+		nerr = s.restoreEnded(clean, t.volumeID(), b, res, state)
 	}
+	nerr = errors.Join(nerr, s.leaveRestored(clean, t, b.ID))
 	if nerr != nil {
 		s.log.LogAttrs(clean, slog.LevelError, "end of a restore not recorded", slog.String("backup", b.ID), slog.Any("error", nerr))
 	}
@@ -292,16 +293,22 @@ func (s *server) tidyRestoring(ctx context.Context) error {
 	l, err := s.cat.BackupsListed(ctx, "")
 	for _, b := range l {
 		if b.Status == catalog.Restoring && mine(b) {
-			err = errors.Join(err, s.notRestoring(ctx, b.ID, ""))
+			err = errors.Join(err, s.notRestoring(ctx, b.ID))
 		}
 	}
 	return err
 }
 
-// notRestoring makes a backup available again when the job that ends was the
-// last that restored it.
-func (s *server) notRestoring(ctx context.Context, backup, job string) error {
-	if _, busy := s.jobs.using(func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == backup && j.ID != job }); busy {
+// leaveRestored is the end of a job's use of a backup. Of two that leave it at the same time the
+// later one finds that the other has.
+func (s *server) leaveRestored(ctx context.Context, t *task, backup string) error {
+	t.update(func(j *Job) { j.Left = true })
+	return s.notRestoring(ctx, backup)
+}
+
+// notRestoring makes a backup available again when no job restores it any more.
+func (s *server) notRestoring(ctx context.Context, backup string) error {
+	if _, busy := s.jobs.using(func(j Job) bool { return j.Kind == catalog.RestoreJob && j.Backup == backup && !j.Left }); busy {
 		return nil
 	}
 	if busy, err := s.restoredElsewhere(ctx, backup); busy || err != nil {
