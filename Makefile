@@ -29,8 +29,11 @@ tools: ## the Debian packages and the S3 servers that the tests drive
 test: tools build ## all tests; what is skipped is named at the end
 	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 25m ./...
 
+# One step after the other, at each store call in turn: nothing for the race detector that other tests have not.
+IN_TURN = ^Test(.*KilledAtAnyCall|(GiveUp|Prune|Replace|Rotate)Killed|CrashAtEveryCall|PruneAgainst|(Replace|Writer)AgainstPrune|RetentionModel|IndexOf10TiB|CheckInParts|NextBackupHeals)$$
+
 race: ## the tests under the race detector, without the long ones
-	$(GO) test -race -short -count=1 -timeout 30m $$($(GO) list ./... | grep -v '/internal/protocol$$') # the model has no goroutines
+	$(GO) test -race -short -count=1 -timeout 30m -skip '$(IN_TURN)' $$($(GO) list ./... | grep -v '/internal/protocol$$') # the model has no goroutines
 
 lint: $(CACHE)/bin/golangci-lint ## vet, golangci-lint
 	$(GO) vet ./...
