@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 )
 
 // descriptors is how many files this process has open.
@@ -45,7 +47,7 @@ func TestConnectionsThatAreLeft(t *testing.T) {
 	const many, slack = 1000, 20
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 3*many {
-		t.Skipf("%d descriptors are too few for the test: %v", limit.Cur, err)
+		needs.Missing(t, "%d descriptors are too few for the test: %v", limit.Cur, err)
 	}
 	r := apiRig(t, nil)
 	r.get(ann, "volumes")

@@ -4,11 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 
 	"github.com/google/uuid"
 
@@ -16,37 +17,6 @@ import (
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
-
-// loopDevices attaches one file twice. Each device has a page cache of its own, as each
-// host has of a LUN.
-func loopDevices(t *testing.T, file string) (l [2]string) {
-	t.Helper()
-	losetup, err := exec.LookPath("losetup")
-	if err != nil {
-		const needs = "needs losetup (Debian package mount)"
-		if os.Getenv("CAIRN_CI") == "1" {
-			t.Fatal(needs)
-		}
-		t.Skip(needs)
-	}
-	for i := range l {
-		out, err := exec.CommandContext(t.Context(), losetup, "--direct-io=on", "--find", "--show", file).CombinedOutput()
-		if err != nil {
-			t.Skipf("needs the right to attach a loop device, and a temporary folder on a file system with direct I/O: %v: %s", err, out)
-		}
-		dev := strings.TrimSpace(string(out))
-		t.Cleanup(func() {
-			if detached, err := exec.Command(losetup, "--detach", dev).CombinedOutput(); err != nil {
-				t.Errorf("detach %s: %v: %s", dev, err, detached)
-			}
-		})
-		if dio, err := exec.CommandContext(t.Context(), losetup, "--noheadings", "--output", "DIO", dev).CombinedOutput(); err != nil || strings.TrimSpace(string(dio)) != "1" {
-			t.Skipf("needs a temporary folder on a file system with direct I/O: %v: %s", err, dio)
-		}
-		l[i] = dev
-	}
-	return l
-}
 
 // TestOneLUN: two hosts have one LUN. Whatever one of them had cached, its backups have
 // what the other wrote, and a restore to the LUN leaves nothing of it.
@@ -57,14 +27,14 @@ func TestOneLUN(t *testing.T) {
 	if err := os.WriteFile(file, shadow, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	devices := loopDevices(t, file)
+	here, there := needs.LUN(t, file)
 	where := pgtest.Database(t)
 	a := hostRig(t, where, "a", nil)
 	b := hostRig(t, where, "b", a)
 	ctx, id := t.Context(), uuid.NewString()
 	var vols [2]Volume
 	for i, r := range []*rig{a, b} {
-		v, err := r.serve.CreateVolume(ctx, serve.CreateVolume{ID: id, Name: "web", Device: devices[i]})
+		v, err := r.serve.CreateVolume(ctx, serve.CreateVolume{ID: id, Name: "web", Device: []string{here, there}[i]})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,22 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// tool returns the path of a program that a test needs.
-func tool(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	text := "needs " + name + " (Debian package " + pkg + ")"
-	if os.Getenv("CAIRN_CI") == "1" {
-		t.Fatal(text)
-	}
-	t.Skip(text)
-	return ""
-}
+	"github.com/cairnbackup/cairn/internal/needs"
+)
 
 // run runs a program that must succeed, and returns what it said.
 func run(t *testing.T, name string, args ...string) string {
@@ -114,7 +101,7 @@ func content(t *testing.T, d Device) []byte {
 }
 
 func TestInteropLibnbd(t *testing.T) {
-	nbdinfo, nbdcopy := tool(t, "nbdinfo", "libnbd-bin"), tool(t, "nbdcopy", "libnbd-bin")
+	nbdinfo, nbdcopy := needs.Tool(t, "nbdinfo", "libnbd-bin"), needs.Tool(t, "nbdcopy", "libnbd-bin")
 	const size = 32<<20 + 512
 	interop(t, size, func(t *testing.T, uri, ro string, d Device) {
 		t.Helper()
@@ -147,7 +134,7 @@ func TestInteropLibnbd(t *testing.T) {
 }
 
 func TestInteropQemu(t *testing.T) {
-	img, io := tool(t, "qemu-img", "qemu-utils"), tool(t, "qemu-io", "qemu-utils")
+	img, io := needs.Tool(t, "qemu-img", "qemu-utils"), needs.Tool(t, "qemu-io", "qemu-utils")
 	const size = 32 << 20
 	interop(t, size, func(t *testing.T, uri, ro string, d Device) {
 		t.Helper()
@@ -175,7 +162,7 @@ func TestInteropQemu(t *testing.T) {
 }
 
 func TestInteropFio(t *testing.T) {
-	fio := tool(t, "fio", "fio")
+	fio := needs.Tool(t, "fio", "fio")
 	interop(t, 32<<20, func(t *testing.T, uri, _ string, _ Device) {
 		t.Helper()
 		run(t, fio, "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=512-256k", "--blockalign=512", "--size=32m",
@@ -189,7 +176,7 @@ func TestInteropFio(t *testing.T) {
 func TestInteropNbdsh(t *testing.T) {
 	const sh = "/usr/bin/nbdsh"
 	if _, err := os.Stat(sh); err != nil {
-		tool(t, "nbdsh", "python3-libnbd")
+		needs.Tool(t, "nbdsh", "python3-libnbd")
 	}
 	interop(t, 1<<20, func(t *testing.T, uri, ro string, _ Device) {
 		t.Helper()

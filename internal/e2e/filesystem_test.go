@@ -9,32 +9,18 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
-// tool returns the path of a program. Without it the test is skipped, in
-// continuous integration it fails.
-func tool(t *testing.T, name, debian string) string {
-	t.Helper()
-	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
-		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return p
-		}
-	}
-	if os.Getenv("CAIRN_CI") == "1" {
-		t.Fatalf("needs %s (Debian package %s)", name, debian)
-	}
-	t.Skipf("needs %s (Debian package %s)", name, debian)
-	return ""
-}
-
 // TestFileSystem backs up a real file system, in full and then incrementally,
 // loses two stores, and has other people's programs look at what comes back.
 func TestFileSystem(t *testing.T) {
-	mke2fs, e2fsck := tool(t, "mke2fs", "e2fsprogs"), tool(t, "e2fsck", "e2fsprogs")
-	debugfs := tool(t, "debugfs", "e2fsprogs")
-	nbdcopy, qemuImg := tool(t, "nbdcopy", "libnbd-bin"), tool(t, "qemu-img", "qemu-utils")
+	mke2fs, e2fsck := needs.Tool(t, "mke2fs", "e2fsprogs"), needs.Tool(t, "e2fsck", "e2fsprogs")
+	debugfs := needs.Tool(t, "debugfs", "e2fsprogs")
+	nbdcopy, qemuImg := needs.Tool(t, "nbdcopy", "libnbd-bin"), needs.Tool(t, "qemu-img", "qemu-utils")
 	h := newHost(t)
 	ctx := t.Context()
 	run := func(name string, args ...string) {

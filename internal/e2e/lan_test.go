@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -28,15 +30,13 @@ type lan struct {
 }
 
 // newLAN makes a network, which is removed when the test ends. Where namespaces cannot
-// be made the test is skipped.
+// be made the test ends.
 func newLAN(t *testing.T) *lan {
 	t.Helper()
-	if _, err := exec.LookPath("ip"); err != nil {
-		cannot(t, "ip is not installed: the Debian package is iproute2")
-	}
+	needs.Tool(t, "ip", "iproute2")
 	l := &lan{t: t, name: fmt.Sprintf("cairn%06x", rand.N(1<<24))}
 	if out, err := l.try("netns", "add", l.name); err != nil {
-		t.Skipf("namespaces of the network cannot be made here: %v: %s", err, out)
+		needs.Missing(t, "namespaces of the network cannot be made here: %v: %s", err, out)
 	}
 	l.run("netns", "del", l.name)
 	t.Cleanup(func() { l.run("link", "del", l.name) })

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cairnbackup/cairn/agent"
@@ -57,24 +59,11 @@ func emptyCloud(t *testing.T, settings ...string) *cloud {
 	return c
 }
 
-// needClients skips a test where the stock clients are not installed; with CAIRN_CI=1 it
-// fails.
+// needClients ends a test where the stock clients are not installed.
 func needClients(t *testing.T) {
 	t.Helper()
-	for _, program := range []string{"cinder", "openstack"} {
-		if _, err := exec.LookPath(program); err != nil {
-			cannot(t, program+" is not installed: the Debian packages are python3-cinderclient and python3-openstackclient")
-		}
-	}
-}
-
-// cannot ends a test that this machine cannot run.
-func cannot(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CAIRN_CI") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
+	needs.Tool(t, "cinder", "python3-cinderclient")
+	needs.Tool(t, "openstack", "python3-openstackclient")
 }
 
 // addUsers makes users, each with a project of the same name. "admin" is one.

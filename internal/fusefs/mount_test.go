@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -58,27 +60,12 @@ func needFuse(tb testing.TB) {
 	tb.Helper()
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		missing(tb, "needs /dev/fuse")
+		needs.Missing(tb, "needs /dev/fuse")
 	}
 	f.Close()
 	if os.Geteuid() != 0 {
-		needTool(tb, "fusermount3", "fuse3")
+		needs.Tool(tb, "fusermount3", "fuse3")
 	}
-}
-
-func needTool(tb testing.TB, name, pkg string) {
-	tb.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		missing(tb, fmt.Sprintf("needs %s (Debian package %s)", name, pkg))
-	}
-}
-
-func missing(tb testing.TB, what string) {
-	tb.Helper()
-	if os.Getenv("CAIRN_CI") == "1" {
-		tb.Fatal(what)
-	}
-	tb.Skip(what)
 }
 
 // mounted is a mount for the time of a test.
@@ -307,7 +294,7 @@ func TestLseek(t *testing.T) {
 }
 
 func TestSparseCopy(t *testing.T) {
-	needTool(t, "cp", "coreutils")
+	needs.Tool(t, "cp", "coreutils")
 	m := mount(t, one(sparse), nil)
 	dst := filepath.Join(t.TempDir(), "copy")
 	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", m.disk(), dst).CombinedOutput(); err != nil {
@@ -470,7 +457,7 @@ func TestDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("none", m.dir, "tmpfs", 0, "size=64k"); err != nil {
-		missing(t, fmt.Sprintf("needs a tmpfs: %v", err))
+		needs.Missing(t, "needs a tmpfs: %v", err)
 	}
 	m.cancel()
 	if err := <-m.done; err == nil || !strings.Contains(err.Error(), "detached") {
@@ -486,7 +473,7 @@ func TestDetached(t *testing.T) {
 }
 
 func TestFuserMount(t *testing.T) {
-	needTool(t, "fusermount3", "fuse3")
+	needs.Tool(t, "fusermount3", "fuse3")
 	m := mount(t, one(sparse), func(o *Options) { o.FuserMount = true })
 	got, err := os.ReadFile(m.disk())
 	if err != nil || !bytes.Equal(got, whole(sparse())) {
@@ -521,7 +508,7 @@ func TestRefusedMountPoints(t *testing.T) {
 func TestStaleMountPoint(t *testing.T) {
 	needFuse(t)
 	if os.Geteuid() != 0 {
-		missing(t, "needs root to fake a dead mount")
+		needs.Missing(t, "needs root to fake a dead mount")
 	}
 	dir := t.TempDir()
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)

@@ -6,30 +6,21 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 )
 
-// tool returns the path of a program that a test needs; without it the test is
-// skipped, but not where nothing may be.
-func tool(t *testing.T, name, pkg string) string {
+// tool returns the path of a program that a test runs many times.
+func tool(t *testing.T, name, debian string) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts many programs: not with -short")
 	}
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	text := "needs " + name + " (Debian package " + pkg + ")"
-	if os.Getenv("CAIRN_CI") == "1" {
-		t.Fatal(text)
-	}
-	t.Skip(text)
-	return ""
+	return needs.Tool(t, name, debian)
 }
 
 // said is what a program said, and how it ended.

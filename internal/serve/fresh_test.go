@@ -3,42 +3,22 @@ package serve_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
-// lun returns two devices over one file that each have a page cache of their own, as
-// two hosts have of one LUN.
+// lun is an empty LUN of a size, as two hosts have it.
 func lun(t *testing.T, size int64) (here, there string) {
 	t.Helper()
-	losetup := tool(t, "losetup", "mount")
 	file := filepath.Join(t.TempDir(), "lun")
-	if err := os.WriteFile(file, make([]byte, size), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var l [2]string
-	for i := range l {
-		out, err := exec.CommandContext(t.Context(), losetup, "--direct-io=on", "--find", "--show", file).CombinedOutput()
-		if err != nil {
-			t.Skipf("needs the right to attach a loop device, and a temporary folder on a file system with direct I/O: %v: %s", err, out)
-		}
-		dev := strings.TrimSpace(string(out))
-		t.Cleanup(func() {
-			if detached, err := exec.Command(losetup, "--detach", dev).CombinedOutput(); err != nil {
-				t.Errorf("detach %s: %v: %s", dev, err, detached)
-			}
-		})
-		if dio := run(t, losetup, "--noheadings", "--output", "DIO", dev); strings.TrimSpace(dio) != "1" {
-			t.Skip("needs a temporary folder on a file system with direct I/O")
-		}
-		l[i] = dev
-	}
-	return l[0], l[1]
+	must(t, os.WriteFile(file, make([]byte, size), 0o600))
+	return needs.LUN(t, file)
 }
 
 // Two hosts have one LUN, and a data plane each. A fresh snapshot and the next writer at

@@ -6,14 +6,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
 // The clients that people use, on the sockets that they use.
 func TestRealClients(t *testing.T) {
-	qemuIO, qemuImg := tool(t, "qemu-io", "qemu-utils"), tool(t, "qemu-img", "qemu-utils")
-	nbdinfo, nbdcopy := tool(t, "nbdinfo", "libnbd-bin"), tool(t, "nbdcopy", "libnbd-bin")
+	qemuIO, qemuImg := needs.Tool(t, "qemu-io", "qemu-utils"), needs.Tool(t, "qemu-img", "qemu-utils")
+	nbdinfo, nbdcopy := needs.Tool(t, "nbdinfo", "libnbd-bin"), needs.Tool(t, "nbdcopy", "libnbd-bin")
 	p := start(t, options(t))
 	v := p.create(t, "db", 16*mib)
 	dir := t.TempDir()

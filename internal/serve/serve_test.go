@@ -212,21 +212,6 @@ func dirtyOf(t *testing.T, uri, checkpoint string) []int64 {
 	return blocks
 }
 
-// tool skips a test for want of a program, but not where nothing may be
-// skipped.
-func tool(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CAIRN_CI") == "1" {
-		t.Fatalf("needs %s (Debian package %s)", name, pkg)
-	}
-	t.Skipf("needs %s (Debian package %s)", name, pkg)
-	return ""
-}
-
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -3,43 +3,14 @@ package volume
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 )
 
-// loopDevice attaches a file of a size as a block device.
-func loopDevice(t *testing.T, size int64) string {
-	t.Helper()
-	return attach(t, image(t, size, 0, "boot"))
-}
-
-// attach attaches a file as a block device.
-func attach(t *testing.T, file string, options ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath("losetup"); err != nil {
-		const needs = "needs losetup (Debian package mount)"
-		if os.Getenv("CAIRN_CI") == "1" {
-			t.Fatal(needs)
-		}
-		t.Skip(needs)
-	}
-	out, err := exec.CommandContext(t.Context(), "losetup", append(options, "--find", "--show", file)...).CombinedOutput()
-	if err != nil {
-		t.Skipf("needs the right to attach a loop device: %v: %s", err, out)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if detached, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
-			t.Errorf("detach %s: %v: %s", dev, err, detached)
-		}
-	})
-	return dev
-}
-
 func TestDevice(t *testing.T) {
-	dev := loopDevice(t, 4*bs)
+	dev := needs.LoopDevice(t, image(t, 4*bs, 0, "boot"))
 	dir := filepath.Join(t.TempDir(), "vol")
 	if _, err := Create(Options{}, dir, Spec{Name: "vol", Path: dev}); !errors.Is(err, ErrInvalid) {
 		t.Fatalf("a device as a file: %v", err)

@@ -5,34 +5,21 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/needs"
+
 	"golang.org/x/sys/unix"
 )
 
-// lun returns two devices over one file that each have a page cache of their own, as
-// two hosts have of one LUN.
+// lun is a LUN of a size, as two hosts have it.
 func lun(t *testing.T, size int64) (here, there string) {
 	t.Helper()
-	return loopDevices(t, image(t, size, 0, "boot"))
-}
-
-func loopDevices(t *testing.T, file string) (here, there string) {
-	t.Helper()
-	var l [2]string
-	for i := range l {
-		l[i] = attach(t, file, "--direct-io=on")
-		out, err := exec.CommandContext(t.Context(), "losetup", "--noheadings", "--output", "DIO", l[i]).CombinedOutput()
-		if err != nil || strings.TrimSpace(string(out)) != "1" {
-			t.Skipf("needs a temporary folder on a file system with direct I/O: %v: %s", err, out)
-		}
-	}
-	return l[0], l[1]
+	return needs.LUN(t, image(t, size, 0, "boot"))
 }
 
 func deviceVolume(t *testing.T, dev string) *Volume {
@@ -124,7 +111,7 @@ func TestPageInUse(t *testing.T) {
 	here, _ := lun(t, 4*bs)
 	v := deviceVolume(t, here)
 	if _, known, err := v.data.cached(0, bs); err != nil || !known {
-		t.Skipf("needs a kernel that tells what is cached, Linux 6.5: %v", err)
+		needs.Missing(t, "needs a kernel that tells what is cached, Linux 6.5: %v", err)
 	}
 	f, err := os.Open(here)
 	must(t, err)
@@ -152,13 +139,13 @@ func TestSharedFile(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, v.Close()) }()
 	if v.data.shared {
-		t.Skip("needs a temporary folder on a file system of this host alone")
+		needs.Missing(t, "needs a temporary folder on a file system of this host alone")
 	}
 	cached := func() uint64 {
 		t.Helper()
 		n, known, err := v.data.cached(0, 4*bs)
 		if err != nil || !known {
-			t.Skipf("needs a kernel that tells what is cached, Linux 6.5: %v", err)
+			needs.Missing(t, "needs a kernel that tells what is cached, Linux 6.5: %v", err)
 		}
 		return n
 	}
