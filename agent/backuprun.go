@@ -92,7 +92,7 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 	}
 	if perr != nil {
 		// Written later; a start before that settles it by the session's verdict.
-		s.late.keep(r.rec)
+		s.late.keep(r.rec.ID, r.rec)
 		if err != nil && err.Error() == perr.Error() {
 			return nil, perr // the same disk is full still
 		}

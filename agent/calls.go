@@ -118,7 +118,7 @@ func (s *server) call(ctx context.Context, x catalog.Call) (json.RawMessage, err
 			return answer, nil
 		}
 		if err != nil && !errors.Is(err, catalog.ErrUnavailable) && ctx.Err() == nil {
-			return nil, err
+			return nil, errors.Join(notKnown(), err)
 		}
 		if !claimed && (time.Since(offered) > callPatience || ctx.Err() != nil) {
 			back, berr := s.takeBack(ctx, x)

@@ -45,7 +45,7 @@ func (c cluster) theirs(ctx context.Context, l []catalog.Volume) ([]catalog.Volu
 	for _, h := range hosts {
 		up[h.Name] = h.Up
 	}
-	l = slices.DeleteFunc(l, func(v catalog.Volume) bool { return v.Kind == catalog.GoneKind || string(v.Data) == "{}" })
+	l = slices.DeleteFunc(l, func(v catalog.Volume) bool { return v.Kind == catalog.GoneKind || v.Reserved() })
 	rank := func(v catalog.Volume) int { // of a volume that several have: who writes to it, or else who answers
 		switch {
 		case up[v.Host] && v.Open:

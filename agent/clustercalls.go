@@ -101,9 +101,12 @@ func (c cluster) CreateBackup(ctx context.Context, by Caller, n cinderapi.NewBac
 // Restore begins to restore: at the host of the volume, or, to a new one, at this host
 // if it takes any. Any host can read any backup.
 func (c cluster) Restore(ctx context.Context, by Caller, id string, to cinderapi.NewRestore) (cinderapi.Restoring, error) {
+	var host string
 	var of whose
-	host, err := c.place(ctx)
-	if to.VolumeID != "" {
+	var err error
+	if to.VolumeID == "" {
+		host, err = c.place(ctx)
+	} else {
 		host, of, err = c.volumeHost(ctx, to.VolumeID)
 	}
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -39,8 +38,8 @@ type engine struct {
 	mu      *sync.Mutex // the pool's; of the database only a new job's record is waited for under it
 	tasks   []*task     // queued and running, oldest first
 	stopped bool
-	last    int            // number of the job that began last, of all of the pool's
-	late    map[string]Job // ended, but their end is not in the catalog yet
+	last    int // number of the job that began last, of all of the pool's
+	late    late[Job]
 }
 
 // task is a job that has not ended.
@@ -60,7 +59,7 @@ type task struct {
 }
 
 func newEngine(cat *catalog.Catalog, log *slog.Logger, p *pool, ended func()) *engine {
-	e := &engine{cat: cat, log: log, pool: p, mu: &p.mu, ended: ended, wake: make(chan struct{}, 1), late: map[string]Job{}, owner: fmt.Sprintf("%s:%d", hostName(), os.Getpid())}
+	e := &engine{cat: cat, log: log, pool: p, mu: &p.mu, ended: ended, wake: make(chan struct{}, 1), owner: fmt.Sprintf("%s:%d", hostName(), os.Getpid())}
 	p.engines = append(p.engines, e)
 	return e
 }
@@ -191,7 +190,7 @@ func (e *engine) finish(ctx context.Context, t *task, result any, err error) {
 	t.job = j
 	if perr != nil {
 		// Recorded later; a start before that finds it unfinished and settles it.
-		e.late[j.ID] = j
+		e.late.keep(j.ID, j)
 		e.log.LogAttrs(ctx, slog.LevelError, "end of job not recorded", slog.String("job", j.ID), slog.Any("error", perr))
 	}
 	e.tasks = slices.DeleteFunc(e.tasks, func(x *task) bool { return x == t })
@@ -222,27 +221,6 @@ func (e *engine) endOf(ctx context.Context, t *task, result any, err error) Job 
 		j.Result = data
 	}
 	return j
-}
-
-// record writes the ends of jobs that could not be written at once.
-func (e *engine) record(ctx context.Context) error {
-	e.mu.Lock()
-	late := maps.Clone(e.late)
-	e.mu.Unlock()
-	var errs []error
-	for id, j := range late {
-		if err := e.cat.PutJob(ctx, j); err != nil {
-			errs = append(errs, err)
-			if errors.Is(err, catalog.ErrUnavailable) {
-				break // the others would only wait for it as well
-			}
-			continue
-		}
-		e.mu.Lock()
-		delete(e.late, id)
-		e.mu.Unlock()
-	}
-	return errors.Join(errs...)
 }
 
 // tellRunning records how far the jobs are, for other hosts.

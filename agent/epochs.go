@@ -46,22 +46,12 @@ func sightOf(v Volume) sight {
 // elsewhere asks the other hosts that have a volume. A volume of one host costs a look into
 // the catalog.
 func (s *server) elsewhere(ctx context.Context, volumeID string) (sights, error) {
-	own := s.hub.servers[0] // whose catalog is the hosts'
-	if !own.cat.Shared() {
-		return nil, nil //nolint:nilnil // there are no others
-	}
-	l, err := own.cat.VolumeAt(ctx, volumeID)
-	if err != nil {
+	l, err := s.alsoHave(ctx, volumeID)
+	if err != nil || len(l) == 0 {
 		return nil, err
 	}
-	var out sights
+	out := sights{}
 	for _, v := range l {
-		if v.Host == s.hub.host {
-			continue
-		}
-		if out == nil {
-			out = sights{}
-		}
 		if v.Kind == catalog.GoneKind {
 			out[v.Host] = sight{Epoch: uint64(v.Epoch), Mark: string(v.Data)} //nolint:gosec // it was one
 			continue
@@ -81,12 +71,18 @@ func (s *server) elsewhere(ctx context.Context, volumeID string) (sights, error)
 // freshly tells whether a snapshot has to be fresh: another host may have written to the
 // volume, or the catalog does not say.
 func (s *server) freshly(ctx context.Context, volumeID string) bool {
-	own := s.hub.servers[0]
+	l, err := s.alsoHave(ctx, volumeID)
+	return err != nil || len(l) > 0
+}
+
+// alsoHave is what the catalog has of a volume at other hosts.
+func (s *server) alsoHave(ctx context.Context, volumeID string) ([]catalog.Volume, error) {
+	own := s.hub.servers[0] // whose catalog is the hosts'
 	if !own.cat.Shared() {
-		return false
+		return nil, nil
 	}
 	l, err := own.cat.VolumeAt(ctx, volumeID)
-	return err != nil || slices.ContainsFunc(l, func(v catalog.Volume) bool { return v.Host != s.hub.host })
+	return slices.DeleteFunc(l, func(v catalog.Volume) bool { return v.Host == s.hub.host }), err
 }
 
 // difference is why it is not sure that a host did not write between two looks.

@@ -24,10 +24,7 @@ func (e *engine) known(id string) (Job, bool) {
 	if _, j, ok := e.live(id); ok {
 		return j, true
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	j, ok := e.late[id]
-	return j, ok
+	return e.late.get(id)
 }
 
 // current returns a job as it is now.

@@ -11,38 +11,38 @@ import (
 	"github.com/cairnbackup/cairn/internal/catalog"
 )
 
-// lateRecords are records of backups whose job has ended, which could not be
-// written then: the disk was full.
-type lateRecords struct {
-	mu      sync.Mutex
-	backups map[string]Backup
+// late are records, by ID, of what has ended and could not be written then: the disk was
+// full, or the database away.
+type late[T any] struct {
+	mu   sync.Mutex
+	kept map[string]T
 }
 
-func (l *lateRecords) keep(b Backup) {
+func (l *late[T]) keep(id string, x T) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.backups == nil {
-		l.backups = map[string]Backup{}
+	if l.kept == nil {
+		l.kept = map[string]T{}
 	}
-	l.backups[b.ID] = b
+	l.kept[id] = x
 }
 
-func (l *lateRecords) has(id string) bool {
+func (l *late[T]) get(id string) (T, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, ok := l.backups[id]
-	return ok
+	x, ok := l.kept[id]
+	return x, ok
 }
 
 // write writes them with put and forgets those that it took. Nobody waits for that who
 // asks what there is.
-func (l *lateRecords) write(put func(Backup) error) error {
+func (l *late[T]) write(put func(T) error) error {
 	l.mu.Lock()
-	late := maps.Clone(l.backups)
+	kept := maps.Clone(l.kept)
 	l.mu.Unlock()
 	var errs []error
-	for id, b := range late {
-		if err := put(b); err != nil {
+	for id, x := range kept {
+		if err := put(x); err != nil {
 			errs = append(errs, err)
 			if errors.Is(err, catalog.ErrUnavailable) {
 				break // the others would only wait for it as well
@@ -50,7 +50,7 @@ func (l *lateRecords) write(put func(Backup) error) error {
 			continue
 		}
 		l.mu.Lock()
-		delete(l.backups, id)
+		delete(l.kept, id)
 		l.mu.Unlock()
 	}
 	return errors.Join(errs...)
@@ -59,7 +59,7 @@ func (l *lateRecords) write(put func(Backup) error) error {
 // recordLate writes what could not be written when it happened. The jobs go first: their
 // ends say what was known then.
 func (s *server) recordLate(ctx context.Context) error {
-	if err := s.jobs.record(ctx); err != nil {
+	if err := s.jobs.late.write(func(j Job) error { return s.cat.PutJob(ctx, j) }); err != nil {
 		return err
 	}
 	return s.late.write(func(b Backup) error {

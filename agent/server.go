@@ -38,7 +38,7 @@ type server struct {
 	exports *exports
 	started time.Time
 	tidy    chan struct{} // something is to be cleaned up
-	late    lateRecords
+	late    late[Backup]
 
 	// Guarded by hub.mu.
 	bound   string // ID of the repository that the catalog is of; empty = of none yet

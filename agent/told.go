@@ -167,7 +167,6 @@ func (b *blockStorage) reserve(ctx context.Context, x catalog.Volume, begin func
 	if err := b.tellVolumes(ctx); err != nil { // to count what is there
 		return fault(err, "")
 	}
-	x.Data = json.RawMessage("{}")
 	if err := b.reserving(ctx, x); err != nil {
 		return fault(err, "")
 	}

@@ -37,6 +37,12 @@ type Volume struct {
 	Data      json.RawMessage // what the Block Storage API shows
 }
 
+// reserved is what the record of something has that is about to be made.
+const reserved = "{}"
+
+// Reserved says whether it is about to be made: there is nothing to show of it yet.
+func (v *Volume) Reserved() bool { return string(v.Data) == reserved }
+
 const volumeColumns = `host, id, kind, project, gigabytes, epoch, open, data`
 
 func (v *Volume) values(host string) []any {
@@ -47,12 +53,15 @@ const putVolume = `INSERT INTO volumes (` + volumeColumns + `) VALUES (?, ?, ?, 
 	ON CONFLICT (host, id) DO UPDATE SET kind = excluded.kind, project = excluded.project, gigabytes = excluded.gigabytes,
 		epoch = excluded.epoch, open = excluded.open, data = excluded.data`
 
-// ReserveVolume records a volume or a snapshot that this host is about to make, or to
-// enlarge, if its project's quota has room for it: [*QuotaError] otherwise. What a project uses
+// ReserveVolume records a volume or a snapshot that this host is about to make (without
+// Data), or to enlarge, if its project's quota has room for it: [*QuotaError] otherwise. What a project uses
 // is counted from the records of all hosts, in the same transaction. Limits that
 // nobody set are those of defaults; one below zero is none, and what belongs to no
 // project has none.
 func (c *Catalog) ReserveVolume(ctx context.Context, v Volume, defaults map[string]int64) error {
+	if len(v.Data) == 0 {
+		v.Data = json.RawMessage(reserved)
+	}
 	return c.tx(ctx, "record "+v.Kind+" "+v.ID, func(ctx context.Context, q conn) error {
 		if v.Project != "" {
 			if err := c.roomFor(ctx, q, v, defaults); err != nil {
