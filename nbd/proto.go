@@ -12,6 +12,8 @@ const (
 	magicRequest    = protocol.TRANSMISSION_MAGIC_REQUEST
 	magicSimple     = protocol.TRANSMISSION_MAGIC_REPLY
 	magicStructured = uint32(0x668e33ef)
+	magicExtRequest = uint32(0x21e41c71)
+	magicExtReply   = uint32(0x6e8a278c)
 )
 
 // Handshake flags, the same bits from server and client.
@@ -73,6 +75,7 @@ const (
 	flagSendDF       = uint16(1 << 7)
 	flagCanMultiConn = protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
 	flagSendCache    = uint16(1 << 10)
+	flagSendFastZero = uint16(1 << 11)
 )
 
 // Commands.
@@ -93,6 +96,9 @@ const (
 	cmdFlagNoHole = uint16(1 << 1)
 	cmdFlagDF     = uint16(1 << 2)
 	cmdFlagReqOne = uint16(1 << 3)
+	// With extended headers: how soon zeros must be done, and whose length a header gives.
+	cmdFlagFastZero   = uint16(1 << 4)
+	cmdFlagPayloadLen = uint16(1 << 5)
 )
 
 // Chunks of structured replies.
@@ -102,12 +108,15 @@ const (
 	chunkOffsetData   = uint16(1)
 	chunkOffsetHole   = uint16(2)
 	chunkBlockStatus  = uint16(5)
+	chunkStatusExt    = uint16(6) // BLOCK_STATUS with 64-bit lengths
 	chunkErrorBit     = uint16(1 << 15)
 	chunkError        = chunkErrorBit | 1
 	chunkErrorOffset  = chunkErrorBit | 2
 	requestSize       = 28 // magic, flags, command, cookie, offset, length
 	simpleReplySize   = 16 // magic, error, cookie
 	chunkHeaderSize   = 20 // magic, flags, type, cookie, length
+	extRequestSize    = 32 // magic, flags, command, cookie, offset, 64-bit length
+	extReplySize      = 32 // magic, flags, type, cookie, offset, 64-bit length
 	optionHeaderSize  = 16 // magic, option, length
 	optReplyHeadSize  = 20 // magic, option, type, length
 	exportNamePadding = 124
