@@ -79,8 +79,11 @@ type Peer struct {
 	PID, UID, GID int
 	// Addr is the remote address; empty on a unix socket without a name.
 	Addr string
-	// CommonName is the name in the client's certificate, with TLS.
+	// CommonName is the subject's common name in the client's certificate, and
+	// DNSNames are its alternative names. Both are only set if TLS has verified
+	// the certificate; it need not have either.
 	CommonName string
+	DNSNames   []string
 }
 
 // Export is something that a client can ask for by name.

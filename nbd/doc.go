@@ -21,6 +21,9 @@
 // a plain file underneath says so by implementing FileBacked; its reads and
 // writes then go to the file without a copy through the program.
 //
+// With ServerOptions.TLS clients have to encrypt their connection first, and
+// exports are found and opened with the name in their certificate at hand.
+//
 // # Client
 //
 // A Client sends requests from any number of goroutines over one or more

@@ -13,19 +13,25 @@ import (
 
 // conn is one connection of a server, from its first byte on.
 type conn struct {
-	s    *Server
-	nc   net.Conn
-	in   input
-	peer Peer
-	out  []byte // replies to the present option
+	s      *Server
+	nc     net.Conn // what the client is talked to over: socket, or TLS on it
+	socket net.Conn // to hang up by closing it, which waits for nobody
+	in     input
+	peer   Peer
+	out    []byte // replies to the present option
 
-	// What was negotiated. STARTTLS, once it is here, has to throw all of it away.
-	noZeroes   bool
-	structured bool
-	meta       metaSelection
+	noZeroes bool
+	// What options have chosen. STARTTLS throws all of it away.
+	chosen
 
 	export *Export
 	dev    Device // set when negotiation has ended well
+}
+
+// chosen is what a client has negotiated by options.
+type chosen struct {
+	structured bool
+	meta       metaSelection
 }
 
 // metaSelection is what SET_META_CONTEXT chose, and for which export.
@@ -34,7 +40,10 @@ type metaSelection struct {
 	contexts []string // a context's ID is its index plus one
 }
 
-const handshakeBuffer = 4 << 10
+const (
+	handshakeBuffer = 4 << 10
+	maxSkippedData  = 16 * maxOptionData // of an option that is refused unread
+)
 
 // serve negotiates, then answers requests until the client leaves. cancel ends
 // ctx, which the device was opened with.
@@ -101,15 +110,11 @@ func (c *conn) option(ctx context.Context) (done bool, err error) {
 		return false, fmt.Errorf("nbd: client sent the option magic %#x", magic)
 	}
 	opt, length := h.u32(), h.u32()
-	if length > maxOptionData {
-		if length > 16*maxOptionData || opt == optExportName {
-			return false, fmt.Errorf("nbd: client sent option %d with %d bytes of data", opt, length)
-		}
-		if err = c.in.discard(int64(length)); err != nil {
-			return false, err
-		}
-		c.refuse(opt, repErrTooBig, fmt.Sprintf("option data is limited to %d bytes", maxOptionData))
-		return false, c.send()
+	switch {
+	case c.mustEncrypt(opt):
+		return false, c.skip(opt, length, repErrTLSReqd, "this server requires TLS: negotiate STARTTLS first")
+	case length > maxOptionData:
+		return false, c.skip(opt, length, repErrTooBig, fmt.Sprintf("option data is limited to %d bytes", maxOptionData))
 	}
 	data := make([]byte, length)
 	if err = c.in.readFull(data); err != nil {
@@ -122,6 +127,18 @@ func (c *conn) option(ctx context.Context) (done bool, err error) {
 	return done, err
 }
 
+// skip refuses an option whose data have not been read and will not be looked at.
+func (c *conn) skip(opt, length, rep uint32, text string) error {
+	if length > maxSkippedData || opt == optExportName {
+		return fmt.Errorf("nbd: client sent option %d with %d bytes of data: %s", opt, length, text)
+	}
+	if err := c.in.discard(int64(length)); err != nil {
+		return err
+	}
+	c.refuse(opt, rep, text)
+	return c.send()
+}
+
 // dispatch answers one option into c.out.
 func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool, err error) {
 	switch opt {
@@ -130,6 +147,8 @@ func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool
 	case optAbort:
 		c.reply(opt, repAck, nil)
 		return true, nil
+	case optStartTLS:
+		return false, c.startTLS(ctx, data)
 	case optList:
 		c.list(data)
 	case optInfo, optGo:
@@ -144,7 +163,7 @@ func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool
 	case optListMetaContext, optSetMetaContext:
 		c.metaContext(opt, data)
 	default:
-		// STARTTLS and EXTENDED_HEADERS belong above this line when they come.
+		// EXTENDED_HEADERS belongs above this line when it comes.
 		c.refuse(opt, repErrUnsup, "")
 	}
 	return false, nil

@@ -18,17 +18,23 @@ import (
 // run runs a program that must succeed, and returns what it said.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = t.TempDir()
-	// nbdsh is a script for the system's Python, which has the module.
-	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin")
-	out, err := cmd.CombinedOutput()
+	out, err := command(t, name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 	}
 	return string(out)
+}
+
+// command prepares a program that ends with the test.
+func command(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = t.TempDir()
+	// nbdsh is a script for the system's Python, which has the module.
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin")
+	return cmd
 }
 
 // contains checks that a program's answer holds some texts.

@@ -20,8 +20,9 @@ const (
 // replies here until input runs out; deferred requests write theirs at once,
 // unless another is about to, which then takes both along.
 type output struct {
-	nc  net.Conn
-	raw syscall.RawConn // of nc, nil when it is not a kernel socket
+	nc     net.Conn
+	socket net.Conn        // under nc, or nc itself
+	raw    syscall.RawConn // of nc, nil when it is not a kernel socket
 
 	waiting atomic.Int32 // deferred requests about to lock mu
 	mu      sync.Mutex
@@ -97,7 +98,7 @@ func (o *output) flushLocked() error {
 func (o *output) written(err error) error {
 	if err != nil && o.err == nil {
 		o.err = err
-		closeQuietly(o.nc)
+		closeQuietly(o.socket)
 	}
 	return o.err
 }

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,10 @@ type ServerOptions struct {
 	Lookup func(name string, p Peer) (*Export, bool)
 	// List returns the exports that a client may see. Nil refuses to list.
 	List func(p Peer) []*Export
+	// TLS, when set, is what every client has to encrypt its connection with, by
+	// STARTTLS, before it can do or learn anything. Who may connect is for its
+	// ClientAuth and ClientCAs to say. It takes TLS 1.2 or newer in any case.
+	TLS *tls.Config
 
 	// HandshakeTimeout is how long a client may take from connecting to the end
 	// of negotiation, not counting the time that Export.Open takes.
@@ -62,6 +67,9 @@ func NewServer(o ServerOptions) *Server {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.TLS != nil {
+		o.TLS = serverTLS(o.TLS)
 	}
 	s := &Server{o: o}
 	s.memory.limit = o.MemoryLimit
@@ -123,11 +131,14 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer stop()
 	defer closeQuietly(nc)
 
-	c := &conn{s: s, nc: nc, peer: peerOf(nc)}
-	if err := c.serve(ctx, cancel); err != nil && ctx.Err() == nil && !disconnected(err) {
+	c := &conn{s: s, nc: nc, socket: nc, peer: peerOf(nc)}
+	err := c.serve(ctx, cancel)
+	if err != nil && ctx.Err() == nil && !disconnected(err) {
 		s.o.Logger.LogAttrs(ctx, slog.LevelInfo, "nbd connection ended",
-			slog.Any("error", err), slog.Int("pid", c.peer.PID), slog.String("addr", c.peer.Addr))
+			slog.Any("error", err), slog.Int("pid", c.peer.PID), slog.String("addr", c.peer.Addr),
+			slog.String("common_name", c.peer.CommonName))
 	}
+	c.sayGoodbye()
 }
 
 func (s *Server) enter() bool {

@@ -81,7 +81,7 @@ func newTransmission(c *conn) *transmission {
 	c.in.resize(readBuffer)
 	t := &transmission{
 		in:         &c.in,
-		out:        output{nc: c.nc},
+		out:        output{nc: c.nc, socket: c.socket},
 		dev:        c.dev,
 		counters:   c.export.Counters,
 		readOnly:   c.export.ReadOnly,
@@ -101,10 +101,11 @@ func newTransmission(c *conn) *transmission {
 	if file, ok := c.dev.(FileBacked); ok {
 		t.file = file
 	}
-	if t.raw = rawConn(c.nc); t.raw != nil {
-		t.out.raw = t.raw
-		raiseSendBuffer(t.raw)
+	if raw := rawConn(c.socket); raw != nil {
+		raiseSendBuffer(raw)
 	}
+	t.raw = rawConn(c.nc)
+	t.out.raw = t.raw
 	return t
 }
 
@@ -117,7 +118,7 @@ func (t *transmission) run(ctx context.Context, cancel context.CancelFunc) error
 	err := t.loop(ctx)
 	if err != nil {
 		cancel()
-		closeQuietly(t.out.nc) // wakes those who wait for the client to take replies
+		closeQuietly(t.out.socket) // wakes those who wait for the client to take replies
 	}
 	t.lane.wait()
 	if err == nil {
