@@ -12,7 +12,6 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
-	"github.com/cairnbackup/cairn/internal/serve"
 )
 
 const (
@@ -33,7 +32,7 @@ type server struct {
 	hostID  string // of the state folder, where the catalog is shared
 	cat     *catalog.Catalog
 	repo    *repository.Repository // once it is open
-	serve   *serve.Client
+	serve   control                // of the volumes
 	jobs    *engine
 	exports *exports
 	started time.Time
