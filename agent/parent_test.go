@@ -2,11 +2,12 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/nbd"
@@ -157,8 +158,12 @@ func TestBackupOfSnapshotWithoutCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	var err error
+	last := ""
 	for n := 0; err == nil && n < 1000; n++ {
-		err = r.serve.AliasCheckpoint(ctx, "s", fmt.Sprintf("other%d", n))
+		name := uuid.NewString() // as a backup's, or room would be kept for these
+		if err = r.serve.AliasCheckpoint(ctx, "s", name); err == nil {
+			last = name
+		}
 	}
 	if !errors.Is(err, serve.ErrConflict) {
 		t.Fatalf("there is no limit: %v", err)
@@ -168,7 +173,7 @@ func TestBackupOfSnapshotWithoutCheckpoint(t *testing.T) {
 	if b.Checkpoint != "" {
 		t.Errorf("%+v", b)
 	}
-	if err = r.serve.DropCheckpoint(ctx, "disk", "other0"); err != nil {
+	if err = r.serve.DropCheckpoint(ctx, "disk", last); err != nil {
 		t.Fatal(err)
 	}
 	next := r.backup(CreateBackup{Volume: "disk", Snapshot: "s", Incremental: true})

@@ -86,6 +86,14 @@ func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
 	return c.http.Do(ctx, http.MethodDelete, volumePath(ref), nil, nil)
 }
 
+// CreateCheckpoint makes the present of a volume, which may be in use, a position
+// that changes are counted from. It is durable before the answer, and so is all that
+// was written before it. A name that the volume has already is refused (ErrConflict).
+func (c *Client) CreateCheckpoint(ctx context.Context, volumeRef, name string) (Checkpoint, error) {
+	var p Checkpoint
+	return p, c.http.Do(ctx, http.MethodPost, volumePath(volumeRef)+"/checkpoints", newCheckpoint{Name: name}, &p)
+}
+
 // DropCheckpoint forgets a checkpoint of a volume. Positions of snapshots
 // cannot be dropped: delete the snapshot.
 func (c *Client) DropCheckpoint(ctx context.Context, volumeRef, name string) error {
@@ -129,7 +137,7 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 // position of the snapshot. It outlives the snapshot. A name that the volume
 // has already is refused (ErrConflict).
 func (c *Client) AliasCheckpoint(ctx context.Context, snapshotRef, name string) error {
-	return c.http.Do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/checkpoints", aliasCheckpoint{Name: name}, nil)
+	return c.http.Do(ctx, http.MethodPost, snapshotPath(snapshotRef)+"/checkpoints", newCheckpoint{Name: name}, nil)
 }
 
 // RevertVolume makes the content of a snapshot's volume that of the

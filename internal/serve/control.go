@@ -45,6 +45,7 @@ func (c *controller) handler() http.Handler {
 		"POST /v1/volumes/{ref}/extend":               c.extendVolume,
 		"PUT /v1/volumes/{ref}/attributes":            c.setAttributes,
 		"POST /v1/volumes/{ref}/reopen":               c.reopenVolume,
+		"POST /v1/volumes/{ref}/checkpoints":          c.createCheckpoint,
 		"DELETE /v1/volumes/{ref}/checkpoints/{name}": c.dropCheckpoint,
 		"GET /v1/snapshots":                           c.snapshots,
 		"POST /v1/snapshots":                          c.createSnapshots,

@@ -150,19 +150,14 @@ func (g *group) prepare(ctx context.Context, req CreateSnapshots, i int, id uuid
 		taken = taken || req.Name != "" && sn.name == req.Name
 	}
 	e.mu.RUnlock()
-	cs := v.Checkpoints()
 	switch {
 	case taken:
 		return refuse(CodeConflict, "volume %s has a snapshot named %s already: choose another name", title, req.Name)
 	case n >= maxSnapshots:
 		return refuse(CodeConflict, "volume %s has %d snapshots, and that is the limit: delete some", title, n)
-	case len(cs) >= maxCheckpoints:
-		return refuse(CodeConflict, "volume %s has %d checkpoints, and that is the limit: delete snapshots, or backups whose checkpoints it keeps", title, len(cs))
 	}
-	for _, c := range cs {
-		if o.Checkpoint != "" && c.Name == o.Checkpoint {
-			return refuse(CodeConflict, "volume %s has a checkpoint %s already: drop it, or choose another name", title, o.Checkpoint)
-		}
+	if err = roomFor(title, v.Checkpoints(), o.Checkpoint); err != nil {
+		return err
 	}
 	if !req.Force {
 		u, err := e.access.wait(ctx, func(u use) bool { return u.writers == 0 })

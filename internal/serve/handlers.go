@@ -61,6 +61,14 @@ func (c *controller) deleteVolume(r *http.Request) (any, error) {
 	return nil, c.p.deleteVolume(r.Context(), r.PathValue("ref"))
 }
 
+func (c *controller) createCheckpoint(r *http.Request) (any, error) {
+	var req newCheckpoint
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return value(c.p.createCheckpoint(r.Context(), r.PathValue("ref"), req.Name))
+}
+
 func (c *controller) dropCheckpoint(r *http.Request) (any, error) {
 	if err := decode(r, nil); err != nil {
 		return nil, err
@@ -99,7 +107,7 @@ func (c *controller) revertVolume(r *http.Request) (any, error) {
 }
 
 func (c *controller) aliasCheckpoint(r *http.Request) (any, error) {
-	var req aliasCheckpoint
+	var req newCheckpoint
 	if err := decode(r, &req); err != nil {
 		return nil, err
 	}

@@ -12,8 +12,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/serve"
@@ -32,7 +34,9 @@ func optionsIn(dir string) serve.Options {
 func runHelper(dir string) int {
 	o := optionsIn(dir)
 	o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	if err := serve.Run(context.Background(), o, func() { fmt.Println("ready") }); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := serve.Run(ctx, o, func() { fmt.Println("ready") }); err != nil {
 		fmt.Println(err)
 		return 1
 	}

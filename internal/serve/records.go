@@ -151,9 +151,9 @@ type CreateSnapshots struct {
 	Fresh bool `json:"fresh,omitempty"`
 }
 
-// aliasCheckpoint is the body of a request for a checkpoint at a snapshot's
-// position.
-type aliasCheckpoint struct {
+// newCheckpoint is the body of a request for a checkpoint: of a volume's present, or
+// at a snapshot's position.
+type newCheckpoint struct {
 	Name string `json:"name"`
 }
 

@@ -140,29 +140,6 @@ func (e *entry) forget(sn *snap) error {
 	return nil
 }
 
-// aliasCheckpoint adds a checkpoint at a snapshot's position.
-func (p *plane) aliasCheckpoint(ctx context.Context, ref, name string) error {
-	if err := checkName("checkpoint", name); err != nil {
-		return err
-	}
-	e, v, sn, unlock, err := p.changeSnapshot(ctx, ref)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	cs := v.Checkpoints()
-	if len(cs) >= maxCheckpoints {
-		return refuse(CodeConflict, "volume %s has %d checkpoints, and that is the limit: delete snapshots, or backups whose checkpoints it keeps", e.title(), len(cs))
-	}
-	for _, c := range cs {
-		if c.Name == name {
-			return refuse(CodeConflict, "volume %s has a checkpoint %s already: drop it, or choose another name", e.title(), name)
-		}
-	}
-	defer e.refresh(v)
-	return v.AliasCheckpoint(sn.id, name)
-}
-
 // revertVolume makes a volume's content that of a snapshot, while nobody
 // writes.
 func (p *plane) revertVolume(ctx context.Context, ref string) error {

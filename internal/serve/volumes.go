@@ -179,22 +179,3 @@ func enumerate(names []string) string {
 	}
 	return strings.Join(names, ", ")
 }
-
-// dropCheckpoint forgets a checkpoint that is no snapshot's position.
-func (p *plane) dropCheckpoint(ctx context.Context, ref, name string) error {
-	e, v, unlock, err := p.change(ctx, ref)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if strings.HasPrefix(name, snapshotPosition) {
-		return refuse(CodeInvalid, "checkpoint %s is a snapshot's position: delete the snapshot instead", clip(name))
-	}
-	for _, c := range v.Checkpoints() {
-		if c.Name == name {
-			defer e.refresh(v)
-			return v.DropCheckpoint(name)
-		}
-	}
-	return refuse(CodeNotFound, "volume %s has no checkpoint %q: cairn volume show lists those there are", e.title(), clip(name))
-}

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -116,7 +117,9 @@ func (p *powered) resize(sectors int) {
 // step does one random thing. What may be on the disk from now on is noted
 // before it is done, what must be there after.
 func (p *powered) step() error {
-	switch k := p.r.IntN(20); {
+	switch k := p.r.IntN(22); {
+	case k >= 20:
+		return p.checkpoint()
 	case k < 8:
 		return p.write()
 	case k < 10:
@@ -205,6 +208,26 @@ func (p *powered) snapshot() error {
 		p.ids = append(p.ids, o.ID)
 	}
 	for s := range p.maybe { // a snapshot syncs the data file
+		p.maybe[s] = nil
+	}
+	return nil
+}
+
+// checkpoint makes a position without a snapshot, or drops one.
+func (p *powered) checkpoint() error {
+	if len(p.marks) > 3 {
+		names := slices.Sorted(maps.Keys(p.marks))
+		name := names[p.r.IntN(len(names))]
+		delete(p.marks, name) // what is dirty since it is not looked at any more
+		return p.v.DropCheckpoint(name)
+	}
+	p.n++
+	name := fmt.Sprint("c", p.n)
+	if err := p.v.AddCheckpoint(name); err != nil {
+		return err
+	}
+	p.marks[name] = slices.Clone(p.now)
+	for s := range p.maybe { // it syncs the data file
 		p.maybe[s] = nil
 	}
 	return nil

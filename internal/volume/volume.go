@@ -2,10 +2,8 @@ package volume
 
 import (
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,28 +121,6 @@ func (v *Volume) Checkpoints() []blockmap.Checkpoint { return v.tracker.Checkpoi
 
 // Changes lists them with what changed since, which is read from disk.
 func (v *Volume) Changes() []blockmap.Change { return v.tracker.Changes() }
-
-// AliasCheckpoint gives the position of a snapshot a further name, which outlives
-// the snapshot as one given in SnapshotOptions does. It is durable when nil is
-// returned. A name that there is already is refused (blockmap.ErrCheckpointExists).
-func (v *Volume) AliasCheckpoint(id uuid.UUID, name string) error {
-	v.admin.Lock() // no snapshot comes or goes meanwhile
-	defer v.admin.Unlock()
-	s, ok := v.Snapshot(id)
-	if !ok {
-		return fmt.Errorf("snapshot %s of volume %s: %w", id, v.name, ErrNotFound)
-	}
-	if strings.HasPrefix(name, checkpointPrefix) {
-		return fmt.Errorf("%w: checkpoint name %q is kept for snapshots", ErrInvalid, name)
-	}
-	if err := v.tracker.AliasCheckpoint(s.checkpoint(), name); err != nil {
-		return fmt.Errorf("name the position of snapshot %s of volume %s: %w", id, v.name, err)
-	}
-	return nil
-}
-
-// DropCheckpoint forgets a position.
-func (v *Volume) DropCheckpoint(name string) error { return v.tracker.DropCheckpoint(name) }
 
 // Dirty returns the blocks that may differ between two checkpoints, or between
 // one and now (to == ""), and why that is not exact ("" if it is).
