@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/cairnbackup/cairn/internal/unixhttp"
 )
@@ -68,6 +69,29 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 // It is refused while the volume is used, or a job works on it (ErrBusy).
 func (c *Client) RevertVolume(ctx context.Context, snapshotRef string) error {
 	return c.call(ctx, http.MethodPost, "/v1/snapshots/"+unixhttp.Segment(snapshotRef)+"/revert", nil)
+}
+
+// Checkpoints returns the checkpoints of a volume, oldest first, with what changed
+// since each.
+func (c *Client) Checkpoints(ctx context.Context, volume string) ([]Checkpoint, error) {
+	return ask[[]Checkpoint](ctx, c, http.MethodGet, checkpointsPath(volume), nil)
+}
+
+// CreateCheckpoint makes a checkpoint of a volume's present, under a name that looks
+// like no ID. It stays until it is deleted, or the volume is. When it is answered, it
+// and all that was written before it are on stable storage.
+func (c *Client) CreateCheckpoint(ctx context.Context, volume, name string) (Checkpoint, error) {
+	return ask[Checkpoint](ctx, c, http.MethodPost, checkpointsPath(volume), newCheckpoint{Name: name})
+}
+
+// DeleteCheckpoint forgets a checkpoint. One of Cairn's own, from which incrementals
+// start, is refused (ErrConflict) without force.
+func (c *Client) DeleteCheckpoint(ctx context.Context, volume, name string, force bool) error {
+	return c.call(ctx, http.MethodDelete, checkpointsPath(volume)+"/"+unixhttp.Segment(name)+"?force="+strconv.FormatBool(force), nil)
+}
+
+func checkpointsPath(volume string) string {
+	return "/v1/volumes/" + unixhttp.Segment(volume) + "/checkpoints"
 }
 
 // Policy returns the retention policy of a volume, the empty one if it has none.

@@ -26,6 +26,9 @@ func (s *server) routes() http.Handler {
 	handle(m, "GET /v1/volumes/{ref}/policy", s.policy)
 	handle(m, "PUT /v1/volumes/{ref}/policy", s.setPolicy)
 	handle(m, "POST /v1/volumes/{ref}/assign", s.assignVolume)
+	handle(m, "GET /v1/volumes/{ref}/checkpoints", s.checkpoints)
+	handle(m, "POST /v1/volumes/{ref}/checkpoints", s.createCheckpoint)
+	handle(m, "DELETE /v1/volumes/{ref}/checkpoints/{name}", s.deleteCheckpoint)
 	handle(m, "GET /v1/quotas/{ref}", s.quota)
 	handle(m, "PUT /v1/quotas/{ref}", s.setQuota)
 	handle(m, "GET /v1/services", func(ctx context.Context, _ request) (any, error) { return list(s.hub.blockStorage().Hosts(ctx)) })
@@ -61,6 +64,7 @@ func (s *server) routes() http.Handler {
 // request is what a handler gets to see.
 type request struct {
 	ref   string // the name or ID in the path
+	name  string // behind it, of what belongs to that
 	query map[string][]string
 	body  []byte
 }
@@ -95,7 +99,7 @@ func handle(m *http.ServeMux, pattern string, f func(ctx context.Context, r requ
 			answer(w, nil, refuse(CodeInvalid, "the request cannot be read: %v", err))
 			return
 		}
-		v, err := f(r.Context(), request{ref: r.PathValue("ref"), query: r.URL.Query(), body: body})
+		v, err := f(r.Context(), request{ref: r.PathValue("ref"), name: r.PathValue("name"), query: r.URL.Query(), body: body})
 		answer(w, v, err)
 	})
 }

@@ -146,6 +146,9 @@ func (s *server) createSnapshots(ctx context.Context, r request) (any, error) {
 			return nil, err
 		}
 	}
+	if err := s.pairable(ctx, req); err != nil {
+		return nil, err
+	}
 	for _, ref := range req.Volumes {
 		// One that there is not is refused by the data plane.
 		if v, err := s.serve.Volume(ctx, ref); err == nil {

@@ -122,6 +122,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			repoCommands(),
 			volumeCommands(),
 			snapshotCommands(),
+			checkpointCommands(),
 			backupCommands(),
 			jobCommands(),
 			exportCommand(),

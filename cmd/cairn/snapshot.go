@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,6 +14,7 @@ func snapshotCommands() *cli.Command {
 		leaf("create", "VOLUME ...", "snapshot one volume, or several at one instant", agentFlags(
 			&cli.StringFlag{Name: "name", Usage: "`name` of the snapshot"},
 			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume: as after a power failure of the guest"},
+			&cli.StringFlag{Name: "checkpoint", Usage: "`name` of a checkpoint of each volume at the same instant, for the next incremental of a backup tool other than Cairn (see cairn checkpoint)"},
 		), withAgent(createSnapshots)),
 		leaf("list", "[VOLUME]", "all snapshots, or those of a volume", agentFlags(), withAgent(listSnapshots)),
 		leaf("show", "SNAPSHOT", "one snapshot: its ID, its name, or VOLUME@NAME", agentFlags(), withAgent(showSnapshot)),
@@ -22,9 +24,11 @@ func snapshotCommands() *cli.Command {
 }
 
 func createSnapshots(c *cli.Context, a *agent.Client) error {
-	snaps, err := a.CreateSnapshots(c.Context, agent.CreateSnapshots{
-		Volumes: c.Args().Slice(), Name: c.String("name"), Force: c.Bool("force"),
-	})
+	req := agent.CreateSnapshots{Volumes: c.Args().Slice(), Name: c.String("name"), Force: c.Bool("force")}
+	if name := c.String("checkpoint"); name != "" {
+		req.Checkpoints = slices.Repeat([]string{name}, len(req.Volumes))
+	}
+	snaps, err := a.CreateSnapshots(c.Context, req)
 	if err != nil {
 		return err
 	}
