@@ -20,6 +20,7 @@ type control interface {
 	ReopenVolume(ctx context.Context, ref string) (Volume, error)
 	SetAttributes(ctx context.Context, ref string, req serve.SetAttributes) (Volume, error)
 	DeleteVolume(ctx context.Context, ref string) error
+	CreateCheckpoint(ctx context.Context, volumeRef, name string) (serve.Checkpoint, error)
 	DropCheckpoint(ctx context.Context, volumeRef, name string) error
 
 	CreateSnapshots(ctx context.Context, req CreateSnapshots) ([]Snapshot, error)
