@@ -6,7 +6,7 @@ import "sync"
 // is handled in pieces of maxPiece. headRoom is for the reply's header, so that
 // header and data leave in one write.
 const (
-	headRoom    = 32
+	headRoom    = 64
 	smallBuffer = 64<<10 + headRoom
 	largeBuffer = maxPiece + headRoom
 )

@@ -35,20 +35,34 @@ func noLeaks(t *testing.T) {
 	})
 }
 
-// script is what a client sends in a session that uses everything.
-func script(bigWrite int) []byte {
+// script is what a client sends in a session that uses everything, with compact or
+// extended headers.
+func script(bigWrite int, extended bool) []byte {
 	option := func(opt uint32, parts ...any) []byte {
 		data := encode(parts...)
 		return encode("IHAVEOPT", opt, uint32(len(data)), data)
 	}
 	request := func(flags, command uint16, offset uint64, length uint32, payload ...any) []byte {
-		return encode(magicRequest, flags, command, offset+1, offset, length, encode(payload...))
+		if !extended {
+			return encode(magicRequest, flags, command, offset+1, offset, length, encode(payload...))
+		}
+		if command == cmdWrite {
+			flags |= cmdFlagPayloadLen
+		}
+		return encode(magicExtRequest, flags, command, offset+1, offset, uint64(length), encode(payload...))
+	}
+	var headers, filtered []byte
+	if extended {
+		headers = option(optExtendedHeaders)
+		filtered = request(cmdFlagPayloadLen, cmdBlockStatus, 0, 12, uint64(1<<20), uint32(1))
+		filtered = append(filtered, request(cmdFlagPayloadLen, cmdTrim, 0, 3, "odd")...)
 	}
 	return encode(
 		uint32(3),
 		option(optList),
 		option(77, "unknown"),
 		option(optStructuredReply),
+		headers,
 		option(optListMetaContext, name("disk"), uint32(1), name("base:")),
 		option(optSetMetaContext, name("disk"), uint32(1), name(ContextAllocation)),
 		option(optInfo, name("disk"), uint16(1), infoBlockSize),
@@ -58,6 +72,7 @@ func script(bigWrite int) []byte {
 		request(cmdFlagFUA, cmdWrite, 4096, uint32(bigWrite), make([]byte, bigWrite)),
 		request(0, cmdRead, 0, 300<<10),
 		request(0, cmdBlockStatus, 0, 1<<20),
+		filtered,
 		request(0, cmdTrim, 0, 4096),
 		request(0, cmdWriteZeroes, 8192, 4096),
 		request(0, cmdCache, 0, 4096),
@@ -91,13 +106,15 @@ func TestCutClient(t *testing.T) {
 				}
 				closeQuietly(w.nc)
 			}
-			small := script(500)
-			for n := range len(small) + 1 {
-				cut(small, n)
-			}
-			large := script(400 << 10) // goes by way of splice
-			for n := 1200; n < len(large); n += 9973 {
-				cut(large, n)
+			for _, extended := range []bool{false, true} {
+				small := script(500, extended)
+				for n := range len(small) + 1 {
+					cut(small, n)
+				}
+				large := script(400<<10, extended) // goes by way of splice
+				for n := 1200; n < len(large); n += 9973 {
+					cut(large, n)
+				}
 			}
 			w := connect(t, path)
 			w.enter("disk", true)

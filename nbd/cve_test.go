@@ -196,7 +196,7 @@ func TestManyConnects(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w := &wire{t, nc}
+			w := &wire{t: t, nc: nc}
 			w.enter("disk", true)
 			w.request(0, cmdRead, 1, 0, 1<<20) // and leaves with the reply on its way
 			_, _ = io.CopyN(io.Discard, nc, 100)

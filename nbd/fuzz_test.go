@@ -37,9 +37,10 @@ func serveCanned(t *testing.T, session []byte) {
 }
 
 func FuzzServerHandshake(f *testing.F) {
-	session := script(64)
+	session := script(64, false)
 	f.Add(session)
 	f.Add(session[:300])
+	f.Add(script(64, true))
 	f.Add(encode(uint32(1), "IHAVEOPT", optExportName, uint32(4), "disk"))
 	f.Add(encode(uint32(3), "IHAVEOPT", optSetMetaContext, uint32(1<<20)))
 	f.Add(encode(uint32(3), "IHAVEOPT", optGo, uint32(math.MaxUint32)))
@@ -47,19 +48,31 @@ func FuzzServerHandshake(f *testing.F) {
 }
 
 func FuzzServerTransmission(f *testing.F) {
-	prefix := encode(uint32(3), "IHAVEOPT", optStructuredReply, uint32(0))
-	data := encode(name("disk"), uint32(2), name(ContextAllocation), name(dirtyName))
-	prefix = append(prefix, encode("IHAVEOPT", optSetMetaContext, uint32(len(data)), data)...)
-	data = encode(name("disk"), uint16(0))
-	prefix = append(prefix, encode("IHAVEOPT", optGo, uint32(len(data)), data)...)
-	session := script(64)
-	f.Add(session[bytes.Index(session, encode(magicRequest)):])
-	for c := range uint16(9) {
-		f.Add(encode(magicRequest, cmdFlagFUA, c, uint64(7), uint64(4096), uint32(8192), make([]byte, 8192)))
-		f.Add(encode(magicRequest, uint16(0xffff), c, uint64(7), uint64(math.MaxUint64), uint32(math.MaxUint32)))
+	prefix := func(headers uint32) []byte {
+		b := encode(uint32(3), "IHAVEOPT", headers, uint32(0))
+		data := encode(name("disk"), uint32(2), name(ContextAllocation), name(dirtyName))
+		b = append(b, encode("IHAVEOPT", optSetMetaContext, uint32(len(data)), data)...)
+		data = encode(name("disk"), uint16(0))
+		return append(b, encode("IHAVEOPT", optGo, uint32(len(data)), data)...)
 	}
-	f.Fuzz(func(t *testing.T, requests []byte) {
-		serveCanned(t, append(bytes.Clone(prefix), requests...))
+	compact, extended := prefix(optStructuredReply), prefix(optExtendedHeaders)
+	session := script(64, false)
+	f.Add(session[bytes.Index(session, encode(magicRequest)):], false)
+	session = script(64, true)
+	f.Add(session[bytes.Index(session, encode(magicExtRequest)):], true)
+	for c := range uint16(9) {
+		f.Add(encode(magicRequest, cmdFlagFUA, c, uint64(7), uint64(4096), uint32(8192), make([]byte, 8192)), false)
+		f.Add(encode(magicRequest, uint16(0xffff), c, uint64(7), uint64(math.MaxUint64), uint32(math.MaxUint32)), false)
+		f.Add(encode(magicExtRequest, cmdFlagPayloadLen, c, uint64(7), uint64(4096), uint64(16), uint64(8192), uint32(2), uint32(1)), true)
+		f.Add(encode(magicExtRequest, cmdFlagFUA, c, uint64(7), uint64(4096), uint64(math.MaxInt64)), true)
+		f.Add(encode(magicExtRequest, uint16(0xffff), c, uint64(7), uint64(math.MaxUint64), uint64(math.MaxUint64)), true)
+	}
+	f.Fuzz(func(t *testing.T, requests []byte, long bool) {
+		session := bytes.Clone(compact)
+		if long {
+			session = bytes.Clone(extended)
+		}
+		serveCanned(t, append(session, requests...))
 	})
 }
 

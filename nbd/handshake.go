@@ -30,7 +30,8 @@ type conn struct {
 
 // chosen is what a client has negotiated by options.
 type chosen struct {
-	structured bool
+	structured bool // replies are chunks; so they are with extended headers
+	extended   bool
 	meta       metaSelection
 }
 
@@ -154,16 +155,28 @@ func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool
 	case optInfo, optGo:
 		return c.info(ctx, opt, data)
 	case optStructuredReply:
-		if len(data) != 0 {
+		switch {
+		case len(data) != 0:
 			c.refuse(opt, repErrInvalid, "STRUCTURED_REPLY takes no data")
-			break
+		case c.extended:
+			c.refuse(opt, repErrExtHdrReqd, "extended headers are on already, and go before structured replies")
+		default:
+			c.structured = true
+			c.reply(opt, repAck, nil)
 		}
-		c.structured = true
-		c.reply(opt, repAck, nil)
+	case optExtendedHeaders:
+		switch {
+		case len(data) != 0:
+			c.refuse(opt, repErrInvalid, "EXTENDED_HEADERS takes no data")
+		case c.extended:
+			c.refuse(opt, repErrInvalid, "extended headers are on already")
+		default:
+			c.structured, c.extended = true, true
+			c.reply(opt, repAck, nil)
+		}
 	case optListMetaContext, optSetMetaContext:
 		c.metaContext(opt, data)
 	default:
-		// EXTENDED_HEADERS belongs above this line when it comes.
 		c.refuse(opt, repErrUnsup, "")
 	}
 	return false, nil
@@ -173,6 +186,9 @@ func (c *conn) dispatch(ctx context.Context, opt uint32, data []byte) (done bool
 func (c *conn) exportName(ctx context.Context, data []byte) error {
 	if len(data) > maxName {
 		return errors.New("nbd: client asked for an export with too long a name")
+	}
+	if c.extended {
+		return errors.New("nbd: client sent EXPORT_NAME, which the protocol forbids with extended headers")
 	}
 	e, ok := c.s.o.Lookup(string(data), c.peer)
 	if !ok {
@@ -282,6 +298,9 @@ func (c *conn) flags(e *Export) uint16 {
 	}
 	if c.structured {
 		f |= flagSendDF
+	}
+	if c.extended {
+		f |= flagStatusFilter
 	}
 	if e.MultiConn {
 		f |= flagCanMultiConn

@@ -101,7 +101,7 @@ func TestHandshake(t *testing.T) {
 			w.expectEnd()
 		}},
 		{"unknown options", func(w *wire) {
-			for _, opt := range []uint32{optExtendedHeaders, 4, 99, 0xffffffff} {
+			for _, opt := range []uint32{4, 99, 0xffffffff} {
 				w.option(opt, "whatever")
 				w.expectReply(opt, repErrUnsup, []byte{})
 			}

@@ -32,7 +32,7 @@ func fakeServer(t *testing.T, talk func(w *wire)) (uri string) {
 			_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
 			func() {
 				defer closeQuietly(nc)
-				talk(&wire{fakeTB{t}, nc})
+				talk(&wire{t: fakeTB{t}, nc: nc})
 			}()
 		}
 	}()

@@ -109,7 +109,7 @@ func (t *transmission) appendHead(b []byte, r request, done bool, offset uint64,
 	if !t.structured {
 		return appendSimple(b, r.cookie, 0)
 	}
-	b = appendChunk(b, r.cookie, done, chunkOffsetData, 8+n)
+	b = t.appendChunk(b, r, done, chunkOffsetData, 8+n)
 	return binary.BigEndian.AppendUint64(b, offset)
 }
 
@@ -119,16 +119,25 @@ func appendSimple(b []byte, cookie uint64, e Error) []byte {
 	return binary.BigEndian.AppendUint64(b, cookie)
 }
 
-func appendChunk(b []byte, cookie uint64, done bool, kind uint16, n int) []byte {
+// appendChunk adds the header of a chunk with n bytes of payload.
+func (t *transmission) appendChunk(b []byte, r request, done bool, kind uint16, n int) []byte {
 	var flags uint16
 	if done {
 		flags = chunkFlagDone
 	}
-	b = binary.BigEndian.AppendUint32(b, magicStructured)
+	magic := magicStructured
+	if t.extended {
+		magic = magicExtReply
+	}
+	b = binary.BigEndian.AppendUint32(b, magic)
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, kind)
-	b = binary.BigEndian.AppendUint64(b, cookie)
-	return binary.BigEndian.AppendUint32(b, uint32(n)) //nolint:gosec // at most maxPayload and a header
+	b = binary.BigEndian.AppendUint64(b, r.cookie)
+	if !t.extended {
+		return binary.BigEndian.AppendUint32(b, uint32(n)) //nolint:gosec // at most maxPayload and a header
+	}
+	b = binary.BigEndian.AppendUint64(b, r.offset)     // of the request, whatever the chunk is about
+	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // not negative
 }
 
 // finish answers a request that has no payload to send with its outcome.
@@ -136,9 +145,9 @@ func (t *transmission) finish(r request, err error, soon bool) error {
 	if err != nil {
 		return t.fail(r, wireError(err), err.Error(), soon)
 	}
-	var b [chunkHeaderSize]byte
-	if t.structured && r.command == cmdRead {
-		return t.out.reply(appendChunk(b[:0], r.cookie, true, chunkNone, 0), soon)
+	var b [extReplySize]byte
+	if t.extended || t.structured && r.command == cmdRead {
+		return t.out.reply(t.appendChunk(b[:0], r, true, chunkNone, 0), soon)
 	}
 	return t.out.reply(appendSimple(b[:0], r.cookie, 0), soon)
 }
@@ -157,7 +166,7 @@ func (t *transmission) fail(r request, e Error, text string, soon bool) error {
 		return t.out.reply(appendSimple(b[:0], r.cookie, e), soon)
 	}
 	text = clipText(text)
-	b := appendChunk(nil, r.cookie, true, chunkError, 6+len(text))
+	b := t.appendChunk(nil, r, true, chunkError, 6+len(text))
 	b = binary.BigEndian.AppendUint32(b, uint32(e))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(text))) //nolint:gosec // clipped
 	return t.out.reply(append(b, text...), soon)

@@ -76,6 +76,7 @@ const (
 	flagCanMultiConn = protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
 	flagSendCache    = uint16(1 << 10)
 	flagSendFastZero = uint16(1 << 11)
+	flagStatusFilter = uint16(1 << 12) // BLOCK_STAT_PAYLOAD
 )
 
 // Commands.
@@ -92,13 +93,12 @@ const (
 
 // Command flags.
 const (
-	cmdFlagFUA    = uint16(1 << 0)
-	cmdFlagNoHole = uint16(1 << 1)
-	cmdFlagDF     = uint16(1 << 2)
-	cmdFlagReqOne = uint16(1 << 3)
-	// With extended headers: how soon zeros must be done, and whose length a header gives.
+	cmdFlagFUA        = uint16(1 << 0)
+	cmdFlagNoHole     = uint16(1 << 1)
+	cmdFlagDF         = uint16(1 << 2)
+	cmdFlagReqOne     = uint16(1 << 3)
 	cmdFlagFastZero   = uint16(1 << 4)
-	cmdFlagPayloadLen = uint16(1 << 5)
+	cmdFlagPayloadLen = uint16(1 << 5) // only with extended headers
 )
 
 // Chunks of structured replies.

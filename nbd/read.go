@@ -14,7 +14,7 @@ import (
 // deferred. What is a hole in the file is not in the page cache, so it is the
 // deferred path that looks for holes, and the fast one need not ask.
 func (t *transmission) read(r request) error {
-	n := int(r.length)
+	n := int(r.size())
 	if t.readsInline() {
 		f, splice := t.file.DataFile()
 		done, err := false, error(nil)
@@ -62,7 +62,7 @@ func (t *transmission) single(r request) bool { return !t.structured || r.flags&
 // readCached reads straight into the reply what the page cache holds. Without
 // done nothing has happened, and the reading is still to do.
 func (t *transmission) readCached(r request, fd int) (done bool, err error) {
-	n := int(r.length)
+	n := int(r.size())
 	o := &t.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -70,7 +70,7 @@ func (t *transmission) readCached(r request, fd int) (done bool, err error) {
 	o.buf = slices.Grow(o.buf, headRoom+n)
 	b := t.appendHead(o.buf, r, true, r.offset, n)
 	b = b[:len(b)+n]
-	if t.peek(fd, b[len(b)-n:], int64(r.offset)) != n { //nolint:gosec // within the device's size
+	if t.peek(fd, b[len(b)-n:], r.start()) != n {
 		o.buf = o.buf[:base]
 		return false, nil
 	}
@@ -84,14 +84,14 @@ func (t *transmission) readCached(r request, fd int) (done bool, err error) {
 // disk.
 func (t *transmission) cached(r request, fd int) bool {
 	var b [1]byte
-	off := int64(r.offset) //nolint:gosec // within the device's size
-	return t.peek(fd, b[:], off) == 1 && t.peek(fd, b[:], off+int64(r.length)-1) == 1
+	off := r.start()
+	return t.peek(fd, b[:], off) == 1 && t.peek(fd, b[:], off+r.size()-1) == 1
 }
 
 // readSpliced sends a range of the file without copying it. What is sent has
 // been read before its header promises it. Without done nothing was sent.
 func (t *transmission) readSpliced(r request, fd int) (done bool, err error) {
-	off, rest := r.offset, int(r.length)
+	off, rest := r.offset, int(r.size())
 	for rest > 0 {
 		p, err := t.openPipe()
 		if err != nil {
@@ -115,7 +115,7 @@ func (t *transmission) readSpliced(r request, fd int) (done bool, err error) {
 		off, rest = off+uint64(n), rest-n //nolint:gosec // n is not negative
 	}
 	t.counters.Reads.Add(1)
-	t.counters.ReadBytes.Add(int64(r.length))
+	t.counters.ReadBytes.Add(r.size())
 	return true, nil
 }
 
@@ -128,12 +128,12 @@ func (t *transmission) readDeferred(r request) {
 		return
 	}
 	t.counters.Reads.Add(1)
-	t.counters.ReadBytes.Add(int64(r.length))
+	t.counters.ReadBytes.Add(r.size())
 }
 
 // readPieces sends all of r; an error has still to be told to the client.
 func (t *transmission) readPieces(r request) (err error) {
-	off, end := int64(r.offset), int64(r.offset)+int64(r.length) //nolint:gosec // within the device's size
+	off, end := r.start(), r.start()+r.size()
 	parts := []blockmap.Extent{{Offset: off, Length: end - off, State: blockmap.Data}}
 	if t.asksForHoles(r) {
 		parts = t.holes(off, end, t.single(r))
@@ -158,7 +158,7 @@ func (t *transmission) readPieces(r request) (err error) {
 
 // readRange sends a part of r, in chunks no larger than b holds.
 func (t *transmission) readRange(r request, b []byte, off, end int64) error {
-	last := int64(r.offset) + int64(r.length) //nolint:gosec // within the device's size
+	last := r.start() + r.size()
 	for off < end {
 		n := int(min(end-off, maxPiece, int64(len(b)-headRoom)))
 		if err := readFull(t.dev, b[headRoom:headRoom+n], off); err != nil {
@@ -180,7 +180,7 @@ func (t *transmission) readRange(r request, b []byte, off, end int64) error {
 // All of it is read first if memory allows. If not, an error that comes after
 // the header can only be told by hanging up.
 func (t *transmission) readWhole(r request) error {
-	n, off := int(r.length), int64(r.offset) //nolint:gosec // within the device's size
+	n, off := int(r.size()), r.start()
 	head := t.appendHead(nil, r, true, r.offset, n)
 	if t.lane.shared.try(int64(n)) {
 		defer t.lane.shared.give(int64(n))
@@ -257,7 +257,7 @@ func (t *transmission) holes(off, end int64, single bool) []blockmap.Extent {
 }
 
 func (t *transmission) sendHole(r request, e blockmap.Extent, end int64) {
-	b := appendChunk(make([]byte, 0, headRoom), r.cookie, e.End() == end, chunkOffsetHole, 12)
+	b := t.appendChunk(make([]byte, 0, headRoom), r, e.End() == end, chunkOffsetHole, 12)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Offset)) //nolint:gosec // not negative
 	b = binary.BigEndian.AppendUint32(b, uint32(e.Length)) //nolint:gosec // at most maxPayload
 	_ = t.out.reply(b, true)                               // the connection is gone; there is nobody to tell

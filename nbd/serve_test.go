@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 )
 
 // listen serves on a unix socket until the test ends, and returns its path.
@@ -46,4 +48,14 @@ func dial(tb testing.TB, uri string, o ClientOptions) *Client {
 		}
 	})
 	return c
+}
+
+// waitFor waits until something has become true on another goroutine.
+func waitFor(tb testing.TB, done func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); runtime.Gosched() {
+		if time.Now().After(end) {
+			tb.Fatal("waited for 20 seconds")
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -32,7 +33,7 @@ func (w *wire) startTLS(c *tls.Config) *wire {
 	if err := nc.Handshake(); err != nil {
 		w.t.Fatalf("TLS handshake: %v", err)
 	}
-	return &wire{w.t, nc}
+	return &wire{t: w.t, nc: nc, extended: w.extended}
 }
 
 // Without a certificate TLS is refused, and nothing else changes.
@@ -76,7 +77,7 @@ func TestStartTLSRequired(t *testing.T) {
 	w.option(optStartTLS, "data")
 	w.expectReply(optStartTLS, repErrInvalid, nil)
 	secure := w.startTLS(a.client("c"))
-	secure.enterAfterHello("disk")
+	secure.enterAfterHello("disk", true)
 	secure.alive()
 
 	w = connect(t, path)
@@ -93,17 +94,6 @@ func TestStartTLSRequired(t *testing.T) {
 		opt(w)
 		w.expectEnd()
 	}
-}
-
-// enterAfterHello is the rest of enter, with structured replies and a context.
-func (w *wire) enterAfterHello(export string) {
-	w.t.Helper()
-	w.option(optStructuredReply)
-	w.expectReply(optStructuredReply, repAck, nil)
-	w.option(optGo, name(export), uint16(0))
-	w.expectReply(optGo, repInfo, nil)
-	w.expectReply(optGo, repInfo, nil)
-	w.expectReply(optGo, repAck, nil)
 }
 
 // Options count across the upgrade, which can be had once.
@@ -160,7 +150,7 @@ func TestStartTLSPeer(t *testing.T) {
 	w = w.startTLS(a.client("vm-17"))
 	w.option(optList)
 	w.expectReply(optList, repAck, nil)
-	w.enterAfterHello("disk")
+	w.enterAfterHello("disk", true)
 	mu.Lock()
 	defer mu.Unlock()
 	for _, where := range []string{"list", "lookup", "open"} {
@@ -292,9 +282,9 @@ func TestTLSGoodbye(t *testing.T) {
 		talk func(w *wire)
 	}{
 		{"abort", func(w *wire) { w.option(optAbort); w.expectReply(optAbort, repAck, nil) }},
-		{"disconnect", func(w *wire) { w.enterAfterHello("disk"); w.request(0, cmdDisc, 0, 0, 0) }},
+		{"disconnect", func(w *wire) { w.enterAfterHello("disk", true); w.request(0, cmdDisc, 0, 0, 0) }},
 		{"close", func(w *wire) {
-			w.enterAfterHello("disk")
+			w.enterAfterHello("disk", true)
 			if err := w.nc.(*tls.Conn).CloseWrite(); err != nil {
 				w.t.Error(err)
 			}
@@ -325,10 +315,10 @@ func TestTLSDeafClient(t *testing.T) {
 	near, far := net.Pipe() // where a write waits until it is read
 	done := make(chan struct{})
 	go func() { s.ServeConn(t.Context(), far); close(done) }()
-	w := &wire{t, near}
+	w := &wire{t: t, nc: near}
 	w.hello()
 	w = w.startTLS(a.client("c"))
-	w.enterAfterHello("disk")
+	w.enterAfterHello("disk", true)
 	w.request(0, cmdDisc, 0, 0, 0)
 	<-done // and nobody has read the close_notify
 	closeQuietly(near)
@@ -384,16 +374,17 @@ func TestCVE_2021_3716(t *testing.T) {
 
 // Large requests and many of them pass through TLS.
 func TestTLSLarge(t *testing.T) {
-	for _, kind := range kinds {
+	for i, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			a := newAuthority(t)
 			d, m := kind.device(t, maxPayload)
 			e := m.export("disk")
 			e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
 			w := connect(t, listen(t, withTLS(serverOf(t, e), a.server())))
+			w.extended = i%2 == 0
 			w.hello()
 			w = w.startTLS(a.client("c"))
-			w.enterAfterHello("disk")
+			w.enterAfterHello("disk", true)
 			w.large()
 		})
 	}
@@ -425,20 +416,20 @@ func (w *wire) large() {
 	}
 }
 
-// readChunks reads structured data chunks until total bytes have come; cookie zero
-// takes any.
+// readChunks reads data chunks until total bytes have come; cookie zero takes any.
 func (w *wire) readChunks(p []byte, cookie uint64, total int) {
 	w.t.Helper()
 	for total > 0 {
-		h := cursor{b: w.read(chunkHeaderSize + 8)}
-		magic, flags, kind, c, n, off := h.u32(), h.u16(), h.u16(), h.u64(), h.u32(), h.u64()
-		if magic != magicStructured || flags > 1 || kind != chunkOffsetData || cookie != 0 && c != cookie || off+uint64(n-8) > uint64(len(p)) {
-			w.t.Fatalf("chunk %#x %d %d %d %d at %d", magic, flags, kind, c, n, off)
+		flags, kind, c, n := w.chunkHead()
+		off := binary.BigEndian.Uint64(w.read(8))
+		n -= 8
+		if flags > 1 || kind != chunkOffsetData || cookie != 0 && c != cookie || off+uint64(n) > uint64(len(p)) {
+			w.t.Fatalf("chunk of flags %d, type %d, for %d, %d bytes at %d", flags, kind, c, n, off)
 		}
-		if _, err := io.ReadFull(w.nc, p[off:off+uint64(n-8)]); err != nil {
+		if _, err := io.ReadFull(w.nc, p[off:off+uint64(n)]); err != nil {
 			w.t.Fatal(err)
 		}
-		total -= int(n - 8)
+		total -= n
 	}
 }
 
@@ -477,7 +468,7 @@ func TestCutTLS(t *testing.T) {
 	s := withTLS(serverOf(t, e), a.server())
 	s.o.MaxConns = 1 << 20
 	client := a.client("c")
-	options := script(500)[4:]
+	options := script(500, true)[4:]
 	session := func(t *testing.T, path string, n int) (all bool) {
 		t.Helper()
 		w := connect(t, path)

@@ -55,6 +55,8 @@ type transmission struct {
 	counters   *Counters
 	readOnly   bool
 	structured bool
+	extended   bool // requests and replies have extended headers, and so does structured hold
+	headSize   int  // of a request
 	contexts   []string
 	mapHoles   bool // Map knows holes
 	nowait     bool // the file takes RWF_NOWAIT, as far as is known
@@ -74,8 +76,14 @@ type transmission struct {
 type request struct {
 	flags, command uint16
 	cookie, offset uint64
-	length         uint32
+	length         uint64
+	payload        bool // length bytes follow the header
 }
+
+// start and size are offset and length as a device takes them. They are right once
+// check has found them within its size, or where they tell the size of a payload.
+func (r request) start() int64 { return int64(r.offset) } //nolint:gosec // see above
+func (r request) size() int64  { return int64(r.length) } //nolint:gosec // see above
 
 func newTransmission(c *conn) *transmission {
 	c.in.resize(readBuffer)
@@ -86,8 +94,13 @@ func newTransmission(c *conn) *transmission {
 		counters:   c.export.Counters,
 		readOnly:   c.export.ReadOnly,
 		structured: c.structured,
+		extended:   c.extended,
+		headSize:   requestSize,
 		contexts:   c.meta.contexts,
 		nowait:     true,
+	}
+	if t.extended {
+		t.headSize = extRequestSize
 	}
 	t.lane.init(&c.s.memory)
 	if t.counters == nil {
@@ -115,7 +128,15 @@ func newTransmission(c *conn) *transmission {
 func (t *transmission) run(ctx context.Context, cancel context.CancelFunc) error {
 	t.counters.Connections.Add(1)
 	defer t.counters.Connections.Add(-1)
-	err := t.loop(ctx)
+	waits, gone := context.WithCancel(ctx)
+	defer gone()
+	err := t.loop(waits)
+	if errors.Is(err, io.EOF) {
+		// The client left between two requests, without a goodbye: what it had sent
+		// is done, but of what takes long nothing more is begun.
+		gone()
+		err = nil
+	}
 	if err != nil {
 		cancel()
 		closeQuietly(t.out.socket) // wakes those who wait for the client to take replies
@@ -127,39 +148,58 @@ func (t *transmission) run(ctx context.Context, cancel context.CancelFunc) error
 	return errors.Join(err, t.dropPipe())
 }
 
-// loop returns nil when the client has said goodbye, or has left between two
-// requests.
+// loop returns nil when the client has said goodbye, and io.EOF when it has left
+// between two requests. ctx ends when nobody waits for replies any more.
 func (t *transmission) loop(ctx context.Context) error {
 	for {
 		if err := t.next(); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
 			return err
 		}
-		b := t.in.take(requestSize)
-		if magic := binary.BigEndian.Uint32(b); magic != magicRequest {
-			return fmt.Errorf("nbd: client sent the request magic %#x", magic)
+		r, err := t.parse(t.in.take(t.headSize))
+		switch {
+		case err != nil || r.command == cmdDisc:
+			return err
+		case r.payload && r.command == cmdBlockStatus:
+			err = t.filteredStatus(ctx, r)
+		default:
+			err = t.handle(ctx, r)
 		}
-		r := request{
-			flags:   binary.BigEndian.Uint16(b[4:]),
-			command: binary.BigEndian.Uint16(b[6:]),
-			cookie:  binary.BigEndian.Uint64(b[8:]),
-			offset:  binary.BigEndian.Uint64(b[16:]),
-			length:  binary.BigEndian.Uint32(b[24:]),
-		}
-		if r.command == cmdDisc {
-			return nil
-		}
-		if err := t.handle(ctx, r); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 }
 
+// parse decodes a header. An error is one behind which nobody knows where the
+// next request begins, or that would be too far away.
+func (t *transmission) parse(b []byte) (request, error) {
+	r := request{
+		flags:   binary.BigEndian.Uint16(b[4:]),
+		command: binary.BigEndian.Uint16(b[6:]),
+		cookie:  binary.BigEndian.Uint64(b[8:]),
+		offset:  binary.BigEndian.Uint64(b[16:]),
+	}
+	want := magicRequest
+	if t.extended {
+		want = magicExtRequest
+		r.length = binary.BigEndian.Uint64(b[24:])
+		r.payload = r.flags&cmdFlagPayloadLen != 0
+	} else {
+		r.length = uint64(binary.BigEndian.Uint32(b[24:]))
+		r.payload = r.command == cmdWrite
+	}
+	if magic := binary.BigEndian.Uint32(b); magic != want {
+		return r, fmt.Errorf("nbd: client sent the request magic %#x", magic)
+	}
+	if t.extended && r.payload && r.length > maxPayload {
+		return r, fmt.Errorf("nbd: client announced a payload of %d bytes", r.length)
+	}
+	return r, nil
+}
+
 // next waits for a header. What has been answered is sent first.
 func (t *transmission) next() error {
-	if t.in.buffered() >= requestSize {
+	if t.in.buffered() >= t.headSize {
 		return nil
 	}
 	if err := t.out.flush(); err != nil {
@@ -167,24 +207,16 @@ func (t *transmission) next() error {
 	}
 	most := readBuffer
 	if t.exact {
-		most, t.exact = requestSize, false
+		most, t.exact = t.headSize, false
 	}
-	return t.in.fill(requestSize, most)
+	return t.in.fill(t.headSize, most)
 }
 
 // handle answers one request, or sees to it that it will be. An error ends the
 // connection; that of the device does not come here.
 func (t *transmission) handle(ctx context.Context, r request) error {
 	if e, text := t.check(r); e != 0 {
-		if r.command == cmdWrite {
-			if err := t.out.flush(); err != nil {
-				return err
-			}
-			if err := t.in.discard(int64(r.length)); err != nil {
-				return err
-			}
-		}
-		return t.fail(r, e, text, false)
+		return t.reject(r, e, text)
 	}
 	if r.length == 0 && r.command != cmdFlush {
 		return t.finish(r, nil, false) // the protocol leaves it open; nothing is what they get
@@ -197,14 +229,27 @@ func (t *transmission) handle(ctx context.Context, r request) error {
 	case cmdFlush:
 		return t.spawn(r, t.flush)
 	case cmdTrim:
-		return t.spawn(r, func() error { return t.trim(r) })
+		return t.spawn(r, func() error { return t.trim(ctx, r) })
 	case cmdWriteZeroes:
-		return t.spawn(r, func() error { return t.zero(r) })
+		return t.spawn(r, func() error { return t.zero(ctx, r) })
 	case cmdCache:
 		return t.spawn(r, func() error { return t.cache(ctx, r) })
 	default: // check let only BLOCK_STATUS through
-		return t.deferred(statusMemory, func() { t.status(r) })
+		return t.deferred(statusMemory, func() { t.status(ctx, r, nil) })
 	}
+}
+
+// reject answers a request with an error, and takes its payload out of the way.
+func (t *transmission) reject(r request, e Error, text string) error {
+	if r.payload {
+		if err := t.out.flush(); err != nil {
+			return err
+		}
+		if err := t.in.discard(r.size()); err != nil {
+			return err
+		}
+	}
+	return t.fail(r, e, text, false)
 }
 
 // allowed holds the flags that each command takes besides FUA, which any may
@@ -237,8 +282,14 @@ func (t *transmission) check(r request) (Error, string) {
 	if !t.structured {
 		mask &^= cmdFlagDF
 	}
-	if r.flags&^mask != 0 {
+	if t.extended && r.command == cmdWrite {
+		mask |= cmdFlagPayloadLen
+	}
+	switch {
+	case r.flags&^mask != 0:
 		return EINVAL, "unknown or unadvertised command flags"
+	case r.command == cmdWrite && !r.payload:
+		return EINVAL, "a WRITE without PAYLOAD_LEN"
 	}
 	if r.command == cmdFlush {
 		if r.offset != 0 || r.length != 0 {
@@ -248,7 +299,7 @@ func (t *transmission) check(r request) (Error, string) {
 	}
 	size := uint64(max(t.dev.Size(), 0))
 	switch {
-	case r.offset > size || uint64(r.length) > size-r.offset:
+	case r.offset > size || r.length > size-r.offset:
 		if r.command == cmdWrite || r.command == cmdWriteZeroes {
 			return ENOSPC, "beyond the end of the export"
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 )
@@ -16,6 +17,12 @@ import (
 type wire struct {
 	t  testing.TB
 	nc net.Conn
+
+	// extended makes the helpers for requests and replies use extended headers:
+	// what a test says of compact ones is then said of those.
+	extended bool
+	mu       sync.Mutex
+	offsets  map[uint64]uint64 // of the requests, by cookie, since replies repeat them
 }
 
 // connect opens a connection to a unix socket, with a limit that turns a hang
@@ -30,7 +37,7 @@ func connect(tb testing.TB, path string) *wire {
 	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		tb.Fatal(err)
 	}
-	return &wire{tb, nc}
+	return &wire{t: tb, nc: nc}
 }
 
 // encode puts numbers in big-endian order, and texts as they are.
@@ -125,7 +132,16 @@ func name(s string) []byte { return encode(uint32(len(s)), s) }
 func (w *wire) enter(export string, structured bool, contexts ...string) {
 	w.t.Helper()
 	w.hello()
-	if structured {
+	w.enterAfterHello(export, structured, contexts...)
+}
+
+func (w *wire) enterAfterHello(export string, structured bool, contexts ...string) {
+	w.t.Helper()
+	switch {
+	case w.extended:
+		w.option(optExtendedHeaders)
+		w.expectReply(optExtendedHeaders, repAck, []byte{})
+	case structured:
 		w.option(optStructuredReply)
 		w.expectReply(optStructuredReply, repAck, nil)
 	}
@@ -154,25 +170,98 @@ func (w *wire) enter(export string, structured bool, contexts ...string) {
 
 func (w *wire) request(flags, command uint16, cookie, offset uint64, length uint32, payload ...any) {
 	w.t.Helper()
-	w.send(magicRequest, flags, command, cookie, offset, length, encode(payload...))
+	if !w.extended {
+		w.send(magicRequest, flags, command, cookie, offset, length, encode(payload...))
+		return
+	}
+	if command == cmdWrite {
+		flags |= cmdFlagPayloadLen
+	}
+	w.requestExtended(flags, command, cookie, offset, uint64(length), payload...)
 }
 
+func (w *wire) requestExtended(flags, command uint16, cookie, offset, length uint64, payload ...any) {
+	w.t.Helper()
+	w.mu.Lock()
+	if w.offsets == nil {
+		w.offsets = map[uint64]uint64{}
+	}
+	w.offsets[cookie] = offset
+	w.mu.Unlock()
+	w.send(magicExtRequest, flags, command, cookie, offset, length, encode(payload...))
+}
+
+func (w *wire) offsetOf(cookie uint64) uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.offsets[cookie]
+}
+
+// expectSimple expects a simple reply, or the one chunk that takes its place.
 func (w *wire) expectSimple(cookie uint64, e Error) {
 	w.t.Helper()
-	w.expect(magicSimple, e, cookie)
+	switch {
+	case !w.extended:
+		w.expect(magicSimple, e, cookie)
+	case e == 0:
+		w.expectChunk(chunkFlagDone, chunkNone, cookie)
+	default:
+		w.expectError(cookie, e)
+	}
 }
 
 func (w *wire) expectChunk(flags, kind uint16, cookie uint64, parts ...any) {
 	w.t.Helper()
 	data := encode(parts...)
-	w.expect(magicStructured, flags, kind, cookie, uint32(len(data)), data)
+	if !w.extended {
+		w.expect(magicStructured, flags, kind, cookie, uint32(len(data)), data)
+		return
+	}
+	if kind == chunkBlockStatus {
+		kind, data = chunkStatusExt, widen(data)
+	}
+	w.expect(magicExtReply, flags, kind, cookie, w.offsetOf(cookie), uint64(len(data)), data)
 }
 
-// expectError expects a structured error, with whatever text.
+// widen turns the payload of a BLOCK_STATUS chunk into that of its extended kind.
+func widen(data []byte) []byte {
+	c := cursor{b: data}
+	b := encode(c.u32(), uint32(len(data)/8))
+	for len(c.b) > 0 {
+		b = append(b, encode(uint64(c.u32()), uint64(c.u32()))...)
+	}
+	return b
+}
+
+// chunkHead reads the header of a chunk.
+func (w *wire) chunkHead() (flags, kind uint16, cookie uint64, n int) {
+	w.t.Helper()
+	size, magic := chunkHeaderSize, magicStructured
+	if w.extended {
+		size, magic = extReplySize, magicExtReply
+	}
+	h := cursor{b: w.read(size)}
+	if got := h.u32(); got != magic {
+		w.t.Fatalf("chunk with the magic %#x", got)
+	}
+	flags, kind, cookie = h.u16(), h.u16(), h.u64()
+	if !w.extended {
+		return flags, kind, cookie, int(h.u32())
+	}
+	if off := h.u64(); off != w.offsetOf(cookie) {
+		w.t.Fatalf("chunk of the offset %d, not that of its request", off)
+	}
+	return flags, kind, cookie, int(h.u64())
+}
+
+// expectError expects an error chunk, with whatever text.
 func (w *wire) expectError(cookie uint64, e Error) {
 	w.t.Helper()
-	w.expect(magicStructured, chunkFlagDone, chunkError, cookie)
-	data := w.read(int(binary.BigEndian.Uint32(w.read(4))))
+	flags, kind, c, n := w.chunkHead()
+	if flags != chunkFlagDone || kind != chunkError || c != cookie {
+		w.t.Fatalf("chunk of flags %d, type %d, for %d; want an error for %d", flags, kind, c, cookie)
+	}
+	data := w.read(n)
 	if got := Error(binary.BigEndian.Uint32(data)); got != e {
 		w.t.Fatalf("error %v %q, want %v", got, data[6:], e)
 	}

@@ -18,7 +18,7 @@ const (
 
 // write answers WRITE. Its payload has not been read yet.
 func (t *transmission) write(r request) error {
-	n := int(r.length)
+	n := int(r.size())
 	inline := t.file != nil && t.patience.Load() <= 0
 	if !inline && t.file != nil {
 		t.patience.Add(-1)
@@ -34,7 +34,7 @@ func (t *transmission) write(r request) error {
 			}
 		}
 		f, _ := t.file.DataFile()
-		return t.written(r, t.writeFile(f, t.in.take(n), int64(r.offset)), false) //nolint:gosec // within the device's size
+		return t.written(r, t.writeFile(f, t.in.take(n), r.start()), false)
 	case inline && t.raw != nil:
 		return t.writeSpliced(r)
 	default:
@@ -64,7 +64,7 @@ func (t *transmission) took(d time.Duration, n int) {
 func (t *transmission) written(r request, err error, soon bool) error {
 	if err == nil {
 		t.counters.Writes.Add(1)
-		t.counters.WriteBytes.Add(int64(r.length))
+		t.counters.WriteBytes.Add(r.size())
 		if r.flags&cmdFlagFUA != 0 {
 			if !soon {
 				return t.spawn(r, func() error { return t.fua(r) })
@@ -117,7 +117,7 @@ func (t *transmission) writeSpliced(r request) error {
 		return err
 	}
 	f, _ := t.file.DataFile()
-	off, rest := int64(r.offset), int(r.length) //nolint:gosec // within the device's size
+	off, rest := r.start(), int(r.size())
 	var failed error
 	for rest > 0 && failed == nil && t.in.buffered() > 0 {
 		n := wholeBlocks(off, min(t.in.buffered(), rest), rest)
@@ -195,8 +195,8 @@ func (t *transmission) writeFromPipe(f *os.File, p *pipe, off int64, n int) erro
 // writePieces reads a payload in pieces and gives each to the device on a
 // goroutine of its own. The last one to come back answers.
 func (t *transmission) writePieces(r request) error {
-	w := &pieces{left: (int(r.length) + maxPiece - 1) / maxPiece}
-	off, rest := int64(r.offset), int(r.length) //nolint:gosec // within the device's size
+	w := &pieces{left: (int(r.size()) + maxPiece - 1) / maxPiece}
+	off, rest := r.start(), int(r.size())
 	for rest > 0 {
 		n := min(rest, maxPiece)
 		g, ok := t.lane.try(bufferMemory(n))
