@@ -20,12 +20,15 @@ type imageDevice struct {
 	size    int64
 	read    func(p []byte, off int64) error
 	write   func(p []byte, off int64) error // nil = read-only, and so are the next two
-	zero    func(off, n int64) error
+	zero    func(off, n int64, fast bool) error
 	flush   func() error
 	extents func(off, n int64) ([]blockmap.Extent, error)
 }
 
-var _ nbd.Device = (*imageDevice)(nil)
+var (
+	_ nbd.Device     = (*imageDevice)(nil)
+	_ nbd.FastZeroer = (*imageDevice)(nil)
+)
 
 // openDevice makes the device of a connection that has entered; o is nil for a
 // read-only one.
@@ -43,7 +46,7 @@ func openDevice(ctx context.Context, img image, o *overlay, g *guests) *imageDev
 		size:    o.size,
 		read:    func(p []byte, off int64) error { return o.readAt(ctx, p, off) },
 		write:   func(p []byte, off int64) error { return o.writeAt(ctx, p, off) },
-		zero:    func(off, n int64) error { return o.zero(ctx, off, n) },
+		zero:    func(off, n int64, fast bool) error { return o.zero(ctx, off, n, fast) },
 		flush:   o.flush,
 		extents: func(off, n int64) ([]blockmap.Extent, error) { return o.extents(ctx, off, n) },
 	}
@@ -87,7 +90,16 @@ func (d *imageDevice) Zero(off, n int64, _ bool) error {
 	if d.zero == nil {
 		return syscall.EPERM
 	}
-	return d.zero(off, n)
+	return d.zero(off, n, false)
+}
+
+// ZeroFast does that where the overlay need not write zeros. Of the backup it may
+// have to read the two blocks that the range begins and ends in.
+func (d *imageDevice) ZeroFast(off, n int64, _ bool) error {
+	if d.zero == nil {
+		return syscall.EPERM
+	}
+	return d.zero(off, n, true)
 }
 
 // Map tells data from holes.
@@ -112,8 +124,7 @@ var _ overlayFile = diskFile{}
 // Zero punches a hole, or writes zeros where the file system has none.
 func (f diskFile) Zero(off, n int64, punch bool) error {
 	if punch {
-		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-		if err == nil || !errors.Is(err, unix.EOPNOTSUPP) {
+		if err := f.ZeroFast(off, n, true); err == nil || !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
 	}
@@ -126,6 +137,11 @@ func (f diskFile) Zero(off, n int64, punch bool) error {
 		off, n = off+l, n-l
 	}
 	return nil
+}
+
+// ZeroFast punches a hole.
+func (f diskFile) ZeroFast(off, n int64, _ bool) error {
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // Sync makes data and size durable.

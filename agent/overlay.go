@@ -15,7 +15,8 @@ import (
 )
 
 // overlayFile is what an overlay needs of its two files. Zero makes a range
-// read as zeros and may free its space.
+// read as zeros and may free its space; ZeroFast does so unless zeros would have to
+// be written, which is errors.ErrUnsupported.
 type overlayFile interface {
 	io.ReaderAt
 	io.WriterAt
@@ -23,6 +24,7 @@ type overlayFile interface {
 	Truncate(size int64) error
 	Sync() error
 	Zero(off, n int64, punch bool) error
+	ZeroFast(off, n int64, punch bool) error
 }
 
 // image is the read-only view of a backup.
@@ -211,9 +213,14 @@ func (o *overlay) writeAt(ctx context.Context, p []byte, off int64) error {
 	})
 }
 
-// zero makes a range zero. The space is freed: the overlay's file is sparse anyway.
-func (o *overlay) zero(ctx context.Context, off, n int64) error {
-	return o.change(ctx, off, n, func(at, n int64) error { return o.data.Zero(at, n, true) })
+// zero makes a range zero, with fast only if that can be done without writing zeros.
+// The space is freed: the overlay's file is sparse anyway.
+func (o *overlay) zero(ctx context.Context, off, n int64, fast bool) error {
+	zero := o.data.Zero
+	if fast {
+		zero = o.data.ZeroFast
+	}
+	return o.change(ctx, off, n, func(at, n int64) error { return zero(at, n, true) })
 }
 
 // flush makes everything that was written durable, data before map.

@@ -106,7 +106,7 @@ func TestOverlay(t *testing.T) {
 			case 4:
 				off, n := span()
 				change(off, n, func() { clear(shadow[off : off+n]) })
-				if ierr := o.zero(t.Context(), off, n); ierr != nil {
+				if ierr := o.zero(t.Context(), off, n, r.IntN(2) == 0); ierr != nil {
 					t.Fatal(ierr)
 				}
 			case 5, 6:

@@ -72,6 +72,16 @@ type FileBacked interface {
 	EndWrite(off, n int64, err error) error
 }
 
+// FastZeroer is what a Device also implements when it can make zeros faster than by
+// writing them, on some ranges at least. Without it a client that asks for zeros only
+// if they are fast (FAST_ZERO) is told that they are not.
+type FastZeroer interface {
+	// ZeroFast does what Zero does, if that is faster than writing the range. If not,
+	// it says so soon, with an error that is errors.ErrUnsupported; a part of the
+	// range may have become zeros then, and the rest is as it was.
+	ZeroFast(off, n int64, punch bool) error
+}
+
 // Peer is who is at the other end of a connection.
 type Peer struct {
 	// PID, UID and GID are those of the process that connected, on a unix

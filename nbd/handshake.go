@@ -294,7 +294,7 @@ func (c *conn) flags(e *Export) uint16 {
 	if e.ReadOnly {
 		f |= flagReadOnly
 	} else {
-		f |= flagSendFUA | flagSendTrim | flagSendZeroes
+		f |= flagSendFUA | flagSendTrim | flagSendZeroes | flagSendFastZero
 	}
 	if c.structured {
 		f |= flagSendDF

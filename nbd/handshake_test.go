@@ -14,7 +14,7 @@ import (
 // rw and ro are the transmission flags of writable and read-only exports, with
 // structured replies and several connections.
 const (
-	rwFlags = flagHasFlags | flagSendFlush | flagSendFUA | flagSendTrim | flagSendZeroes | flagSendDF | flagCanMultiConn | flagSendCache
+	rwFlags = flagHasFlags | flagSendFlush | flagSendFUA | flagSendTrim | flagSendZeroes | flagSendFastZero | flagSendDF | flagCanMultiConn | flagSendCache
 	roFlags = flagHasFlags | flagReadOnly | flagSendFlush | flagSendDF | flagCanMultiConn | flagSendCache | flagRotational
 )
 

@@ -206,7 +206,7 @@ print("fua read", errno(lambda: h.pread(512, 0, nbd.CMD_FLAG_FUA)))
 print("df read", errno(lambda: h.pread(512, 0, nbd.CMD_FLAG_DF)))
 h.pwrite(b"still here", 100)
 print(h.pread(10, 100))
-`), "past-end read EINVAL", "past-end write ENOSPC", "past-end zero ENOSPC", "past-end trim EINVAL", "unknown flag EINVAL", "fast zero EINVAL",
+`), "past-end read EINVAL", "past-end write ENOSPC", "past-end zero ENOSPC", "past-end trim EINVAL", "unknown flag EINVAL", "fast zero ENOTSUP",
 			"fua flush none", "fua read none", "df read none", "still here")
 		if ro == "" {
 			return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/cairnbackup/cairn/blockmap"
@@ -191,7 +192,18 @@ func (t *transmission) trim(ctx context.Context, r request) error {
 
 func (t *transmission) zero(ctx context.Context, r request) error {
 	punch := r.flags&cmdFlagNoHole == 0
-	err := t.inPieces(ctx, r, changePiece, func(off, n int64) error { return t.dev.Zero(off, n, punch) })
+	zero := t.dev.Zero
+	if r.flags&cmdFlagFastZero != 0 {
+		fast, ok := t.dev.(FastZeroer)
+		if !ok {
+			return fmt.Errorf("zeros are written on this device, and no faster than other data: %w", ENOTSUP)
+		}
+		zero = fast.ZeroFast
+	}
+	err := t.inPieces(ctx, r, changePiece, func(off, n int64) error { return zero(off, n, punch) })
+	if r.flags&cmdFlagFastZero != 0 && errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", ENOTSUP, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -261,7 +261,7 @@ var allowed = [...]uint16{
 	cmdFlush:       0,
 	cmdTrim:        0,
 	cmdCache:       0,
-	cmdWriteZeroes: cmdFlagNoHole,
+	cmdWriteZeroes: cmdFlagNoHole | cmdFlagFastZero,
 	cmdBlockStatus: cmdFlagReqOne,
 }
 

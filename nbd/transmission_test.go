@@ -82,6 +82,18 @@ func TestTransmission(t *testing.T) {
 				w.t.Errorf("%d flushes, want 2", m.flush.Load())
 			}
 		}},
+		{"fast zeroes of a device that has none", func(w *wire, m *memory) {
+			m.WriteAt(pattern, 0)
+			w.request(cmdFlagFastZero, cmdWriteZeroes, 1, 0, 512)
+			w.expectError(1, ENOTSUP)
+			w.request(cmdFlagFastZero|cmdFlagFUA|cmdFlagNoHole, cmdWriteZeroes, 2, 0, size)
+			w.expectError(2, ENOTSUP)
+			w.request(cmdFlagFastZero, cmdWriteZeroes, 3, size, 1)
+			w.expectError(3, ENOSPC)
+			if !bytes.Equal(m.content(0, len(pattern)), pattern) {
+				w.t.Error("zeroed all the same")
+			}
+		}},
 		{"block status", func(w *wire, m *memory) {
 			m.WriteAt(pattern[:memBlock], 2*memBlock)
 			m.Trim(4*memBlock, memBlock)
@@ -127,7 +139,7 @@ func TestTransmission(t *testing.T) {
 			}
 		}},
 		{"unknown flags and commands", func(w *wire, _ *memory) {
-			w.request(1<<4, cmdWriteZeroes, 1, 0, 512) // FAST_ZERO was not advertised
+			w.request(cmdFlagFastZero, cmdTrim, 1, 0, 512)
 			w.expectError(1, EINVAL)
 			w.request(1<<15, cmdWrite, 2, 0, 4, "drop")
 			w.expectError(2, EINVAL)
@@ -200,6 +212,60 @@ func TestTransmission(t *testing.T) {
 			})
 		}
 	}
+}
+
+// hasty is a device whose fast zeros a test decides about.
+type hasty struct {
+	*memory
+	fast func(off, n int64, punch bool) error
+}
+
+func (h hasty) ZeroFast(off, n int64, punch bool) error { return h.fast(off, n, punch) }
+
+func TestTransmissionFastZero(t *testing.T) {
+	m := newMemory(1 << 20)
+	var decide func(punch bool) error
+	e := m.export("disk")
+	e.Open = func(context.Context, Peer) (Device, error) {
+		return hasty{m, func(off, n int64, punch bool) error {
+			if err := decide(punch); err != nil {
+				return err
+			}
+			return m.Zero(off, n, punch)
+		}}, nil
+	}
+	w := connect(t, listen(t, serverOf(t, e)))
+	w.enter("disk", true)
+	m.WriteAt([]byte("abcdefgh"), 0)
+	punched := false
+	decide = func(punch bool) error { punched = punch; return nil }
+	w.request(cmdFlagFastZero, cmdWriteZeroes, 1, 0, 2)
+	w.expectSimple(1, 0)
+	if !punched {
+		t.Error("space may not be freed, though the client does not mind")
+	}
+	w.request(cmdFlagFastZero|cmdFlagNoHole, cmdWriteZeroes, 2, 2, 2)
+	w.expectSimple(2, 0)
+	if got := string(m.content(0, 8)); punched || got != "\x00\x00\x00\x00efgh" {
+		t.Errorf("punched %v, content %q", punched, got)
+	}
+	for _, c := range []struct {
+		err  error
+		want Error
+	}{
+		{errors.ErrUnsupported, ENOTSUP},
+		{fmt.Errorf("fallocate: %w", syscall.EOPNOTSUPP), ENOTSUP},
+		{syscall.ENOSYS, ENOTSUP},
+		{syscall.ENOSPC, ENOSPC},
+		{syscall.EIO, EIO},
+	} {
+		decide = func(bool) error { return c.err }
+		w.request(cmdFlagFastZero, cmdWriteZeroes, 3, 0, 8)
+		w.expectError(3, c.want)
+		w.request(0, cmdWriteZeroes, 4, 0, 2) // has nothing to do with it
+		w.expectSimple(4, 0)
+	}
+	w.alive()
 }
 
 func TestTransmissionSimple(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 var (
 	_ nbd.Device     = (*liveDevice)(nil)
 	_ nbd.FileBacked = (*liveDevice)(nil)
+	_ nbd.FastZeroer = (*liveDevice)(nil)
 	_ nbd.Device     = (*snapshotDevice)(nil)
 )
 
@@ -42,6 +43,13 @@ func (d *liveDevice) Trim(off, n int64) error {
 // Zero zeroes.
 func (d *liveDevice) Zero(off, n int64, punch bool) error {
 	err := d.Volume.Zero(off, n, punch)
+	d.e.dirty.changed()
+	return err
+}
+
+// ZeroFast zeroes where that is fast.
+func (d *liveDevice) ZeroFast(off, n int64, punch bool) error {
+	err := d.Volume.ZeroFast(off, n, punch)
 	d.e.dirty.changed()
 	return err
 }

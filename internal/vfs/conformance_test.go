@@ -53,6 +53,47 @@ func content(t *testing.T, fsys FS, name string) string {
 	return string(b)
 }
 
+// Zeros in haste are zeros, or nothing has happened.
+func TestZeroFast(t *testing.T) {
+	test := func(t *testing.T, fsys FS, dir string) {
+		t.Helper()
+		for _, punch := range []bool{false, true} {
+			name := filepath.Join(dir, "f")
+			f := create(t, fsys, name, "0123456789")
+			err := f.ZeroFast(3, 100, punch)
+			want := "012\x00\x00\x00\x00\x00\x00\x00"
+			if err != nil {
+				if !errors.Is(err, errors.ErrUnsupported) {
+					t.Fatal(err)
+				}
+				want = "0123456789"
+			}
+			if got := content(t, fsys, name); got != want {
+				t.Errorf("punch %v: %q, want %q; %v", punch, got, want, err)
+			}
+			if err := f.ZeroFast(10, 5, punch); err != nil {
+				t.Errorf("beyond the end: %v", err)
+			}
+			if err := f.ZeroFast(-1, 5, punch); !errors.Is(err, syscall.EINVAL) {
+				t.Errorf("before the start: %v", err)
+			}
+		}
+	}
+	eachFS(t, test)
+	t.Run("tmpfs", func(t *testing.T) { // which has holes, and no other way to zero a range
+		dir, err := os.MkdirTemp("/dev/shm", "vfs-test") //nolint:usetesting // it must be in that place
+		if err != nil {
+			t.Skip("this machine has no /dev/shm")
+		}
+		t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+		test(t, OS(), dir)
+		f := create(t, OS(), filepath.Join(dir, "g"), "0123456789")
+		if err := f.ZeroFast(0, 5, false); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("tmpfs can: %v", err)
+		}
+	})
+}
+
 func TestNames(t *testing.T) {
 	eachFS(t, func(t *testing.T, fsys FS, dir string) {
 		t.Helper()

@@ -230,6 +230,9 @@ func (f *memFile) Zero(off, n int64, punch bool) error {
 	}, nil, nil))
 }
 
+// ZeroFast implements [File]: nothing is written to memory that costs more.
+func (f *memFile) ZeroFast(off, n int64, punch bool) error { return f.Zero(off, n, punch) }
+
 // NextData implements [File].
 func (f *memFile) NextData(off int64) (start, end int64, err error) {
 	found := false

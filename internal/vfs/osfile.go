@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -56,32 +57,70 @@ func (o *osFile) end() (int64, error) {
 	return size, err
 }
 
+const (
+	punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	zeroRange = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
+)
+
 // Zero implements [File].
 func (o *osFile) Zero(off, n int64, punch bool) error {
-	if off < 0 || n < 0 {
-		return &fs.PathError{Op: "zero", Path: o.f.Name(), Err: unix.EINVAL}
+	n, err := o.within(off, n)
+	if err != nil || n <= 0 {
+		return err
 	}
-	size, err := o.end()
+	modes := []uint32{zeroRange}
+	if punch {
+		modes = []uint32{punchHole, zeroRange}
+	}
+	if err := o.fallocate(modes, off, n); err == nil || !unsupported(err) {
+		return err
+	}
+	return o.writeZeros(off, n)
+}
+
+// ZeroFast implements [File].
+func (o *osFile) ZeroFast(off, n int64, punch bool) error {
+	n, err := o.within(off, n)
+	if err != nil || n <= 0 {
+		return err
+	}
+	info, err := o.f.Stat()
 	if err != nil {
 		return err
 	}
-	if n = min(n, size-off); n <= 0 {
-		return nil
-	}
-	modes := []uint32{unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE}
+	var modes []uint32
 	if punch {
-		modes = []uint32{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, modes[0]}
+		modes = []uint32{punchHole}
 	}
+	if info.Mode().IsRegular() { // where a device has no other means, the kernel writes zeros for ZERO_RANGE
+		modes = append(modes, zeroRange)
+	}
+	err = o.fallocate(modes, off, n)
+	if unsupported(err) {
+		return fmt.Errorf("%s can only have zeros written: %w", o.f.Name(), errors.ErrUnsupported)
+	}
+	return err
+}
+
+// within cuts n so that a range does not go beyond the end.
+func (o *osFile) within(off, n int64) (int64, error) {
+	if off < 0 || n < 0 {
+		return 0, &fs.PathError{Op: "zero", Path: o.f.Name(), Err: unix.EINVAL}
+	}
+	size, err := o.end()
+	return min(n, size-off), err
+}
+
+// fallocate tries modes in order; without one that is supported its error is one too.
+func (o *osFile) fallocate(modes []uint32, off, n int64) error {
+	err := error(unix.EOPNOTSUPP)
 	for _, mode := range modes {
-		err := control(o.f, "fallocate", func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
-		if err == nil {
-			return nil
-		}
-		if !unsupported(err) {
+		err = control(o.f, "fallocate", func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
+		if err == nil || !unsupported(err) {
 			return err
 		}
 	}
-	return o.writeZeros(off, n)
+	return err
 }
 
 // unsupported tells whether writing zeros is the way out: the file system or

@@ -44,12 +44,24 @@ type FS interface {
 	SyncDir(name string) error
 }
 
+// Zeroer is the part of a File that makes zeros.
+type Zeroer interface {
+	// Zero makes n bytes at off read as zeros, and with punch gives their
+	// space back where the file system can. It never grows the file: what
+	// lies beyond the end is left out.
+	Zero(off, n int64, punch bool) error
+	// ZeroFast is Zero where no zeros have to be written for that. Elsewhere
+	// it changes nothing, and its error is errors.ErrUnsupported.
+	ZeroFast(off, n int64, punch bool) error
+}
+
 // File is an open file. Its methods are safe for concurrent use; of two
 // overlapping writes at the same time either may win, byte for byte.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
+	Zeroer
 	// Truncate sets the size. What it adds reads as zeros.
 	Truncate(size int64) error
 	// Sync makes data and size durable (fdatasync). After an error the state
@@ -58,10 +70,6 @@ type File interface {
 	Sync() error
 	// Stat describes the file.
 	Stat() (fs.FileInfo, error)
-	// Zero makes n bytes at off read as zeros, and with punch gives their
-	// space back where the file system can. It never grows the file: what
-	// lies beyond the end is left out.
-	Zero(off, n int64, punch bool) error
 	// NextData returns the first run of data that ends after off, cut to
 	// start at off or later. Everything from off to start reads as zeros; a
 	// run may contain zeros. The error is io.EOF when no data follow.

@@ -23,6 +23,9 @@ func TestDevice(t *testing.T) {
 	if _, err = Create(Options{}, dir+"2", Spec{Name: "vol2", Path: dev, Device: true}); !errors.Is(err, ErrHeld) {
 		t.Fatalf("a device that is in use: %v", err)
 	}
+	if err = v.ZeroFast(2*bs, bs, false); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("zeros that are not to free their space are written by the kernel, if by nobody else: %v", err)
+	}
 	s := snap(t, v, SnapshotOptions{Checkpoint: "c"})
 	_, err = v.WriteAt([]byte("new"), 0)
 	must(t, err)

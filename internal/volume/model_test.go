@@ -35,7 +35,7 @@ func TestModel(t *testing.T) {
 		m.ok(t, err)
 		m.v, m.live = v, make([]byte, size)
 		t.Repeat(map[string]func(*rapid.T){
-			"write": m.write, "zero": m.zero, "trim": m.trim, "snapshot": m.snapshot, "delete": m.delete, "revert": m.revert,
+			"write": m.write, "zero": m.zero, "zeroFast": m.zeroFast, "trim": m.trim, "snapshot": m.snapshot, "delete": m.delete, "revert": m.revert,
 			"extend": m.extend, "reopen": m.reopen, "dropCheckpoint": m.drop, "aliasCheckpoint": m.alias, "flush": func(t *rapid.T) { m.ok(t, m.v.Flush()) },
 			"": m.check,
 		})
@@ -84,6 +84,20 @@ func (m *model) write(t *rapid.T) {
 func (m *model) zero(t *rapid.T) {
 	off, n := m.span(t)
 	m.ok(t, m.v.Zero(off, n, rapid.Bool().Draw(t, "punch")))
+	clear(m.live[off : off+n])
+	m.settled(off, n)
+}
+
+func (m *model) zeroFast(t *rapid.T) {
+	off, n := m.span(t)
+	err := m.v.ZeroFast(off, n, rapid.Bool().Draw(t, "punch"))
+	if len(m.v.Snapshots()) > 0 {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Fatalf("zeroed in haste while there is a snapshot: %v", err)
+		}
+		return
+	}
+	m.ok(t, err)
 	clear(m.live[off : off+n])
 	m.settled(off, n)
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,25 @@ func (v *Volume) Zero(off, n int64, punch bool) error {
 	var err error
 	if n > 0 {
 		err = v.data.Zero(off, n, punch)
+	}
+	return v.EndWrite(off, n, err)
+}
+
+// ZeroFast is Zero where that takes less than writing the range. It does not where
+// the file system can only write zeros; nor while there is a snapshot, which might
+// need a copy of all that is there first: a client that clears a disk before it
+// writes to it would have everything copied, to be spared what costs less. The error
+// is errors.ErrUnsupported then, and the content is as it was.
+func (v *Volume) ZeroFast(off, n int64, punch bool) error {
+	if v.snaps.set.Load().newest() != nil {
+		return fmt.Errorf("zero %d bytes at %d of volume %s: its snapshots may need what is there: %w", n, off, v.name, errors.ErrUnsupported)
+	}
+	if err := v.BeginWrite(off, n); err != nil {
+		return err
+	}
+	var err error
+	if n > 0 {
+		err = v.data.ZeroFast(off, n, punch)
 	}
 	return v.EndWrite(off, n, err)
 }
