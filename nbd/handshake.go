@@ -18,7 +18,8 @@ type conn struct {
 	socket net.Conn // to hang up by closing it, which waits for nobody
 	in     input
 	peer   Peer
-	out    []byte // replies to the present option
+	out    []byte // replies to the present option that have not been sent
+	outErr error  // of sending replies; what follows is dropped
 
 	noZeroes bool
 	// What options have chosen. STARTTLS throws all of it away.
@@ -55,6 +56,7 @@ func (c *conn) serve(ctx context.Context, cancel context.CancelFunc) error {
 		return err
 	}
 	err := c.negotiate(ctx)
+	c.out = nil // not for as long as the connection lasts
 	if c.dev == nil {
 		return err
 	}
@@ -217,6 +219,9 @@ func (c *conn) list(data []byte) {
 		return
 	}
 	for _, e := range c.s.o.List(c.peer) {
+		if c.outErr != nil {
+			return
+		}
 		c.reply(optList, repServer, append(appendName(nil, e.Name), clipText(e.Description)...))
 	}
 	c.reply(optList, repAck, nil)
@@ -358,20 +363,24 @@ func (c *conn) refuseUnknown(opt uint32, name string) {
 
 func (c *conn) refuse(opt, rep uint32, text string) { c.reply(opt, rep, []byte(clipText(text))) }
 
-// reply adds one reply to what send will write.
+// reply adds one reply to what send will write. Where an option has very many, they
+// leave as they come.
 func (c *conn) reply(opt, rep uint32, data []byte) {
 	c.out = binary.BigEndian.AppendUint64(c.out, magicOptReply)
 	c.out = binary.BigEndian.AppendUint32(c.out, opt)
 	c.out = binary.BigEndian.AppendUint32(c.out, rep)
 	c.out = binary.BigEndian.AppendUint32(c.out, uint32(len(data))) //nolint:gosec // names and texts are capped
 	c.out = append(c.out, data...)
+	if len(c.out) >= outputBatch {
+		_ = c.send() // which says so again
+	}
 }
 
+// send writes the replies that are waiting.
 func (c *conn) send() error {
-	if len(c.out) == 0 {
-		return nil
+	if len(c.out) > 0 && c.outErr == nil {
+		_, c.outErr = c.nc.Write(c.out)
 	}
-	_, err := c.nc.Write(c.out)
 	c.out = c.out[:0]
-	return err
+	return c.outErr
 }

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/blockmap"
 )
 
 // rw and ro are the transmission flags of writable and read-only exports, with
@@ -17,6 +20,55 @@ const (
 	rwFlags = flagHasFlags | flagSendFlush | flagSendFUA | flagSendTrim | flagSendZeroes | flagSendFastZero | flagSendDF | flagCanMultiConn | flagSendCache
 	roFlags = flagHasFlags | flagReadOnly | flagSendFlush | flagSendDF | flagCanMultiConn | flagSendCache | flagRotational
 )
+
+// sizes is a connection that notes the largest write.
+type sizes struct {
+	net.Conn
+	largest int
+}
+
+func (s *sizes) Write(p []byte) (int, error) {
+	s.largest = max(s.largest, len(p))
+	return s.Conn.Write(p)
+}
+
+// A list is not built in memory, however long it is, and ends when nobody takes it.
+func TestHandshakeLongList(t *testing.T) {
+	noLeaks(t)
+	const count = 4096
+	var exports []*Export
+	for i := range count {
+		e := newMemory(0).export(fmt.Sprintf("%0*d", maxName, i))
+		e.Description = strings.Repeat("d", maxText)
+		exports = append(exports, e)
+	}
+	serve := func() (w *wire, largest func() int) {
+		near, far := net.Pipe()
+		s := &sizes{Conn: far}
+		done := make(chan struct{})
+		go func() { serverOf(t, exports...).ServeConn(t.Context(), s); close(done) }()
+		return &wire{t: t, nc: near}, func() int { <-done; return s.largest }
+	}
+	w, largest := serve()
+	w.hello()
+	w.option(optList)
+	for i := range count {
+		w.expectReply(optList, repServer, encode(uint32(maxName), fmt.Sprintf("%0*d", maxName, i), exports[i].Description))
+	}
+	w.expectReply(optList, repAck, []byte{})
+	w.option(optAbort)
+	w.expectReply(optAbort, repAck, []byte{})
+	if n := largest(); n > outputBatch+2*maxName+100 {
+		t.Errorf("%d bytes in one write", n)
+	}
+
+	w, largest = serve()
+	w.hello()
+	w.option(optList)
+	w.reply(optList)
+	closeQuietly(w.nc)
+	largest()
+}
 
 func TestHandshake(t *testing.T) {
 	m := newMemory(1 << 20)
@@ -314,5 +366,54 @@ func TestPeer(t *testing.T) {
 	connect(t, listen(t, serverOf(t, e))).enter("disk", false)
 	if p := <-got; p.PID != os.Getpid() || p.UID != os.Getuid() || p.GID != os.Getgid() {
 		t.Errorf("peer %+v, want this process", p)
+	}
+}
+
+// Depths are asked about by the names that qemu uses, with either kind of header.
+func TestHandshakeAllocationDepth(t *testing.T) {
+	m := newMemory(1 << 20)
+	e := m.export("disk")
+	e.Contexts = func() []string { return []string{ContextAllocation, ContextDepth, dirtyName} }
+	path := listen(t, serverOf(t, e))
+	for _, test := range []struct {
+		opt           uint32
+		queries, want []string
+	}{
+		{optListMetaContext, nil, []string{ContextAllocation, ContextDepth, dirtyName}},
+		{optListMetaContext, []string{"qemu:"}, []string{"qemu:allocation-depth", dirtyName}},
+		{optListMetaContext, []string{"qemu:allocation-depth"}, []string{"qemu:allocation-depth"}},
+		{optListMetaContext, []string{"qemu:dirty-bitmap:"}, []string{dirtyName}},
+		{optListMetaContext, []string{"qemu:allocation"}, nil},
+		{optSetMetaContext, []string{"qemu:"}, nil},
+		{optSetMetaContext, []string{"qemu:allocation-depth:"}, nil},
+		{optSetMetaContext, []string{dirtyName, "qemu:allocation-depth"}, []string{dirtyName, "qemu:allocation-depth"}},
+	} {
+		w := connect(t, path)
+		w.hello()
+		w.option(optStructuredReply)
+		w.expectReply(optStructuredReply, repAck, nil)
+		data := encode(name("disk"), uint32(len(test.queries)))
+		for _, q := range test.queries {
+			data = append(data, name(q)...)
+		}
+		w.option(test.opt, data)
+		for i, want := range test.want {
+			id := uint32(i + 1)
+			if test.opt == optListMetaContext {
+				id = 0
+			}
+			w.expectReply(test.opt, repMetaContext, encode(id, want))
+		}
+		w.expectReply(test.opt, repAck, []byte{})
+	}
+	e.Open = func(context.Context, Peer) (Device, error) {
+		return badMap{m, []blockmap.Extent{{Length: 4096, State: 2}, {Offset: 4096, Length: 1 << 19, State: 1}, {Offset: 4096 + 1<<19, Length: 1 << 19}}}, nil
+	}
+	for _, extended := range []bool{false, true} {
+		w := connect(t, path)
+		w.extended = extended
+		w.enter("disk", true, ContextDepth)
+		w.request(0, cmdBlockStatus, 1, 0, 1<<20)
+		w.expectChunk(1, chunkBlockStatus, 1, uint32(1), uint32(4096), uint32(2), uint32(1<<19), uint32(1), uint32(1<<19-4096), uint32(0))
 	}
 }
