@@ -104,7 +104,7 @@ func TestCancelBeforeSend(t *testing.T) {
 	if err := c.WriteAt(ctx, []byte("x"), 0, false); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	c.links[0].writing <- struct{}{} // somebody is writing
+	c.current().all[0].writing <- struct{}{} // somebody is writing
 	ctx, cancel = context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- c.Flush(ctx) }()
@@ -112,7 +112,7 @@ func TestCancelBeforeSend(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	<-c.links[0].writing
+	<-c.current().all[0].writing
 	if err := c.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -212,33 +212,5 @@ func TestClientLimits(t *testing.T) {
 	defer mu.Unlock()
 	if fmt.Sprint(lengths) != fmt.Sprint([]uint32{1024, 1024, 512, 1024, 512, 1024, 512}) {
 		t.Errorf("the requests had lengths %v", lengths)
-	}
-}
-
-func TestURI(t *testing.T) {
-	for _, test := range []struct {
-		uri  string
-		want endpoint
-	}{
-		{"nbd+unix:///vm?socket=/run/a.sock", endpoint{"unix", "/run/a.sock", "vm"}},
-		{"nbd+unix:///?socket=/run/a%20b", endpoint{"unix", "/run/a b", ""}},
-		{"nbd+unix://?socket=x", endpoint{"unix", "x", ""}},
-		{"nbd://host", endpoint{"tcp", "host:10809", ""}},
-		{"nbd://[::1]:99/a/b%2Fc", endpoint{"tcp", "[::1]:99", "a/b/c"}},
-		{URI("/run/x&y=z #.sock", "vm@ro ?/é"), endpoint{"unix", "/run/x&y=z #.sock", "vm@ro ?/é"}},
-		{URI("/s", "/abs"), endpoint{"unix", "/s", "/abs"}},
-		{URI("/s", ""), endpoint{"unix", "/s", ""}},
-	} {
-		if got, err := parseURI(test.uri); err != nil || got != test.want {
-			t.Errorf("%s: %+v, %v; want %+v", test.uri, got, err, test.want)
-		}
-	}
-	for _, uri := range []string{"", "disk", "http://x/", "nbds://host/x", "nbd:///x", "nbd+unix:///x", "nbd://h\x7f"} {
-		if _, err := parseURI(uri); err == nil {
-			t.Errorf("%q was taken", uri)
-		}
-	}
-	if got := URI("/run/vm.sock", "vm"); got != "nbd+unix:///vm?socket=/run/vm.sock" {
-		t.Error(got)
 	}
 }

@@ -4,13 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"github.com/cairnbackup/cairn/blockmap"
 )
-
-// maxStatusChunk bounds one BLOCK_STATUS chunk that the client takes. Extents
-// are stored as they arrive, so the number alone costs nothing.
-const maxStatusChunk = 16 << 20
 
 // reply receives one simple reply or one chunk. Any error of it leaves the
 // stream at an unknown place and ends the connection.
@@ -19,10 +13,12 @@ func (l *link) reply() error {
 		return err
 	}
 	switch magic := binary.BigEndian.Uint32(l.in.buf[l.in.r:]); {
-	case magic == magicSimple:
+	case magic == magicSimple && l.session.framing != extendedHeaders:
 		return l.simple()
-	case magic == magicStructured && l.session.structured:
-		return l.chunk()
+	case magic == magicStructured && l.session.framing == structuredReplies:
+		return l.chunk(chunkHeaderSize)
+	case magic == magicExtReply && l.session.framing == extendedHeaders:
+		return l.chunk(extReplySize)
 	default:
 		return fmt.Errorf("the server sent the reply magic %#x", magic)
 	}
@@ -46,7 +42,7 @@ func (l *link) simple() error {
 		return err
 	}
 	switch {
-	case c.command == cmdRead && l.session.structured:
+	case c.command == cmdRead && l.session.framing == structuredReplies:
 		return errors.New("the server answered a read with a simple reply after agreeing not to")
 	case code != 0:
 		c.refuse(Error(code), "")
@@ -63,31 +59,34 @@ func (l *link) simple() error {
 
 // end answers a call with what the server said about it.
 func (l *link) end(cookie uint64, c *call) {
+	l.heard.Store(true)
+	if c.err == nil {
+		l.ledger.answered(c) // before the end of the connection can be noticed
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finish(cookie, c, c.err)
 }
 
-// refuse notes an error of the server; the first one stays.
-func (c *call) refuse(code Error, text string) {
-	switch {
-	case c.err != nil:
-	case text == "":
-		c.err = code
-	default:
-		c.err = fmt.Errorf("%w (the server says: %s)", code, text)
-	}
-}
-
-func (l *link) chunk() error {
-	if err := l.in.fill(chunkHeaderSize, clientBuffer); err != nil {
+// chunk receives one chunk, whose header has the given size.
+func (l *link) chunk(size int) error {
+	if err := l.in.fill(size, clientBuffer); err != nil {
 		return midway(err)
 	}
-	h := cursor{b: l.in.take(chunkHeaderSize)[4:]}
-	flags, kind, cookie, length := h.u16(), h.u16(), h.u64(), h.u32()
+	h := cursor{b: l.in.take(size)[4:]}
+	flags, kind, cookie := h.u16(), h.u16(), h.u64()
 	c, err := l.find(cookie)
 	if err != nil {
 		return err
+	}
+	var length uint64
+	if size == extReplySize {
+		if offset := h.u64(); offset != uint64(c.off) { //nolint:gosec // not negative
+			return fmt.Errorf("the server answered a request at %d as one at %d", c.off, offset)
+		}
+		length = h.u64()
+	} else {
+		length = uint64(h.u32())
 	}
 	if flags&^chunkFlagDone != 0 {
 		return fmt.Errorf("the server sent a chunk with the flags %#x", flags)
@@ -100,7 +99,7 @@ func (l *link) chunk() error {
 		err = l.dataChunk(c, length)
 	case kind == chunkOffsetHole && c.command == cmdRead:
 		err = l.holeChunk(c, length)
-	case kind == chunkBlockStatus && c.command == cmdBlockStatus:
+	case kind == l.status().kind && c.command == cmdBlockStatus:
 		err = l.statusChunk(c, length)
 	default:
 		err = fmt.Errorf("the server answered command %d with a chunk of type %d and %d bytes", c.command, kind, length)
@@ -117,41 +116,14 @@ func (l *link) chunk() error {
 	return nil
 }
 
-// complete checks that a call that the server has ended without an error got all
-// that it asked for.
-func (c *call) complete() error {
-	switch {
-	case c.command == cmdRead && !c.arrived.whole(int64(len(c.p))):
-		return fmt.Errorf("the server ended a read of %d bytes before all had come", len(c.p))
-	case c.command == cmdBlockStatus && !c.mapped:
-		return errors.New("the server ended BLOCK_STATUS without the context that was negotiated")
-	default:
-		return nil
-	}
-}
-
-// part checks that n bytes at the wire's offset lie in the read and are new.
-func (c *call) part(offset, n uint64) (start int64, err error) {
-	at := offset - uint64(c.off) //nolint:gosec // not negative; a wrapped difference is out of range
-	size := uint64(len(c.p))
-	if offset < uint64(c.off) || n == 0 || at > size || n > size-at { //nolint:gosec // not negative
-		return 0, fmt.Errorf("the server sent %d bytes at %d for a read of %d at %d", n, offset, size, c.off)
-	}
-	start = int64(at)                          //nolint:gosec // within p
-	if !c.arrived.add(start, start+int64(n)) { //nolint:gosec // within p
-		return 0, fmt.Errorf("the server sent %d bytes at %d twice, or in too many parts", n, offset)
-	}
-	return start, nil
-}
-
-func (l *link) dataChunk(c *call, length uint32) error {
+func (l *link) dataChunk(c *call, length uint64) error {
 	if length < 8 {
 		return fmt.Errorf("the server sent a data chunk of %d bytes", length)
 	}
 	if err := l.in.fill(8, clientBuffer); err != nil {
 		return midway(err)
 	}
-	n := uint64(length) - 8
+	n := length - 8
 	start, err := c.part(binary.BigEndian.Uint64(l.in.take(8)), n)
 	if err != nil {
 		return err
@@ -159,7 +131,7 @@ func (l *link) dataChunk(c *call, length uint32) error {
 	return l.into(c, c.p[start:start+int64(n)]) //nolint:gosec // within p
 }
 
-func (l *link) holeChunk(c *call, length uint32) error {
+func (l *link) holeChunk(c *call, length uint64) error {
 	if length != 12 {
 		return fmt.Errorf("the server sent a hole chunk of %d bytes", length)
 	}
@@ -180,7 +152,7 @@ func (l *link) holeChunk(c *call, length uint32) error {
 	return nil
 }
 
-func (l *link) errorChunk(c *call, kind uint16, length uint32) error {
+func (l *link) errorChunk(c *call, kind uint16, length uint64) error {
 	if length < 6 || length > maxOptionData {
 		return fmt.Errorf("the server sent an error chunk of %d bytes", length)
 	}
@@ -199,51 +171,4 @@ func (l *link) errorChunk(c *call, kind uint16, length uint32) error {
 	}
 	c.refuse(code, clean(string(text)))
 	return nil
-}
-
-func (l *link) statusChunk(c *call, length uint32) error {
-	if length < 4+8 || length%8 != 4 || length > maxStatusChunk+4 {
-		return fmt.Errorf("the server sent a status chunk of %d bytes", length)
-	}
-	if err := l.in.fill(4, clientBuffer); err != nil {
-		return midway(err)
-	}
-	if id := binary.BigEndian.Uint32(l.in.take(4)); id != c.context {
-		if !l.selected(id) {
-			return fmt.Errorf("the server sent the status of the context %d, which was not negotiated", id)
-		}
-		return l.in.discard(int64(length) - 4)
-	}
-	if c.mapped {
-		return errors.New("the server sent the status of one context twice")
-	}
-	c.mapped = true
-	count := int(length / 8)
-	at := c.off
-	for range count {
-		if err := l.in.fill(8, clientBuffer); err != nil {
-			return midway(err)
-		}
-		h := cursor{b: l.in.take(8)}
-		n, state := h.u32(), h.u32()
-		if n == 0 {
-			return errors.New("the server sent an empty extent")
-		}
-		if at >= l.session.size || c.room.Add(-1) < 0 {
-			return errors.New("the server sent more extents than the range can hold")
-		}
-		c.extents = blockmap.Append(c.extents, blockmap.Extent{Offset: at, Length: int64(n), State: blockmap.State(state)})
-		at += int64(n)
-	}
-	return nil
-}
-
-// selected reports whether id is one of the contexts that were negotiated.
-func (l *link) selected(id uint32) bool {
-	for _, c := range l.session.contexts {
-		if c.id == id {
-			return true
-		}
-	}
-	return false
 }

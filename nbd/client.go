@@ -1,17 +1,12 @@
 package nbd
 
 import (
-	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
-
-	"github.com/cairnbackup/cairn/blockmap"
 )
 
 // ClientOptions says how to connect.
@@ -24,6 +19,21 @@ type ClientOptions struct {
 	Conns int
 	// DialTimeout bounds connecting and negotiating; 0 is 30 seconds.
 	DialTimeout time.Duration
+	// TLS is how to speak TLS where the URI asks for it (nbds), in the place of
+	// tls-certificates in the URI. Without a ServerName the URI's host is verified.
+	// Versions below 1.2 are not spoken. Other URIs do not use it.
+	TLS *tls.Config
+	// Reconnect is for how long a request is tried over new connections once its
+	// connection is lost, or the server says that it shuts down. 0 is not at all:
+	// the client ends with its connection. See Client for what that can promise.
+	Reconnect time.Duration
+}
+
+func (o ClientOptions) dialTimeout() time.Duration {
+	if o.DialTimeout <= 0 {
+		return defaultDialTimeout
+	}
+	return o.DialTimeout
 }
 
 // Client reads and writes one export of a server. All methods may be called
@@ -31,29 +41,47 @@ type ClientOptions struct {
 //
 // A method returns when its whole range is done, or with the first error. An
 // error that wraps an Error is the server's answer to this request. After any
-// other error of a connection the client is of no more use: every later request
-// fails with the same error, and a new client has to be dialed.
+// other error of a connection the client is of no more use, unless it may
+// reconnect: every later request fails with the same error, and a new client has
+// to be dialed.
+//
+// # Reconnecting
+//
+// With ClientOptions.Reconnect a request whose connection ended before its answer
+// is sent again over a new one. The export must still have the same size, flags,
+// block sizes and contexts, else this client has ended. A server that breaks the
+// protocol is not given a second chance.
+//
+// Nothing in the protocol tells a server that was started anew from one that was
+// there all the time. So this is what holds:
+//
+//   - What a flush has covered, and what was written with fua, is durable, as the
+//     server has promised.
+//   - Changes that were answered, but not covered by a flush when the connection
+//     was lost, may be gone with the server. They are not sent again, as nobody
+//     has kept them. Flush, and WriteAt with fua where it needs a flush, return
+//     ErrUnflushed from then on, also when the server happens to have lost
+//     nothing. Reads go on, and so do writes, for whoever writes with fua only.
+//   - A change that was not answered is sent again. The server may so do it twice;
+//     if it outlived the connection it may do the first late, even after later
+//     requests. Whoever writes a range again, with other data, before the next
+//     flush must not use Reconnect. A restore that writes every block once may.
 type Client struct {
-	session *session
-	links   []*link
-	turn    atomic.Uint32
-}
+	o        ClientOptions
+	endpoint endpoint
+	session  *session
+	ledger   ledger
 
-const (
-	// maxRange is the most that one request without payload is about.
-	maxRange = 1 << 30
-	// maxMap bounds what Map collects.
-	maxMap = 1 << 24
-	// maxMapRange is the most that one request of Map is about: what 32 bits
-	// can say, in whole MiB.
-	maxMapRange = 1<<32 - 1<<20
-	// mapPending is how many requests Map has on their way: a large volume is
-	// many requests, and waiting for each alone would take its size and not what
-	// is on it.
-	mapPending = 16
-	// zeroPiece is what Zero writes at a time where the server has no command.
-	zeroPiece = 1 << 20
-)
+	mu     sync.Mutex
+	links  *links
+	closed bool
+
+	closing   chan struct{} // closed when the client is
+	redialing chan struct{} // held by who connects again, and guards what follows
+	dialed    time.Time     // the last attempt
+	pause     time.Duration // until the next
+	moved     error         // why there is no connecting again any more
+}
 
 // Size is the export's length in bytes, as of when the client connected.
 func (c *Client) Size() int64 { return c.session.size }
@@ -71,8 +99,12 @@ func (c *Client) CanTrim() bool { return c.has(flagSendTrim) }
 // CanZero reports whether Zero is a request of its own, which costs no transfer.
 func (c *Client) CanZero() bool { return c.has(flagSendZeroes) }
 
+// CanFastZero reports whether the server can tell whether zeros are cheap: see
+// ZeroFast.
+func (c *Client) CanFastZero() bool { return c.CanZero() && c.has(flagSendFastZero) }
+
 // Conns is the number of connections.
-func (c *Client) Conns() int { return len(c.links) }
+func (c *Client) Conns() int { return len(c.current().all) }
 
 // BlockSizes returns what the server asks its clients to keep to.
 func (c *Client) BlockSizes() BlockSizes { return c.session.blocks }
@@ -93,160 +125,9 @@ func (c *Client) has(flag uint16) bool { return c.session.flags&flag != 0 }
 // when ctx has ended. After an error what p holds is undefined.
 func (c *Client) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return c.each("read", off, int64(len(p)), c.session.blocks.Maximum, func(at, n int64) error {
-		k := &call{command: cmdRead, off: at, p: p[at-off : at-off+n]}
-		return c.link().do(ctx, k, 0, uint32(n), nil) //nolint:gosec // each keeps to Maximum
+		k := &call{command: cmdRead, off: at, n: n, p: p[at-off : at-off+n]}
+		return c.do(ctx, k)
 	})
-}
-
-// WriteAt writes p at off; with fua it is durable when WriteAt returns. It does
-// not keep p. When ctx ends early the server may have got all, some or nothing.
-func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
-	var flags uint16
-	switch {
-	case !fua:
-	case c.has(flagSendFUA):
-		flags = cmdFlagFUA
-	case !c.CanFlush():
-		return c.unsupported("durable writes")
-	}
-	err := c.change("write", off, int64(len(p)), c.session.blocks.Maximum, func(at, n int64) error {
-		k := &call{command: cmdWrite, off: at}
-		return c.link().do(ctx, k, flags, uint32(n), p[at-off:at-off+n]) //nolint:gosec // each keeps to Maximum
-	})
-	if err == nil && fua && flags == 0 {
-		return c.Flush(ctx)
-	}
-	return err
-}
-
-// Flush returns when everything that was written before, by any connection of
-// this client, is durable. A server that does not offer that is an error that
-// wraps errors.ErrUnsupported.
-func (c *Client) Flush(ctx context.Context) error {
-	if c.ReadOnly() {
-		return nil
-	}
-	if !c.CanFlush() {
-		return c.unsupported("flush")
-	}
-	if err := c.link().do(ctx, &call{command: cmdFlush}, 0, 0, nil); err != nil {
-		return fmt.Errorf("nbd: flush: %w", err)
-	}
-	return nil
-}
-
-// Trim tells the server that a range is not needed any more. Where the server
-// has no such command nothing happens.
-func (c *Client) Trim(ctx context.Context, off, n int64) error {
-	if !c.CanTrim() {
-		return c.change("trim", off, n, n, func(int64, int64) error { return nil })
-	}
-	return c.change("trim", off, n, maxRange, func(at, n int64) error {
-		return c.link().do(ctx, &call{command: cmdTrim, off: at}, 0, uint32(n), nil) //nolint:gosec // at most maxRange
-	})
-}
-
-// Zero makes a range read as zeros, by writing them where the server has no
-// command for it. With punch the server may give the space back.
-func (c *Client) Zero(ctx context.Context, off, n int64, punch bool) error {
-	if !c.CanZero() {
-		size := min(zeroPiece, c.session.blocks.Maximum)
-		zeros := make([]byte, min(max(n, 0), size))
-		return c.change("zero", off, n, size, func(at, n int64) error {
-			return c.link().do(ctx, &call{command: cmdWrite, off: at}, 0, uint32(n), zeros[:n]) //nolint:gosec // at most zeroPiece
-		})
-	}
-	flags := cmdFlagNoHole
-	if punch {
-		flags = 0
-	}
-	return c.change("zero", off, n, maxRange, func(at, n int64) error {
-		return c.link().do(ctx, &call{command: cmdWriteZeroes, off: at}, flags, uint32(n), nil) //nolint:gosec // at most maxRange
-	})
-}
-
-// Map returns what nbdContext says of exactly the range: extents in order and
-// without gaps, neighbors of one state joined. nbdContext must be one of
-// Contexts, else the error wraps errors.ErrUnsupported. A range of more than 16
-// Mi extents is refused: ask for it in parts.
-func (c *Client) Map(ctx context.Context, nbdContext string, off, n int64) ([]blockmap.Extent, error) {
-	i := slices.IndexFunc(c.session.contexts, func(s selectedContext) bool { return s.name == nbdContext })
-	if i < 0 {
-		return nil, c.unsupported("the metadata context " + nbdContext)
-	}
-	id := c.session.contexts[i].id
-	var parts []*[]blockmap.Extent // in order, one for each request
-	var room atomic.Int64
-	room.Store(maxMap)
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(mapPending)
-	err := c.each("map", off, n, maxMapRange, func(at, n int64) error {
-		part := new([]blockmap.Extent)
-		parts = append(parts, part)
-		group.Go(func() (err error) {
-			if *part, err = c.status(gctx, id, at, n, &room); err != nil {
-				err = fmt.Errorf("nbd: map %d bytes at %d: %w", n, at, err)
-			}
-			return err
-		})
-		return nil
-	})
-	if err = cmp.Or(err, group.Wait()); err != nil {
-		return nil, err //nolint:wrapcheck // wrapped where it arose
-	}
-	var found []blockmap.Extent
-	for _, part := range parts {
-		for _, e := range *part {
-			found = blockmap.Append(found, e)
-		}
-	}
-	return found, nil
-}
-
-// status is Map for a range that one request can name. What it finds is taken
-// off the room.
-func (c *Client) status(ctx context.Context, nbdContext uint32, at, n int64, room *atomic.Int64) ([]blockmap.Extent, error) {
-	var found []blockmap.Extent
-	for end := at + n; at < end; {
-		if room.Load() <= 0 {
-			return nil, fmt.Errorf("more than %d extents: ask for a smaller range", maxMap)
-		}
-		k := &call{command: cmdBlockStatus, off: at, context: nbdContext, room: room}
-		if err := c.link().do(ctx, k, 0, uint32(end-at), nil); err != nil { //nolint:gosec // at most maxMapRange
-			return nil, err
-		}
-		for _, e := range blockmap.Clip(k.extents, at, end-at) {
-			found = blockmap.Append(found, e)
-			at = e.End() // a status has at least one extent, so this moves on
-		}
-	}
-	return found, nil
-}
-
-// Close says goodbye to the server and ends the client. Requests on their way
-// fail with ErrClosed.
-func (c *Client) Close() error {
-	var errs []error
-	for _, l := range c.links {
-		errs = append(errs, l.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// link picks the connection for the next request.
-func (c *Client) link() *link {
-	if len(c.links) == 1 {
-		return c.links[0]
-	}
-	return c.links[int(c.turn.Add(1))%len(c.links)]
-}
-
-// change is each for what a read-only export refuses.
-func (c *Client) change(op string, off, n, most int64, fn func(off, n int64) error) error {
-	if c.ReadOnly() {
-		return fmt.Errorf("nbd: %s %d bytes at %d: the export is read-only: %w", op, n, off, EPERM)
-	}
-	return c.each(op, off, n, most, fn)
 }
 
 // each checks a range and calls fn for parts of it, of at most the given length,
@@ -260,13 +141,35 @@ func (c *Client) each(op string, off, n, most int64, fn func(off, n int64) error
 	case off%block != 0 || n%block != 0:
 		return fail(fmt.Errorf("not a multiple of the %d bytes that the server asks for: %w", block, EINVAL))
 	}
-	most = max(most-most%block, block)
-	for at, end := off, off+n; at < end; at += most {
-		if err := fn(at, min(most, end-at)); err != nil {
-			return fail(err)
-		}
+	if err := inParts(off, n, max(most-most%block, block), fn); err != nil {
+		return fail(err)
 	}
 	return nil
+}
+
+// inParts calls fn for parts of a range, in order, up to the first error.
+func inParts(off, n, most int64, fn func(off, n int64) error) error {
+	for end := off + n; off < end; {
+		part := min(most, end-off)
+		if err := fn(off, part); err != nil {
+			return err
+		}
+		off += part
+	}
+	return nil
+}
+
+// Close says goodbye to the server and ends the client. Requests on their way
+// fail with ErrClosed.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if !c.closed {
+		c.closed = true
+		close(c.closing)
+	}
+	s := c.links
+	c.mu.Unlock()
+	return s.Close()
 }
 
 func (c *Client) unsupported(what string) error {

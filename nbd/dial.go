@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -13,52 +14,67 @@ const defaultDialTimeout = 30 * time.Second
 // longAgo, as a deadline, wakes whatever is blocked on a connection.
 var longAgo = time.Unix(1, 0)
 
-// Dial connects to the export that uri names, nbd+unix:///NAME?socket=PATH or
-// nbd://HOST[:PORT]/NAME, and negotiates. The context only bounds that; it does
-// not end the client.
+// Dial connects to the export that uri names and negotiates. The context only
+// bounds that; it does not end the client. URIs are those of the NBD project:
+//
+//	nbd://HOST[:PORT]/NAME
+//	nbd+unix:///NAME?socket=PATH
+//	nbds://HOST[:PORT]/NAME?tls-certificates=DIR
+//	nbds+unix:///NAME?socket=PATH&tls-hostname=NAME&tls-certificates=DIR
+//
+// The latter two speak TLS or fail; no server can talk them out of it, and none
+// can talk the former into it. DIR holds ca-cert.pem, and client-cert.pem with
+// client-key.pem if the server wants them; without it the authorities that the
+// system trusts are asked about the server. Its certificate must be for HOST or
+// tls-hostname, unless tls-verify-peer=0.
 func Dial(ctx context.Context, uri string, o ClientOptions) (*Client, error) {
 	e, err := parseURI(uri)
 	if err != nil {
 		return nil, err
 	}
-	if o.DialTimeout <= 0 {
-		o.DialTimeout = defaultDialTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
-	defer cancel()
-	first, err := dialLink(ctx, e, o.Contexts)
-	if err != nil {
+	c := &Client{o: o, endpoint: e, closing: make(chan struct{}), redialing: make(chan struct{}, 1)}
+	if c.links, err = c.connect(ctx); err != nil {
 		return nil, fmt.Errorf("nbd: connect to %s: %w", uri, err)
 	}
-	c := &Client{session: first.session, links: []*link{first}}
-	for c.session.flags&flagCanMultiConn != 0 && len(c.links) < o.Conns {
-		l, err := dialLink(ctx, e, o.Contexts)
-		if err == nil && !l.session.same(c.session) {
-			closeQuietly(l)
-			err = errors.New("the server described the export differently on another connection")
-		}
-		if err != nil {
-			closeQuietly(c)
-			return nil, fmt.Errorf("nbd: connect to %s: %w", uri, err)
-		}
-		c.links = append(c.links, l)
-	}
+	c.session = c.links.all[0].session
 	return c, nil
 }
 
+// connect makes all connections of a client.
+func (c *Client) connect(ctx context.Context) (*links, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.o.dialTimeout())
+	defer cancel()
+	s := new(links)
+	for {
+		l, err := c.dialLink(ctx)
+		if err == nil {
+			s.all = append(s.all, l)
+			if !l.session.same(s.all[0].session) {
+				err = errors.New("the server described the export differently on another connection")
+			}
+		}
+		if err != nil {
+			closeQuietly(s)
+			return nil, err
+		}
+		if l.session.flags&flagCanMultiConn == 0 || len(s.all) >= c.o.Conns {
+			return s, nil
+		}
+	}
+}
+
 // dialLink makes one connection and negotiates on it.
-func dialLink(ctx context.Context, e endpoint, contexts []string) (*link, error) {
+func (c *Client) dialLink(ctx context.Context) (*link, error) {
 	var l *link
-	err := withConn(ctx, e, func(nc net.Conn) error {
-		h := greeter{in: input{nc: nc}}
-		s, err := h.choose(e.export, contexts)
+	err := withConn(ctx, c.endpoint, c.o.TLS, func(g *greeter, socket net.Conn) error {
+		s, err := g.choose(c.endpoint.export, c.o.Contexts)
 		if err != nil {
 			return err
 		}
-		if raw := rawConn(nc); raw != nil {
+		if raw := rawConn(socket); raw != nil {
 			raiseSendBuffer(raw)
 		}
-		l = newLink(nc, h.in, s)
+		l = newLink(socket, g.in, s, &c.ledger)
 		return nil
 	})
 	if err != nil {
@@ -68,9 +84,13 @@ func dialLink(ctx context.Context, e endpoint, contexts []string) (*link, error)
 	return l, nil
 }
 
-// withConn dials and calls fn, whose use of the connection ends with ctx. It
-// closes the connection if either fails.
-func withConn(ctx context.Context, e endpoint, fn func(net.Conn) error) error {
+// withConn dials, greets the server and calls fn, whose use of the connection ends
+// with ctx. It closes the connection if any of that fails.
+func withConn(ctx context.Context, e endpoint, own *tls.Config, fn func(g *greeter, socket net.Conn) error) error {
+	config, err := e.clientTLS(own)
+	if err != nil {
+		return err
+	}
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, e.network, e.address)
 	if err != nil {
@@ -79,7 +99,10 @@ func withConn(ctx context.Context, e endpoint, fn func(net.Conn) error) error {
 	stop := context.AfterFunc(ctx, func() {
 		_ = nc.SetDeadline(longAgo) // a closed connection is awake already
 	})
-	err = fn(nc)
+	g := greeter{in: input{nc: nc}}
+	if err = g.begin(ctx, config); err == nil {
+		err = explainTLS(fn(&g, nc), config)
+	}
 	if !stop() && err == nil || err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -102,11 +125,10 @@ func List(ctx context.Context, uri string) ([]ExportInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, defaultDialTimeout)
 	defer cancel()
 	var found []ExportInfo
-	err = withConn(ctx, e, func(nc net.Conn) error {
-		h := greeter{in: input{nc: nc}}
-		defer closeQuietly(nc)
+	err = withConn(ctx, e, nil, func(g *greeter, socket net.Conn) error {
+		defer closeQuietly(socket)
 		var listErr error
-		found, listErr = h.list()
+		found, listErr = g.list()
 		return listErr
 	})
 	if err != nil {

@@ -35,6 +35,10 @@
 //	…
 //	extents, err := client.Map(ctx, nbd.ContextAllocation, 0, client.Size())
 //
+// Addresses that begin with nbds are spoken to with TLS, see Dial; List and Probe
+// ask what a server has without opening any of it. A Client that may reconnect
+// outlives its connections, see there for what that can promise.
+//
 // PROTOCOL.md lists which parts of the protocol are spoken, and every limit.
 // The package needs Linux: it uses splice(2), preadv2(2) and SO_PEERCRED.
 //

@@ -91,13 +91,19 @@ func FuzzClientHandshake(f *testing.F) {
 	f.Add(encode(hello, reply(optList, repServer, name("a"), "b"), reply(optList, repAck)))
 	f.Fuzz(func(t *testing.T, answers []byte) {
 		g := greeter{in: input{nc: canned{bytes.NewReader(answers)}}}
+		if g.begin(t.Context(), nil) != nil {
+			return
+		}
 		s, err := g.choose("disk", []string{ContextAllocation, dirtyName})
 		if err == nil {
-			if s.size < 0 || !s.blocks.valid() || s.blocks.Maximum > maxPayload || len(s.contexts) > 2 || len(s.contexts) > 0 && !s.structured {
+			if s.size < 0 || !s.blocks.valid() || s.blocks.Maximum > maxPayload || len(s.contexts) > 2 || len(s.contexts) > 0 && s.framing == simpleReplies {
 				t.Errorf("negotiated %+v", s)
 			}
 		}
 		g = greeter{in: input{nc: canned{bytes.NewReader(answers)}}}
+		if g.begin(t.Context(), nil) != nil {
+			return
+		}
 		if found, err := g.list(); err == nil {
 			for _, e := range found {
 				if len(e.Name) > maxName || len(e.Description) > 3*maxText {
@@ -116,20 +122,20 @@ func FuzzClientTransmission(f *testing.F) {
 	f.Add(encode(
 		chunk(0, chunkOffsetData, 1, uint64(8192), make([]byte, 1000)), chunk(1, chunkOffsetHole, 1, uint64(9192), uint32(3096)),
 		chunk(1, chunkBlockStatus, 2, uint32(5), uint32(4096), uint32(3), uint32(1<<19), uint32(0)),
-		magicSimple, ENOSPC, uint64(3)), true)
-	f.Add(encode(chunk(1, chunkErrorOffset, 1, EIO, uint16(3), "bad", uint64(8192)), chunk(1, chunkNone, 3)), true)
-	f.Add(encode(magicSimple, uint32(0), uint64(1), make([]byte, 4096), magicSimple, uint32(0), uint64(3)), false)
-	f.Fuzz(func(t *testing.T, replies []byte, structured bool) {
-		s := &session{size: 1 << 20, structured: structured, contexts: []selectedContext{{5, ContextAllocation}, {6, dirtyName}}}
+		magicSimple, ENOSPC, uint64(3)), uint8(structuredReplies))
+	f.Add(encode(chunk(1, chunkErrorOffset, 1, EIO, uint16(3), "bad", uint64(8192)), chunk(1, chunkNone, 3)), uint8(structuredReplies))
+	f.Add(encode(magicSimple, uint32(0), uint64(1), make([]byte, 4096), magicSimple, uint32(0), uint64(3)), uint8(simpleReplies))
+	f.Fuzz(func(t *testing.T, replies []byte, kind uint8) {
+		s := &session{size: 1 << 20, framing: framing(kind % 3), contexts: []selectedContext{{5, ContextAllocation}, {6, dirtyName}}}
 		nc := canned{bytes.NewReader(replies)}
 		in := input{nc: nc}
 		in.resize(clientBuffer)
-		l := newLink(nc, in, s)
+		l := newLink(nc, in, s, new(ledger))
 		room := new(atomic.Int64)
 		room.Store(100)
 		calls := []*call{
-			{command: cmdRead, off: 8192, p: make([]byte, 4096)},
-			{command: cmdBlockStatus, off: 0, context: 5, room: room},
+			{command: cmdRead, off: 8192, n: 4096, p: make([]byte, 4096)},
+			{command: cmdBlockStatus, off: 0, n: 1 << 20, context: ContextAllocation, room: room},
 			{command: cmdFlush},
 		}
 		for _, c := range calls {
@@ -143,7 +149,7 @@ func FuzzClientTransmission(f *testing.F) {
 		for _, c := range calls {
 			<-c.finished
 		}
-		if c := calls[0]; c.err == nil && structured && !c.arrived.whole(4096) {
+		if c := calls[0]; c.err == nil && s.framing != simpleReplies && !c.arrived.whole(4096) {
 			t.Error("a read came back with parts missing")
 		}
 		if c := calls[1]; c.err == nil && (len(c.extents) == 0 || c.extents[0].Offset != 0 || blockmap.Total(c.extents) != c.extents[len(c.extents)-1].End()) {

@@ -1,12 +1,12 @@
 package nbd
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
-	"slices"
 	"strings"
 	"unicode"
 )
@@ -17,30 +17,6 @@ const (
 	// maxListed bounds what a server may answer to one option.
 	maxListed = 16 << 10
 )
-
-// BlockSizes are the sizes that a server asks its clients to keep to. Offsets
-// and lengths must be multiples of Minimum; one request carries at most Maximum.
-type BlockSizes struct{ Minimum, Preferred, Maximum int64 }
-
-// session is what was negotiated on a connection, as the client sees it.
-type session struct {
-	size       int64
-	flags      uint16
-	structured bool
-	blocks     BlockSizes
-	contexts   []selectedContext
-}
-
-type selectedContext struct {
-	id   uint32
-	name string
-}
-
-// same reports whether two connections lead to what looks like one export.
-func (s *session) same(t *session) bool {
-	return s.size == t.size && s.flags == t.flags && s.structured == t.structured && s.blocks == t.blocks &&
-		slices.EqualFunc(s.contexts, t.contexts, func(a, b selectedContext) bool { return a.name == b.name })
-}
 
 // greeter is the client's side of the handshake.
 type greeter struct {
@@ -60,12 +36,12 @@ var refusals = map[uint32]string{
 	repErrPolicy:     "the server refuses it",
 	repErrInvalid:    "the server calls the option invalid",
 	repErrPlatform:   "the server cannot do it on its platform",
-	repErrTLSReqd:    "the server requires TLS, which this client does not speak",
+	repErrTLSReqd:    "the server requires TLS: use an nbds:// or nbds+unix:// URI",
 	repErrUnknown:    "the server has no export of that name",
 	repErrShutdown:   "the server is shutting down",
 	repErrBlockSize:  "the server requires its block sizes to be kept",
 	repErrTooBig:     "the server calls the option too big",
-	repErrExtHdrReqd: "the server requires extended headers, which this client does not speak",
+	repErrExtHdrReqd: "the server requires extended headers, which it did not agree to",
 }
 
 func (e *optionError) Error() string {
@@ -119,43 +95,13 @@ func (g *greeter) greet() error {
 	return err
 }
 
-// choose negotiates everything that this client can use, and the export.
-func (g *greeter) choose(export string, contexts []string) (*session, error) {
-	if err := g.greet(); err != nil {
-		return nil, err
+// begin greets the server and makes the connection what options may be sent
+// over; without TLS c is nil.
+func (g *greeter) begin(ctx context.Context, c *tls.Config) error {
+	if err := g.greet(); err != nil || c == nil {
+		return err
 	}
-	s := &session{blocks: BlockSizes{Minimum: 1, Preferred: preferredBlock, Maximum: defaultPayload}}
-	if !g.fixed {
-		return s, g.exportName(s, export)
-	}
-	// STARTTLS and EXTENDED_HEADERS go here, in this order, before anything else.
-	err := g.ask(optStructuredReply, nil, func(rep uint32, _ []byte) error {
-		return fmt.Errorf("the server answered STRUCTURED_REPLY with %#x", rep)
-	})
-	if err != nil && refused(err) == nil {
-		return nil, err
-	}
-	s.structured = err == nil
-	if s.structured && len(contexts) > 0 {
-		if err = g.setContexts(s, export, contexts); err != nil {
-			return nil, err
-		}
-	}
-	r := infoRequest{export: export, infos: []uint16{infoBlockSize}}
-	var sized bool
-	err = g.ask(optGo, r.append(nil), func(rep uint32, data []byte) error {
-		if rep != repInfo {
-			return fmt.Errorf("the server answered GO with %#x", rep)
-		}
-		return s.info(data, &sized)
-	})
-	if e := refused(err); e != nil && e.rep == repErrUnsup {
-		return s, g.exportName(s, export)
-	}
-	if err == nil && !sized {
-		err = errors.New("the server accepted the export without telling its size")
-	}
-	return s, err
+	return g.startTLS(ctx, c)
 }
 
 // refused returns the refusal in err, or nil.
@@ -164,99 +110,8 @@ func refused(err error) *optionError {
 	return e
 }
 
-// setContexts selects metadata contexts. A server that has none is no error.
-func (g *greeter) setContexts(s *session, export string, contexts []string) error {
-	r := metaRequest{export: export, queries: contexts}
-	data := r.append(nil)
-	if len(data) > maxOptionData {
-		return fmt.Errorf("the names of %d metadata contexts are longer than the %d bytes of an option: ask for fewer",
-			len(contexts), maxOptionData)
-	}
-	err := g.ask(optSetMetaContext, data, func(rep uint32, data []byte) error {
-		if rep != repMetaContext {
-			return fmt.Errorf("the server answered SET_META_CONTEXT with %#x", rep)
-		}
-		c := cursor{b: data}
-		sel := selectedContext{id: c.u32(), name: string(c.b)}
-		if c.bad || !slices.Contains(contexts, sel.name) || slices.ContainsFunc(s.contexts, func(o selectedContext) bool {
-			return o.id == sel.id || o.name == sel.name
-		}) {
-			return fmt.Errorf("the server selected the metadata context %q, which nobody asked for", clean(sel.name))
-		}
-		s.contexts = append(s.contexts, sel)
-		return nil
-	})
-	if refused(err) == nil {
-		return err
-	}
-	s.contexts = nil
-	return nil
-}
-
-// info takes in one INFO reply.
-func (s *session) info(data []byte, sized *bool) error {
-	c := cursor{b: data}
-	switch c.u16() {
-	case infoExport:
-		size, flags := c.u64(), c.u16()
-		if !c.end() {
-			return errors.New("the server sent a malformed description of the export")
-		}
-		*sized = true
-		return s.describe(size, flags)
-	case infoBlockSize:
-		b := BlockSizes{int64(c.u32()), int64(c.u32()), int64(c.u32())}
-		if !c.end() || !b.valid() {
-			return fmt.Errorf("the server sent the impossible block sizes %d, %d, %d", b.Minimum, b.Preferred, b.Maximum)
-		}
-		b.Maximum = min(b.Maximum, maxPayload)
-		b.Maximum -= b.Maximum % b.Minimum
-		s.blocks = b
-	}
-	return nil // the others are of no use to us
-}
-
-func (s *session) describe(size uint64, flags uint16) error {
-	if size > math.MaxInt64 {
-		return fmt.Errorf("the server says that the export has %d bytes", size)
-	}
-	s.size, s.flags = int64(size), flags
-	if flags&flagHasFlags == 0 {
-		s.flags = 0
-	}
-	return nil
-}
-
-func (b BlockSizes) valid() bool {
-	power := func(n int64) bool { return n > 0 && n&(n-1) == 0 }
-	return power(b.Minimum) && b.Minimum <= 64<<10 && power(b.Preferred) && b.Preferred >= b.Minimum &&
-		b.Maximum >= b.Minimum
-}
-
-// exportName asks for the export in the way that every server knows. Its only
-// refusal is to hang up.
-func (g *greeter) exportName(s *session, export string) error {
-	if err := g.option(optExportName, []byte(export)); err != nil {
-		return err
-	}
-	if err := g.in.fill(10, clientBuffer); err != nil {
-		return fmt.Errorf("the server hung up, most likely because it has no export of that name: %w", midway(err))
-	}
-	c := cursor{b: g.in.take(10)}
-	if err := s.describe(c.u64(), c.u16()); err != nil {
-		return err
-	}
-	if g.noZeroes {
-		return nil
-	}
-	return g.in.discard(exportNamePadding)
-}
-
 // list asks for the names of all exports.
 func (g *greeter) list() ([]ExportInfo, error) {
-	if err := g.greet(); err != nil {
-		return nil, err
-	}
 	if !g.fixed {
 		return nil, errors.New("the server cannot list its exports")
 	}
@@ -305,6 +160,17 @@ func (g *greeter) ask(opt uint32, data []byte, fn func(rep uint32, data []byte) 
 		}
 	}
 	return fmt.Errorf("the server answered option %d more than %d times", opt, maxListed)
+}
+
+// offer asks for something that a server need not have.
+func (g *greeter) offer(opt uint32) (ok bool, err error) {
+	err = g.ask(opt, nil, func(rep uint32, _ []byte) error {
+		return fmt.Errorf("the server answered option %d with %#x", opt, rep)
+	})
+	if e := refused(err); e != nil && e.rep != repErrTLSReqd { // which refuses all there is
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func (g *greeter) option(opt uint32, data []byte) error {

@@ -49,11 +49,24 @@ type fakeTB struct{ testing.TB }
 
 func (f fakeTB) Fatalf(format string, args ...any) { f.Logf(format, args...) }
 
-// greetOption answers the greeting, and reads the header of the first option.
+// strictTB is for a fake server that hears exact bytes: it fails the test, from
+// whichever goroutine.
+type strictTB struct{ testing.TB }
+
+func (s strictTB) Fatalf(format string, args ...any) { s.Errorf(format, args...) }
+
+// greetOption answers the greeting, has no extended headers, and reads the next
+// option.
 func (w *wire) greetOption() (opt uint32) {
+	w.greet()
+	w.answer(w.readOption(), repErrUnsup)
+	return w.readOption()
+}
+
+// greet answers the greeting.
+func (w *wire) greet() {
 	w.send("NBDMAGIC", "IHAVEOPT", uint16(3))
 	w.read(4)
-	return w.readOption()
 }
 
 func (w *wire) readOption() uint32 {
@@ -72,11 +85,23 @@ func (w *wire) answer(opt, rep uint32, parts ...any) {
 func (w *wire) welcome() {
 	w.greetOption()
 	w.answer(optStructuredReply, repAck)
+	w.admit(1<<20, rwFlags)
+}
+
+// welcomeExtended is welcome with extended headers.
+func (w *wire) welcomeExtended(size uint64, flags uint16) {
+	w.greet()
+	w.answer(w.readOption(), repAck)
+	w.admit(size, flags)
+}
+
+// admit plays the end of the handshake.
+func (w *wire) admit(size uint64, flags uint16) {
 	w.readOption()
 	w.answer(optSetMetaContext, repMetaContext, uint32(5), ContextAllocation)
 	w.answer(optSetMetaContext, repAck)
 	w.readOption()
-	w.answer(optGo, repInfo, infoExport, uint64(1<<20), rwFlags)
+	w.answer(optGo, repInfo, infoExport, size, flags)
 	w.answer(optGo, repAck)
 }
 

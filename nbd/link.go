@@ -1,17 +1,13 @@
 package nbd
 
 import (
-	"context"
-	"encoding/binary"
+	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/cairnbackup/cairn/blockmap"
 )
 
 const (
@@ -22,6 +18,9 @@ const (
 	sendGrace = 5 * time.Second
 	// hangUpTime is how long Close waits for the server to end the connection.
 	hangUpTime = 2 * time.Second
+	// farewellTime is how long the other side may keep from being told that a
+	// connection ends.
+	farewellTime = time.Second
 	// joinPayload is the largest payload that is copied behind its header.
 	joinPayload = 16 << 10
 )
@@ -29,12 +28,24 @@ const (
 // ErrClosed is what requests get once the client was closed.
 var ErrClosed = errors.New("nbd: the client is closed")
 
+// lostError is why a connection ended.
+type lostError struct {
+	what string
+	err  error
+}
+
+func (e *lostError) Error() string { return "nbd: " + e.what + ": " + e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
 // link is one connection of a client. Requests are written by whoever makes
 // them; one goroutine receives all replies.
 type link struct {
 	session *session
-	nc      net.Conn
+	ledger  *ledger
+	nc      net.Conn // socket, or TLS on it
+	socket  net.Conn // to hang up by closing it, which waits for nobody
 	in      input
+	heard   atomic.Bool // an answer to a request has arrived
 
 	slots   chan struct{} // one for each request whose reply is still to come
 	writing chan struct{} // held by who writes
@@ -46,34 +57,12 @@ type link struct {
 	err     error // why the connection ended
 }
 
-// call is a request on its way.
-type call struct {
-	command uint16
-	off     int64
-
-	// READ
-	p       []byte
-	arrived coverage
-
-	// BLOCK_STATUS
-	context uint32
-	mapped  bool
-	extents []blockmap.Extent
-	room    *atomic.Int64 // for extents, of all the requests that share it
-
-	err      error         // the server's answer, or the link's end
-	finished chan struct{} // closed after err was set
-
-	// Guarded by link.mu. While receiving is set p is being written to; whoever
-	// abandons the call then waits for released.
-	abandoned, receiving bool
-	released             chan struct{}
-}
-
-func newLink(nc net.Conn, in input, s *session) *link {
+// newLink makes a link of what was negotiated through in, over a socket.
+func newLink(socket net.Conn, in input, s *session, g *ledger) *link {
+	nc := in.nc
 	in.nc = patient{nc}
 	return &link{
-		session: s, nc: nc, in: in,
+		session: s, ledger: g, nc: nc, socket: socket, in: in,
 		slots:   make(chan struct{}, maxPending),
 		writing: make(chan struct{}, 1),
 		done:    make(chan struct{}),
@@ -84,101 +73,6 @@ func newLink(nc net.Conn, in input, s *session) *link {
 // start begins to receive. Close ends it.
 func (l *link) start() { go l.receive() }
 
-// do sends a request and waits for its answer. When ctx ends first, c.p is no
-// longer touched after do has returned; the answer will be discarded.
-func (l *link) do(ctx context.Context, c *call, flags uint16, length uint32, payload []byte) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	select {
-	case l.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-l.done:
-		return l.cause()
-	}
-	select {
-	case l.writing <- struct{}{}:
-	case <-ctx.Done():
-		<-l.slots
-		return ctx.Err()
-	case <-l.done:
-		<-l.slots
-		return l.cause()
-	}
-	c.finished, c.released = make(chan struct{}), make(chan struct{})
-	cookie, err := l.register(c)
-	if err != nil {
-		<-l.writing
-		<-l.slots
-		return err
-	}
-	b := make([]byte, 0, requestSize+min(len(payload), joinPayload))
-	b = binary.BigEndian.AppendUint32(b, magicRequest)
-	b = binary.BigEndian.AppendUint16(b, flags)
-	b = binary.BigEndian.AppendUint16(b, c.command)
-	b = binary.BigEndian.AppendUint64(b, cookie)
-	b = binary.BigEndian.AppendUint64(b, uint64(c.off)) //nolint:gosec // not negative
-	b = binary.BigEndian.AppendUint32(b, length)
-	err = l.send(ctx, b, payload)
-	<-l.writing
-	if err != nil {
-		l.fail(fmt.Errorf("nbd: send: %w", err))
-	}
-	select {
-	case <-c.finished:
-		return c.err
-	case <-ctx.Done():
-		l.abandon(c)
-		return ctx.Err()
-	}
-}
-
-// register gives the call a cookie. From then on the receiver owns its slot.
-func (l *link) register(c *call) (uint64, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err != nil {
-		return 0, l.err
-	}
-	l.cookie++
-	l.pending[l.cookie] = c
-	return l.cookie, nil
-}
-
-// send writes a header and its payload.
-func (l *link) send(ctx context.Context, head, payload []byte) error {
-	late := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = l.nc.SetWriteDeadline(time.Now().Add(sendGrace)) // a closed connection needs no deadline
-		close(late)
-	})
-	var err error
-	if len(payload) <= joinPayload {
-		_, err = l.nc.Write(append(head, payload...))
-	} else {
-		parts := net.Buffers{head, payload}
-		_, err = parts.WriteTo(l.nc)
-	}
-	if !stop() {
-		<-late
-		_ = l.nc.SetWriteDeadline(time.Time{}) // a closed connection needs no deadline
-	}
-	return err
-}
-
-// abandon gives up on a call and returns when its buffer is free.
-func (l *link) abandon(c *call) {
-	l.mu.Lock()
-	c.abandoned = true
-	receiving := c.receiving
-	l.mu.Unlock()
-	if receiving {
-		_ = l.nc.SetReadDeadline(longAgo) // a closed connection is awake already
-		<-c.released
-	}
-}
-
 // fail ends the connection; the receiver tells everybody.
 func (l *link) fail(err error) {
 	l.mu.Lock()
@@ -186,7 +80,7 @@ func (l *link) fail(err error) {
 	if l.err == nil {
 		l.err = err
 	}
-	closeQuietly(l.nc)
+	closeQuietly(l.socket)
 }
 
 func (l *link) cause() error {
@@ -205,11 +99,7 @@ func (l *link) Close() error {
 	l.mu.Unlock()
 	select {
 	case l.writing <- struct{}{}:
-		b := binary.BigEndian.AppendUint32(make([]byte, 0, requestSize), magicRequest)
-		b = binary.BigEndian.AppendUint16(b, 0)
-		b = binary.BigEndian.AppendUint16(b, cmdDisc)
-		_ = l.nc.SetWriteDeadline(time.Now().Add(time.Second)) // goodbye is only polite
-		_, _ = l.nc.Write(b[:requestSize])
+		l.goodbye()
 		<-l.writing
 		// The server hangs up once it has let go of the export: whoever opens it
 		// next shall not find it held by us.
@@ -226,16 +116,27 @@ func (l *link) Close() error {
 	return nil
 }
 
+// goodbye tells the server that nothing follows. It is only polite.
+func (l *link) goodbye() {
+	late := time.AfterFunc(farewellTime, func() { closeQuietly(l.socket) })
+	defer late.Stop()
+	_, _ = l.nc.Write(l.header(nil, &call{command: cmdDisc}, 0))
+	if t, ok := l.nc.(*tls.Conn); ok {
+		_ = t.CloseWrite()
+	}
+}
+
 // receive takes replies until the connection ends, and then fails whatever is
 // still pending.
 func (l *link) receive() {
 	defer close(l.done)
 	for {
 		if err := l.reply(); err != nil {
-			l.fail(fmt.Errorf("nbd: connection lost: %w", err))
+			l.fail(&lostError{what: "connection lost", err: err})
 			break
 		}
 	}
+	l.ledger.cut()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for cookie, c := range l.pending {

@@ -99,10 +99,27 @@ func (a *authority) client(name string) *tls.Config {
 	}
 }
 
+// open returns the configuration of a server that lets anybody in.
+func (a *authority) open() *tls.Config {
+	c := a.server()
+	c.ClientAuth = tls.NoClientCert
+	return c
+}
+
 // clientDir writes a client's files under the names that libnbd and qemu expect.
 func (a *authority) clientDir(name string) string {
 	a.tb.Helper()
-	cert := a.issue(name, x509.ExtKeyUsageClientAuth)
+	return a.write("client", a.issue(name, x509.ExtKeyUsageClientAuth))
+}
+
+// serverDir is clientDir for a server.
+func (a *authority) serverDir() string {
+	a.tb.Helper()
+	return a.write("server", a.issue("server", x509.ExtKeyUsageServerAuth))
+}
+
+func (a *authority) write(who string, cert tls.Certificate) string {
+	a.tb.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		a.tb.Fatal(err)
@@ -110,8 +127,8 @@ func (a *authority) clientDir(name string) string {
 	dir := a.tb.TempDir()
 	for file, block := range map[string]pem.Block{
 		"ca-cert.pem":     {Type: "CERTIFICATE", Bytes: a.cert.Raw},
-		"client-cert.pem": {Type: "CERTIFICATE", Bytes: cert.Certificate[0]},
-		"client-key.pem":  {Type: "PRIVATE KEY", Bytes: key},
+		who + "-cert.pem": {Type: "CERTIFICATE", Bytes: cert.Certificate[0]},
+		who + "-key.pem":  {Type: "PRIVATE KEY", Bytes: key},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(&block), 0o600); err != nil {
 			a.tb.Fatal(err)

@@ -18,10 +18,15 @@ import (
 )
 
 func copyCommand() *cli.Command {
-	return leaf("copy", "SRC DST", "copy a disk between files and NBD addresses: holes stay holes, only what differs is written to NBD, all of it is read back", []cli.Flag{
+	cmd := leaf("copy", "SRC DST", "copy a disk between files and NBD addresses: holes stay holes, only what differs is written to NBD, all of it is read back", []cli.Flag{
 		&cli.BoolFlag{Name: "overwrite", Usage: "replace DST if it is a file that exists"},
 		outputFlag(),
 	}, copyDisk)
+	cmd.Description = "NBD addresses are nbd://HOST[:PORT]/NAME and 'nbd+unix:///NAME?socket=PATH', and with TLS\n" +
+		"'nbds://HOST/NAME?tls-certificates=DIR' and\n" +
+		"'nbds+unix:///NAME?socket=PATH&tls-hostname=NAME&tls-certificates=DIR'. DIR holds ca-cert.pem\n" +
+		"and, for servers that want them, client-cert.pem and client-key.pem."
+	return cmd
 }
 
 func isURI(s string) bool { return strings.HasPrefix(s, "nbd") && strings.Contains(s, "://") }

@@ -1,0 +1,389 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// flaky passes connections on to a server, and lets of the replies on the one
+// numbered i only limit(i) bytes through. count says how many there were.
+func flaky(t *testing.T, target string, limit func(i int) int64) (path string, count *atomic.Int64) {
+	t.Helper()
+	path = t.TempDir() + "/flaky"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count = new(atomic.Int64)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			n := limit(int(count.Add(1)) - 1)
+			wg.Go(func() { passOn(client, target, n) })
+		}
+	})
+	t.Cleanup(func() {
+		closeQuietly(l)
+		wg.Wait()
+	})
+	return path, count
+}
+
+// passOn passes a connection on until n bytes of replies have gone through.
+func passOn(client net.Conn, target string, n int64) {
+	defer closeQuietly(client)
+	server, err := net.Dial("unix", target)
+	if err != nil {
+		return
+	}
+	up := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(server, client)
+		closeQuietly(server)
+		close(up)
+	}()
+	_, _ = io.CopyN(client, server, n)
+	closeQuietly(client)
+	closeQuietly(server)
+	<-up
+}
+
+const never = 1 << 40
+
+// once cuts the first connection only.
+func once(n int64) func(int) int64 {
+	return func(i int) int64 {
+		if i == 0 {
+			return n
+		}
+		return never
+	}
+}
+
+// Wherever a connection is lost, what was asked is answered, and a flush that
+// could promise too much says so.
+func TestReconnectAnywhere(t *testing.T) {
+	noLeaks(t)
+	m := newMemory(64 << 10)
+	m.WriteAt(bytes.Repeat([]byte{7}, 600), 300)
+	path := listen(t, serverOf(t, m.export("disk")))
+	ctx := t.Context()
+	o := ClientOptions{Contexts: []string{ContextAllocation, dirtyName}, Reconnect: 20 * time.Second}
+	session := func(path string) (doubtful bool) {
+		c := dial(t, URI(path, "disk"), o)
+		p := make([]byte, 1000)
+		if err := c.ReadAt(ctx, p, 0); err != nil || !bytes.Equal(p, m.content(0, 1000)) {
+			t.Error("read something else", err)
+		}
+		if e, err := c.Map(ctx, ContextAllocation, 0, c.Size()); err != nil || blockmap.Total(e) != c.Size() {
+			t.Errorf("map %v, %v", e, err)
+		}
+		if err := errors.Join(c.WriteAt(ctx, p[:10], 300, true), c.Zero(ctx, 4096, 10, true)); err != nil {
+			t.Error(err)
+		}
+		err := c.Flush(ctx)
+		if err != nil && !errors.Is(err, ErrUnflushed) {
+			t.Error(err)
+		}
+		if again := c.Flush(ctx); (again == nil) != (err == nil) {
+			t.Errorf("%v, then %v", err, again)
+		}
+		// FUA needs no flush.
+		if ferr := errors.Join(c.WriteAt(ctx, p[:10], 300, true), c.Close()); ferr != nil {
+			t.Error(ferr)
+		}
+		return err != nil
+	}
+	whole, stop := cutter(t, path, never)
+	c, err := Dial(ctx, URI(whole, "disk"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	handshake := stop()
+	whole, stop = cutter(t, path, never)
+	if session(whole) {
+		t.Error("a flush over a connection that was never lost")
+	}
+	total, doubts := stop(), 0
+	for n := handshake; n < total; n++ {
+		short, count := flaky(t, path, once(n))
+		if session(short) {
+			doubts++
+		}
+		if count.Load() != 2 {
+			t.Errorf("cut off at byte %d of %d: %d connections", n, total, count.Load())
+		}
+	}
+	if doubts == 0 || doubts > 64 {
+		t.Errorf("%d flushes said that changes may be lost; between the answers to Zero and to Flush are few bytes", doubts)
+	}
+}
+
+// Blocks that are written once, with FUA, over connections that break all the
+// time, are all there.
+func TestReconnectStorm(t *testing.T) {
+	noLeaks(t)
+	const size, block = 4 << 20, 16 << 10
+	for _, conns := range []int{1, 3} {
+		seed := rand.Uint64()
+		t.Logf("seed %d, %d connections", seed, conns)
+		d := newFileDisk(t, size, true)
+		rng, mu := rand.New(rand.NewPCG(seed, 0)), sync.Mutex{}
+		path, count := flaky(t, listen(t, serverOf(t, d.export("disk"))), func(i int) int64 {
+			mu.Lock()
+			defer mu.Unlock()
+			if i < conns {
+				return never // so that Dial succeeds; the first to be cut is made from the inside
+			}
+			return rng.Int64N(40 << 10)
+		})
+		c := dial(t, URI(path, "disk"), ClientOptions{Conns: conns, Reconnect: time.Minute, Contexts: []string{ContextAllocation}})
+		ctx := t.Context()
+		c.current().all[0].fail(&lostError{"connection lost", io.ErrUnexpectedEOF})
+		var wg sync.WaitGroup
+		next := make(chan int64)
+		for range 4 {
+			wg.Go(func() {
+				for off := range next {
+					want := bytes.Repeat([]byte{byte(off/block) + 1}, block)
+					if err := c.WriteAt(ctx, want, off, true); err != nil {
+						t.Error(err)
+					}
+					got := make([]byte, block)
+					if err := c.ReadAt(ctx, got, off); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("block at %d: %v", off, err)
+					}
+				}
+			})
+		}
+		for off := int64(0); off < size && count.Load() < 14; off += block {
+			next <- off
+		}
+		close(next)
+		wg.Wait()
+		if err := c.Flush(ctx); err != nil {
+			t.Error(err) // all that was not FUA is nothing
+		}
+		t.Logf("%d connections", count.Load())
+		if count.Load() < 6 {
+			t.Errorf("only %d connections were made", count.Load())
+		}
+	}
+}
+
+// restartable is a server at a path that can be stopped and started again.
+type restartable struct {
+	t    *testing.T
+	path string
+	stop func()
+}
+
+func (r *restartable) start(e *Export) {
+	r.t.Helper()
+	l, err := net.Listen("unix", r.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- serverOf(r.t, e).Serve(ctx, l) }()
+	r.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Error(err)
+		}
+	}
+}
+
+// After a restart what was answered and not flushed is not called durable, and
+// what was asked meanwhile waits for the server.
+func TestReconnectRestart(t *testing.T) {
+	noLeaks(t)
+	m := newMemory(1 << 20)
+	r := &restartable{t: t, path: t.TempDir() + "/s"}
+	r.start(m.export("disk"))
+	c := dial(t, URI(r.path, "disk"), ClientOptions{Conns: 3, Reconnect: 20 * time.Second})
+	ctx := t.Context()
+	restart := func() {
+		t.Helper()
+		r.stop()
+		done := make(chan error)
+		go func() { done <- c.ReadAt(ctx, make([]byte, 512), 0) }()
+		select {
+		case err := <-done:
+			t.Fatalf("no server, yet %v", err)
+		case <-time.After(20 * time.Millisecond): // long enough for it to have begun; it passes either way
+		}
+		r.start(m.export("disk"))
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := c.Conns(); n != 3 {
+			t.Errorf("%d connections", n)
+		}
+	}
+	defer func() { r.stop() }()
+	restart()
+	if err := errors.Join(c.WriteAt(ctx, []byte("one"), 0, false), c.Flush(ctx)); err != nil {
+		t.Error(err)
+	}
+	restart()
+	if err := errors.Join(c.WriteAt(ctx, []byte("two"), 0, true), c.Flush(ctx)); err != nil {
+		t.Error(err) // all before was flushed, this is durable itself
+	}
+	restart()
+	if err := errors.Join(c.Flush(ctx), c.WriteAt(ctx, []byte("three"), 0, false)); err != nil {
+		t.Error(err)
+	}
+	restart()
+	for range 2 {
+		if err := c.Flush(ctx); !errors.Is(err, ErrUnflushed) {
+			t.Error(err)
+		}
+	}
+}
+
+// An export that is another one now is not read on as if it were not.
+func TestReconnectElsewhere(t *testing.T) {
+	noLeaks(t)
+	m := newMemory(1 << 20)
+	readOnly := m.export("disk")
+	readOnly.ReadOnly = true
+	for _, other := range []*Export{newMemory(1<<20 + 512).export("disk"), readOnly} {
+		r := &restartable{t: t, path: t.TempDir() + "/s"}
+		r.start(m.export("disk"))
+		c := dial(t, URI(r.path, "disk"), ClientOptions{Reconnect: 20 * time.Second})
+		r.stop()
+		r.start(other)
+		for range 2 {
+			if err := c.ReadAt(t.Context(), make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "another one since then") {
+				t.Error(err)
+			}
+		}
+		r.stop()
+	}
+}
+
+// Waiting for a server ends with the time that was allowed, with the context, and
+// with the client.
+func TestReconnectEnds(t *testing.T) {
+	noLeaks(t)
+	m := newMemory(1 << 20)
+	lost := func(reconnect time.Duration) *Client {
+		t.Helper()
+		r := &restartable{t: t, path: t.TempDir() + "/s"}
+		r.start(m.export("disk"))
+		c := dial(t, URI(r.path, "disk"), ClientOptions{Reconnect: reconnect})
+		r.stop()
+		return c
+	}
+	read := func(ctx context.Context, c *Client) error { return c.ReadAt(ctx, make([]byte, 512), 0) }
+	c := lost(50 * time.Millisecond)
+	for range 2 {
+		if err := read(t.Context(), c); err == nil || !strings.Contains(err.Error(), "could not be made again within 50ms") {
+			t.Error(err)
+		}
+	}
+	c = lost(time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := read(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	errs := make(chan error)
+	for range 4 {
+		go func() { errs <- read(t.Context(), c) }()
+	}
+	for len(c.redialing) == 0 { // until one waits
+		<-time.After(time.Millisecond)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	for range 4 {
+		if err := <-errs; !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+	}
+}
+
+// A server that breaks the protocol is not asked again; one that says goodbye is.
+func TestReconnectOnlyLosses(t *testing.T) {
+	noLeaks(t)
+	var connections atomic.Int64
+	reply := encode(magicStructured, uint16(9), chunkNone, uint64(1), uint32(0))
+	uri := fakeServer(t, func(w *wire) {
+		connections.Add(1)
+		w.welcome()
+		w.read(requestSize)
+		w.send(reply)
+	})
+	c := dial(t, uri, ClientOptions{Contexts: []string{ContextAllocation}, Reconnect: time.Hour})
+	if err := c.ReadAt(t.Context(), make([]byte, 8), 0); err == nil || !strings.Contains(err.Error(), "flags") || connections.Load() != 1 {
+		t.Error(err, connections.Load())
+	}
+	connections.Store(0)
+	uri = fakeServer(t, func(w *wire) {
+		n := connections.Add(1)
+		w.welcome()
+		w.read(requestSize)
+		if n == 1 {
+			w.send(magicStructured, chunkFlagDone, chunkError, uint64(1), uint32(6), ESHUTDOWN, uint16(0))
+			w.expectEnd()
+			return
+		}
+		w.send(magicStructured, chunkFlagDone, chunkOffsetData, uint64(1), uint32(8+5), uint64(0), "again")
+		w.read(requestSize)
+	})
+	c = dial(t, uri, ClientOptions{Contexts: []string{ContextAllocation}, Reconnect: time.Hour})
+	p := make([]byte, 5)
+	if err := c.ReadAt(t.Context(), p, 0); err != nil || string(p) != "again" || connections.Load() != 2 {
+		t.Errorf("%q, %v, %d connections", p, err, connections.Load())
+	}
+}
+
+// The numbers that a server gives to contexts may be others each time.
+func TestReconnectContextIDs(t *testing.T) {
+	var connections atomic.Int64
+	uri := fakeServer(t, func(w *wire) {
+		id := uint32(connections.Add(1))
+		w.greetOption()
+		w.answer(optStructuredReply, repAck)
+		w.readOption()
+		w.answer(optSetMetaContext, repMetaContext, 10-id, ContextAllocation)
+		w.answer(optSetMetaContext, repMetaContext, 10+id, dirtyName)
+		w.answer(optSetMetaContext, repAck)
+		w.readOption()
+		w.answer(optGo, repInfo, infoExport, uint64(1<<20), rwFlags)
+		w.answer(optGo, repAck)
+		w.read(requestSize)
+		if id == 1 {
+			return
+		}
+		w.send(magicStructured, uint16(0), chunkBlockStatus, uint64(1), uint32(12), 10+id, uint32(1<<20), uint32(1))
+		w.send(magicStructured, uint16(1), chunkBlockStatus, uint64(1), uint32(12), 10-id, uint32(1<<20), uint32(3))
+		w.read(requestSize)
+	})
+	c := dial(t, uri, ClientOptions{Contexts: []string{ContextAllocation, dirtyName}, Reconnect: time.Hour})
+	if e, err := c.Map(t.Context(), ContextAllocation, 0, 1<<20); err != nil || len(e) != 1 || e[0].State != 3 {
+		t.Error(e, err)
+	}
+}
