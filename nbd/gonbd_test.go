@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/backend"
 	"github.com/pojntfx/go-nbd/pkg/server"
@@ -88,6 +90,93 @@ func TestGoNBDServer(t *testing.T) {
 		}
 		if err := c.Flush(ctx); !errors.Is(err, errors.ErrUnsupported) {
 			t.Error(err)
+		}
+	}
+}
+
+// What go-nbd's server lacks is said to be missing, and what it would do wrong is
+// not asked of it.
+func TestGoNBDServerLimits(t *testing.T) {
+	noLeaks(t)
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeQuietly(f)
+	if err := f.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	uri := serveGoNBD(t, backend.NewFileBackend(f), nil)
+	ctx := t.Context()
+	d, err := Probe(ctx, uri, ClientOptions{})
+	if err != nil || d.Name != "disk" || d.Description != "of go-nbd" || d.Size != 1<<20 || d.CanFlush || d.CanFUA || d.Structured || !d.CanMultiConn {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if _, err := Dial(ctx, secured(uri, "tls-type=x509"), ClientOptions{}); err == nil || !strings.Contains(err.Error(), "has no TLS") {
+		t.Error(err)
+	}
+	c := dial(t, uri, ClientOptions{Contexts: []string{ContextAllocation}})
+	for what, err := range map[string]error{
+		"durable write": c.WriteAt(ctx, make([]byte, 512), 0, true),
+		"flush":         c.Flush(ctx),
+		"fast zeros":    c.ZeroFast(ctx, 0, 512, true),
+		"map":           func() error { _, err := c.Map(ctx, ContextAllocation, 0, 512); return err }(),
+	} {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// It acknowledges a write past the end, and the file grows.
+	for _, off := range []int64{1<<20 - 1, 1 << 20, 1 << 40} {
+		if err := c.WriteAt(ctx, make([]byte, 512), off, false); !errors.Is(err, EINVAL) {
+			t.Errorf("write at %d: %v", off, err)
+		}
+	}
+	if err := c.Trim(ctx, 0, 1<<20); err != nil {
+		t.Error(err)
+	}
+	if fi, err := f.Stat(); err != nil || fi.Size() != 1<<20 {
+		t.Error(fi.Size(), err)
+	}
+	// It does not say that it is read-only, but it is.
+	c = dial(t, serveGoNBD(t, backend.NewFileBackend(f), &server.Options{ReadOnly: true}), ClientOptions{})
+	for range 2 {
+		if err := c.WriteAt(ctx, make([]byte, 512), 0, false); !errors.Is(err, EPERM) || c.ReadOnly() {
+			t.Error(err)
+		}
+		if err := c.ReadAt(ctx, make([]byte, 512), 0); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// failing is a backend of which each third read fails.
+type failing struct {
+	backend.Backend
+	reads *atomic.Int64
+}
+
+func (f failing) ReadAt(p []byte, off int64) (int, error) {
+	if f.reads.Add(1)%3 == 0 {
+		return 0, errors.New("unreadable")
+	}
+	return f.Backend.ReadAt(p, off)
+}
+
+// go-nbd promises data before it has read them, and hangs up when there are none:
+// that is never taken for data.
+func TestGoNBDServerFails(t *testing.T) {
+	noLeaks(t)
+	content := bytes.Repeat([]byte("cairn"), 4096)
+	for _, o := range []ClientOptions{{}, {Reconnect: time.Minute}} {
+		b := failing{backend.NewMemoryBackend(content), new(atomic.Int64)}
+		c := dial(t, serveGoNBD(t, b, nil), o)
+		for i := range 8 {
+			p := make([]byte, 1000)
+			err := c.ReadAt(t.Context(), p, 500)
+			if again := o.Reconnect > 0; (err == nil) != (again || i < 2) || err == nil && !bytes.Equal(p, content[500:1500]) {
+				t.Errorf("read %d: %v", i, err)
+			}
 		}
 	}
 }
