@@ -175,51 +175,76 @@ func cutter(t *testing.T, target string, n int64) (path string, stop func() int6
 
 // A server may vanish anywhere, and a client notices with an error.
 func TestCutServer(t *testing.T) {
-	noLeaks(t)
 	m := newMemory(64 << 10)
 	m.WriteAt(bytes.Repeat([]byte{7}, 600), 300)
-	path := listen(t, serverOf(t, m.export("disk")))
-	session := func(path string) (err error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		c, err := Dial(ctx, URI(path, "disk"), ClientOptions{Contexts: []string{ContextAllocation, dirtyName}})
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if closeErr := c.Close(); err == nil {
-				err = closeErr
-			}
-		}()
-		p := make([]byte, 1000)
-		if err := c.ReadAt(ctx, p, 0); err != nil {
-			return err
-		}
-		if !bytes.Equal(p, m.content(0, 1000)) {
-			t.Error("read something else")
-		}
-		if e, err := c.Map(ctx, ContextAllocation, 0, c.Size()); err != nil {
-			return err
-		} else if len(e) != 2 {
-			t.Errorf("map %v", e)
-		}
-		if err := c.WriteAt(ctx, p[:10], 300, true); err != nil {
-			return err
-		}
-		return c.Flush(ctx)
-	}
+	plain := listen(t, serverOf(t, m.export("disk")))
+	t.Run("extended headers", func(t *testing.T) {
+		cutEverywhere(t, m, plain, func(path string) string { return URI(path, "disk") }, 1, 0)
+	})
+	t.Run("structured replies", func(t *testing.T) {
+		cutEverywhere(t, m, hiding(t, plain, optExtendedHeaders), func(path string) string { return URI(path, "disk") }, 1, 0)
+	})
+	t.Run("TLS", func(t *testing.T) {
+		a := newAuthority(t)
+		dir := a.clientDir("alice")
+		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.server()))
+		// Signatures differ in length, and a goodbye is in TLS at the end.
+		cutEverywhere(t, m, path, func(path string) string { return secured(URI(path, "disk"), trusting(dir)) }, 7, 100)
+	})
+}
+
+// cutEverywhere cuts a session off at each step-th byte of the server's, up to
+// the last that it can do without.
+func cutEverywhere(t *testing.T, m *memory, path string, uri func(path string) string, step, spare int64) {
+	t.Helper()
+	noLeaks(t)
 	whole, stop := cutter(t, path, 1<<40)
-	err := session(whole)
+	err := cutSession(t, m, uri(whole))
 	total := stop()
 	if err != nil || total < 1000 {
 		t.Fatalf("the session has %d bytes and ended in %v", total, err)
 	}
-	for n := range total {
+	for n := int64(0); n < total-spare; n += step {
 		short, stop := cutter(t, path, n)
-		err := session(short)
+		err := cutSession(t, m, uri(short))
 		stop()
 		if err == nil || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("cut off at byte %d: %v", n, err)
+			t.Errorf("cut off at byte %d of %d: %v", n, total, err)
 		}
 	}
+}
+
+// cutSession asks for everything that a client can ask for.
+func cutSession(t *testing.T, m *memory, uri string) (err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := Dial(ctx, uri, ClientOptions{Contexts: []string{ContextAllocation, dirtyName}})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := c.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	p := make([]byte, 1000)
+	if err := c.ReadAt(ctx, p, 0); err != nil {
+		return err
+	}
+	if !bytes.Equal(p, m.content(0, 1000)) {
+		t.Error("read something else")
+	}
+	if e, err := c.Map(ctx, ContextAllocation, 0, c.Size()); err != nil {
+		return err
+	} else if len(e) != 2 {
+		t.Errorf("map %v", e)
+	}
+	if err := c.WriteAt(ctx, p[:10], 300, true); err != nil {
+		return err
+	}
+	if err := c.Zero(ctx, 4096, 100, true); err != nil {
+		return err
+	}
+	return c.Flush(ctx)
 }

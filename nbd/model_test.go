@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -14,13 +15,15 @@ import (
 	"github.com/cairnbackup/cairn/blockmap"
 )
 
-// kinds are the ways a device can be served, which take different paths
-// through the server.
-var kinds = []struct {
+// kind is a way a device can be served.
+type kind struct {
 	name    string
 	network string
 	device  func(tb testing.TB, size int) (Device, *memory)
-}{
+}
+
+// kinds are those that take different paths through the server.
+var kinds = []kind{
 	{"memory", "unix", memoryDevice},
 	{"file spliced", "unix", splicedDevice},
 	{"file spliced tcp", "tcp", splicedDevice},
@@ -76,22 +79,35 @@ func serveDevice(tb testing.TB, network string, d Device, m *memory) string {
 	e := m.export("disk")
 	e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
 	s := serverOf(tb, e)
-	if network == "unix" {
+	switch network {
+	case "unix":
 		return URI(listen(tb, s), "disk")
+	case "structured":
+		return URI(hiding(tb, listen(tb, s), optExtendedHeaders), "disk")
+	case "simple":
+		return URI(hiding(tb, listen(tb, s), optExtendedHeaders, optStructuredReply), "disk")
+	}
+	scheme, query := "nbd", ""
+	if network == "tls" {
+		a := newAuthority(tb)
+		withTLS(s, a.server())
+		scheme, query = "nbds", "?"+trusting(a.clientDir("alice"))
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
 	serveUntilEnd(tb, s, l)
-	return "nbd://" + l.Addr().String() + "/disk"
+	return scheme + "://" + l.Addr().String() + "/disk" + query
 }
 
 // Whatever the client does over whichever path, the device holds what a plain
 // slice of bytes would, and its map tells the truth.
 func TestModel(t *testing.T) {
-	for _, kind := range kinds {
-		for _, conns := range []int{1, 3} {
+	all := append(slices.Clone(kinds), kind{"file over TLS", "tls", splicedDevice},
+		kind{"file, structured replies", "structured", splicedDevice}, kind{"file, simple replies", "simple", splicedDevice})
+	for _, kind := range all {
+		for _, conns := range []int{1, 4} {
 			t.Run(kind.name, func(t *testing.T) { testModel(t, kind.network, conns, kind.device) })
 		}
 	}

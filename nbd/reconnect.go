@@ -104,16 +104,23 @@ func (c *Client) again(ctx context.Context, old *links, why error, until time.Ti
 	select {
 	case c.redialing <- struct{}{}:
 		defer func() { <-c.redialing }()
-		for dctx.Err() == nil {
-			if s := c.current(); s != old {
+		if s := c.current(); s != old {
+			return s, nil
+		}
+		if old.end(&lostError{what: "connection lost", err: why}) {
+			c.pause = minPause
+		}
+		for c.moved == nil && dctx.Err() == nil {
+			s, err := c.redial(dctx)
+			if err == nil {
 				return s, nil
 			}
-			if c.moved != nil {
-				return nil, c.moved
-			}
-			if err := c.redial(dctx, old, why); err != nil {
+			if dctx.Err() == nil { // else it says only that time is up
 				why = err
 			}
+		}
+		if c.moved != nil {
+			return nil, c.moved
 		}
 	case <-dctx.Done():
 	}
@@ -128,22 +135,19 @@ func (c *Client) again(ctx context.Context, old *links, why error, until time.Ti
 }
 
 // redial makes one attempt, not too soon after the one before.
-func (c *Client) redial(ctx context.Context, old *links, why error) error {
-	if old.end(&lostError{what: "connection lost", err: why}) {
-		c.pause = minPause
-	}
+func (c *Client) redial(ctx context.Context) (*links, error) {
 	wait := time.NewTimer(time.Until(c.dialed.Add(c.pause)))
 	defer wait.Stop()
 	select {
 	case <-wait.C:
 	case <-ctx.Done():
-		return why
+		return nil, ctx.Err()
 	}
 	c.pause = min(max(2*c.pause, minPause), maxPause)
 	s, err := c.connect(ctx)
 	c.dialed = time.Now()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case !s.all[0].session.same(c.session):
@@ -152,10 +156,10 @@ func (c *Client) redial(ctx context.Context, old *links, why error) error {
 	case !c.replace(s):
 		err = ErrClosed
 	default:
-		return nil
+		return s, nil
 	}
 	closeQuietly(s)
-	return err
+	return nil, err
 }
 
 // replace puts other connections in the place of those there are, unless the
