@@ -83,35 +83,58 @@ func FuzzClientHandshake(f *testing.F) {
 	}
 	hello := encode("NBDMAGIC", "IHAVEOPT", uint16(3))
 	f.Add(encode(hello,
-		reply(optStructuredReply, repAck),
+		reply(optExtendedHeaders, repErrUnsup), reply(optStructuredReply, repAck),
 		reply(optSetMetaContext, repMetaContext, uint32(1), ContextAllocation), reply(optSetMetaContext, repAck),
 		reply(optGo, repInfo, infoExport, uint64(1<<20), rwFlags), reply(optGo, repInfo, infoBlockSize, uint32(512), uint32(4096), uint32(1<<20)), reply(optGo, repAck)))
-	f.Add(encode(hello, reply(optStructuredReply, repErrUnsup), reply(optGo, repErrUnsup, "no"), uint64(512), rwFlags))
+	f.Add(encode(hello, reply(optExtendedHeaders, repErrUnsup), reply(optStructuredReply, repErrUnsup), reply(optGo, repErrUnsup, "no"), uint64(512), rwFlags))
+	f.Add(encode(hello, reply(optExtendedHeaders, repAck),
+		reply(optSetMetaContext, repMetaContext, uint32(1), ContextAllocation), reply(optSetMetaContext, repAck),
+		reply(optGo, repInfo, infoExport, uint64(1<<50), rwFlags|flagSendFastZero), reply(optGo, repAck)))
+	f.Add(encode(hello, reply(optExtendedHeaders, repErrTLSReqd, "no")))
+	f.Add(encode(hello, reply(optExtendedHeaders, repAck),
+		reply(optListMetaContext, repMetaContext, uint32(0), dirtyName), reply(optListMetaContext, repAck),
+		reply(optInfo, repInfo, infoExport, uint64(1<<50), rwFlags), reply(optInfo, repInfo, infoDescription, "a disk"), reply(optInfo, repAck)))
 	f.Add(encode("NBDMAGIC", "IHAVEOPT", uint16(0), uint64(512), rwFlags, make([]byte, exportNamePadding)))
 	f.Add(encode(hello, reply(optList, repServer, name("a"), "b"), reply(optList, repAck)))
 	f.Fuzz(func(t *testing.T, answers []byte) {
-		g := greeter{in: input{nc: canned{bytes.NewReader(answers)}}}
-		if g.begin(t.Context(), nil) != nil {
+		greeted := func() *greeter {
+			g := &greeter{in: input{nc: canned{bytes.NewReader(answers)}}}
+			if g.begin(t.Context(), nil) != nil {
+				return nil
+			}
+			return g
+		}
+		g := greeted()
+		if g == nil {
 			return
 		}
-		s, err := g.choose("disk", []string{ContextAllocation, dirtyName})
-		if err == nil {
+		if s, err := g.choose("disk", []string{ContextAllocation, dirtyName}); err == nil {
 			if s.size < 0 || !s.blocks.valid() || s.blocks.Maximum > maxPayload || len(s.contexts) > 2 || len(s.contexts) > 0 && s.framing == simpleReplies {
 				t.Errorf("negotiated %+v", s)
 			}
 		}
-		g = greeter{in: input{nc: canned{bytes.NewReader(answers)}}}
-		if g.begin(t.Context(), nil) != nil {
-			return
-		}
-		if found, err := g.list(); err == nil {
+		if found, err := greeted().list(); err == nil {
 			for _, e := range found {
 				if len(e.Name) > maxName || len(e.Description) > 3*maxText {
 					t.Errorf("listed %q", e)
 				}
 			}
 		}
+		if s, offered, err := greeted().probe("disk"); err == nil {
+			d := s.describeTo(Details{Contexts: offered})
+			if d.Size < 0 || !d.BlockSizes.valid() || len(d.Contexts) > maxOffered || d.Extended && !d.Structured ||
+				len(d.Description) > 3*maxText || len(d.Name) > 3*maxText {
+				t.Errorf("probed %+v", d)
+			}
+		}
 	})
+}
+
+// room has place for some extents.
+func room(n int64) *atomic.Int64 {
+	r := new(atomic.Int64)
+	r.Store(n)
+	return r
 }
 
 func FuzzClientTransmission(f *testing.F) {
@@ -124,6 +147,13 @@ func FuzzClientTransmission(f *testing.F) {
 		chunk(1, chunkBlockStatus, 2, uint32(5), uint32(4096), uint32(3), uint32(1<<19), uint32(0)),
 		magicSimple, ENOSPC, uint64(3)), uint8(structuredReplies))
 	f.Add(encode(chunk(1, chunkErrorOffset, 1, EIO, uint16(3), "bad", uint64(8192)), chunk(1, chunkNone, 3)), uint8(structuredReplies))
+	f.Add(encode(
+		extChunk(0, chunkOffsetData, 1, 8192, uint64(8192), make([]byte, 1000)), extChunk(1, chunkOffsetHole, 1, 8192, uint64(9192), uint32(3096)),
+		extChunk(0, chunkStatusExt, 2, 0, uint32(6), uint32(0), uint64(math.MaxUint64), uint64(1)),
+		extChunk(1, chunkStatusExt, 2, 0, uint32(5), uint32(2), uint64(4096), uint64(3), uint64(1<<63), uint64(0)),
+		extChunk(1, chunkNone, 3, 0)), uint8(extendedHeaders))
+	f.Add(encode(extChunk(1, chunkErrorOffset, 1, 8192, ENOTSUP, uint16(3), "bad", uint64(8192)), extChunk(1, chunkNone, 3, 0)), uint8(extendedHeaders))
+	f.Add(encode(extChunk(1, chunkStatusExt, 2, 0, uint32(5), uint32(1), uint64(math.MaxUint64), uint64(math.MaxUint64))), uint8(extendedHeaders))
 	f.Add(encode(magicSimple, uint32(0), uint64(1), make([]byte, 4096), magicSimple, uint32(0), uint64(3)), uint8(simpleReplies))
 	f.Fuzz(func(t *testing.T, replies []byte, kind uint8) {
 		s := &session{size: 1 << 20, framing: framing(kind % 3), contexts: []selectedContext{{5, ContextAllocation}, {6, dirtyName}}}
@@ -131,11 +161,9 @@ func FuzzClientTransmission(f *testing.F) {
 		in := input{nc: nc}
 		in.resize(clientBuffer)
 		l := newLink(nc, in, s, new(ledger))
-		room := new(atomic.Int64)
-		room.Store(100)
 		calls := []*call{
 			{command: cmdRead, off: 8192, n: 4096, p: make([]byte, 4096)},
-			{command: cmdBlockStatus, off: 0, n: 1 << 20, context: ContextAllocation, room: room},
+			{command: cmdBlockStatus, off: 0, n: 1 << 20, context: ContextAllocation, room: room(100)},
 			{command: cmdFlush},
 		}
 		for _, c := range calls {
@@ -152,7 +180,7 @@ func FuzzClientTransmission(f *testing.F) {
 		if c := calls[0]; c.err == nil && s.framing != simpleReplies && !c.arrived.whole(4096) {
 			t.Error("a read came back with parts missing")
 		}
-		if c := calls[1]; c.err == nil && (len(c.extents) == 0 || c.extents[0].Offset != 0 || blockmap.Total(c.extents) != c.extents[len(c.extents)-1].End()) {
+		if c := calls[1]; c.err == nil && (len(c.extents) == 0 || c.extents[0].Offset != 0 || blockmap.Total(c.extents) != c.extents[len(c.extents)-1].End() || blockmap.Total(c.extents) > s.size) {
 			t.Errorf("status %v", c.extents)
 		}
 	})
