@@ -61,12 +61,12 @@ func TestCancelRead(t *testing.T) {
 // Requests that are canceled at any time disturb no others.
 func TestCancelStorm(t *testing.T) {
 	const size, block = 4 << 20, 64 << 10
-	for _, conns := range []int{1, 2} {
+	for conns, network := range map[int]string{1: "unix", 2: "unix", 3: "tls"} {
 		d := newFileDisk(t, size, true)
 		for off := int64(0); off < size; off += block {
 			d.WriteAt(bytes.Repeat([]byte{byte(off / block)}, block), off)
 		}
-		c := dial(t, serveDevice(t, "unix", d, d.memory), ClientOptions{Conns: conns, Contexts: []string{ContextAllocation}})
+		c := dial(t, serveDevice(t, network, d, d.memory), ClientOptions{Conns: conns, Contexts: []string{ContextAllocation}})
 		var wg sync.WaitGroup
 		for g := range 8 {
 			wg.Go(func() {

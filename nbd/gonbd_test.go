@@ -103,7 +103,7 @@ func TestGoNBDServerLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeQuietly(f)
-	if err := f.Truncate(1 << 20); err != nil {
+	if err = f.Truncate(1 << 20); err != nil {
 		t.Fatal(err)
 	}
 	uri := serveGoNBD(t, backend.NewFileBackend(f), nil)

@@ -75,7 +75,7 @@ func hideOptions(client, server net.Conn, hidden []uint32) error {
 			}
 			continue
 		}
-		if _, err := server.Write(append(h, data...)); err != nil {
+		if _, err := server.Write(slices.Concat(h, data)); err != nil {
 			return err
 		}
 		if rep, err := passReplies(client, server); err != nil || option == optGo && rep == repAck {
@@ -95,7 +95,7 @@ func passReplies(client, server net.Conn) (last uint32, err error) {
 		if _, err := io.ReadFull(server, data); err != nil {
 			return 0, err
 		}
-		if _, err := client.Write(append(h, data...)); err != nil {
+		if _, err := client.Write(slices.Concat(h, data)); err != nil {
 			return 0, err
 		}
 		if rep := binary.BigEndian.Uint32(h[12:]); rep == repAck || rep&repError != 0 {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -233,5 +234,55 @@ func TestInteropClientTLS(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A server that is killed and started again loses nothing that was durable.
+func TestInteropReconnect(t *testing.T) {
+	tool := needs.Tool(t, "nbdkit", "nbdkit")
+	disk, _ := image(t, 8<<20)
+	socket := filepath.Join(t.TempDir(), "s")
+	start := func() (kill func()) {
+		cmd := exec.Command(tool, "--foreground", "--unix", socket, "file", disk)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			_ = cmd.Process.Kill() // whatever became of it
+			_ = cmd.Wait()
+			_ = os.Remove(socket)
+		}
+	}
+	kill := start()
+	defer func() { kill() }()
+	for _, err := os.Stat(socket); err != nil; _, err = os.Stat(socket) {
+		<-time.After(5 * time.Millisecond)
+	}
+	c := dial(t, URI(socket, ""), ClientOptions{Contexts: []string{ContextAllocation}, Conns: 2, Reconnect: time.Minute})
+	for i := range 3 {
+		p := bytes.Repeat([]byte{byte(i + 1)}, 1<<20)
+		if err := c.WriteAt(t.Context(), p, int64(i)<<20, true); err != nil {
+			t.Fatal(err)
+		}
+		kill()
+		kill = start()
+		got := make([]byte, 1<<20)
+		if err := c.ReadAt(t.Context(), got, int64(i)<<20); err != nil || !bytes.Equal(got, p) {
+			t.Error("not read back", err)
+		}
+		if _, err := c.Map(t.Context(), ContextAllocation, 0, c.Size()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := c.WriteAt(t.Context(), []byte("volatile"), 0, false); err != nil {
+		t.Error(err)
+	}
+	kill()
+	kill = start()
+	if err := c.Flush(t.Context()); !errors.Is(err, ErrUnflushed) {
+		t.Error(err)
 	}
 }
