@@ -23,6 +23,15 @@ type imageDevice struct {
 	zero    func(off, n int64, fast bool) error
 	flush   func() error
 	extents func(off, n int64) ([]blockmap.Extent, error)
+	depths  func(off, n int64) ([]blockmap.Extent, error) // nil = there is one layer
+}
+
+// imageContexts are the metadata contexts of an export, with or without an overlay.
+func imageContexts(overlay bool) []string {
+	if overlay {
+		return []string{nbd.ContextAllocation, nbd.ContextDepth}
+	}
+	return []string{nbd.ContextAllocation}
 }
 
 var (
@@ -49,6 +58,7 @@ func openDevice(ctx context.Context, img image, o *overlay, g *guests) *imageDev
 		zero:    func(off, n int64, fast bool) error { return o.zero(ctx, off, n, fast) },
 		flush:   o.flush,
 		extents: func(off, n int64) ([]blockmap.Extent, error) { return o.extents(ctx, off, n) },
+		depths:  func(off, n int64) ([]blockmap.Extent, error) { return o.depths(ctx, off, n) },
 	}
 }
 
@@ -102,12 +112,16 @@ func (d *imageDevice) ZeroFast(off, n int64, _ bool) error {
 	return d.zero(off, n, true)
 }
 
-// Map tells data from holes.
+// Map tells data from holes, and in which layer the data are.
 func (d *imageDevice) Map(name string, off, n int64) ([]blockmap.Extent, error) {
-	if name != nbd.ContextAllocation {
+	switch {
+	case name == nbd.ContextAllocation:
+		return d.extents(off, n)
+	case name == nbd.ContextDepth && d.depths != nil:
+		return d.depths(off, n)
+	default:
 		return nil, fmt.Errorf("there is no context %q", name)
 	}
-	return d.extents(off, n)
 }
 
 // Close ends the connection; backup and overlay stay open.

@@ -43,7 +43,7 @@ func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *se
 	}
 	export := &nbd.Export{
 		Name: e.Name, Description: "backup " + e.Backup, ReadOnly: o == nil, MultiConn: true,
-		Contexts: func() []string { return []string{nbd.ContextAllocation} },
+		Contexts: func() []string { return imageContexts(o != nil) },
 		Size:     img.Size,
 		Open: func(ctx context.Context, _ nbd.Peer) (nbd.Device, error) {
 			if ierr := inside.enter(); ierr != nil {

@@ -269,13 +269,52 @@ func (o *overlay) sync(pages []*overlayPage) error {
 	return nil
 }
 
+// maxDescribed bounds an answer about a range: an overlay may have every other block.
+const maxDescribed = 1024
+
 // extents describes a range: what is in the overlay is data.
 func (o *overlay) extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
-	l, has := o.span(off, n)
-	if has {
-		return []blockmap.Extent{{Offset: off, Length: l, State: blockmap.Data}}, nil
+	return o.describe(ctx, off, n, blockmap.Data, func(s blockmap.State) blockmap.State { return s })
+}
+
+// depths tells where the content of a range is: in the overlay, in the backup, or
+// nowhere. A block that was trimmed or zeroed is in the overlay as well: it hides what
+// the backup has there.
+func (o *overlay) depths(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
+	return o.describe(ctx, off, n, blockmap.Top, func(s blockmap.State) blockmap.State {
+		if s&blockmap.Hole != 0 {
+			return blockmap.Nowhere
+		}
+		return blockmap.Beneath
+	})
+}
+
+// describe gives what is in the overlay one state, and the rest what beneath makes of
+// the backup's. It may stop early.
+func (o *overlay) describe(ctx context.Context, off, n int64, own blockmap.State, beneath func(blockmap.State) blockmap.State) ([]blockmap.Extent, error) {
+	var out []blockmap.Extent
+	for n > 0 && len(out) < maxDescribed {
+		l, has := o.span(off, n)
+		if has {
+			out = blockmap.Append(out, blockmap.Extent{Offset: off, Length: l, State: own})
+			off, n = off+l, n-l
+			continue
+		}
+		part, err := o.img.Extents(ctx, off, l)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range part {
+			e.State = beneath(e.State)
+			out = blockmap.Append(out, e)
+		}
+		l = blockmap.Total(part)
+		if l == 0 { // an image that says nothing of a range would keep us here
+			break
+		}
+		off, n = off+l, n-l
 	}
-	return o.img.Extents(ctx, off, l)
+	return out, nil
 }
 
 // close flushes and closes the files. The image stays open.

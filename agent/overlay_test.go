@@ -26,9 +26,22 @@ func (b bytesImage) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// Extents calls every third block a hole.
 func (b bytesImage) Extents(_ context.Context, off, n int64) ([]blockmap.Extent, error) {
-	return []blockmap.Extent{{Offset: off, Length: n, State: blockmap.Hole | blockmap.Zero}}, nil
+	var l []blockmap.Extent
+	for end := off + n; off < end; {
+		s := blockmap.Data
+		if b.hole(off) {
+			s = blockmap.Hole | blockmap.Zero
+		}
+		next := min(end, (off/overlayBlock+1)*overlayBlock)
+		l = blockmap.Append(l, blockmap.Extent{Offset: off, Length: next - off, State: s})
+		off = next
+	}
+	return l, nil
 }
+
+func (b bytesImage) hole(off int64) bool { return off/overlayBlock%3 == 0 }
 
 var overlayID = uuid.MustParse("11111111-2222-3333-4444-555555555555")
 
@@ -155,16 +168,23 @@ func TestOverlay(t *testing.T) {
 		if err := o.readAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, shadow) {
 			t.Fatalf("differs at the end (%v)", err)
 		}
-		for off := int64(0); off < o.size; {
-			l, err := o.extents(t.Context(), off, o.size-off)
-			if err != nil || len(l) == 0 || l[0].Offset != off {
-				t.Fatalf("extents at %d: %v, %v", off, l, err)
-			}
-			for _, e := range l {
-				if has := o.has(e.Offset / overlayBlock); has != (e.State == blockmap.Data) {
-					t.Fatalf("extent %+v, in the overlay: %v", e, has)
+		for off := int64(0); off < o.size; off += sector {
+			has, hole := o.has(off/overlayBlock), img.hole(off)
+			n := 1 + r.Int64N(o.size-off)
+			alloc, depth := blockmap.Data, blockmap.Top
+			if !has {
+				depth = blockmap.Beneath
+				if hole {
+					alloc, depth = blockmap.Hole|blockmap.Zero, blockmap.Nowhere
 				}
-				off = e.End()
+			}
+			l, err := o.extents(t.Context(), off, n)
+			if err != nil || len(l) == 0 || l[0].Offset != off || l[0].State != alloc || blockmap.Total(l) != n {
+				t.Fatalf("extents of %d at %d, want state %d: %v, %v", n, off, alloc, l, err)
+			}
+			l, err = o.depths(t.Context(), off, n)
+			if err != nil || len(l) == 0 || l[0].Offset != off || l[0].State != depth || blockmap.Total(l) != n {
+				t.Fatalf("depths of %d at %d, want state %d: %v, %v", n, off, depth, l, err)
 			}
 		}
 	})

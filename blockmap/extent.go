@@ -20,6 +20,13 @@ const (
 	Dirty State = 1
 )
 
+// States of an allocation depth, as qemu counts the layers that it reads through.
+const (
+	Nowhere State = 0 // a hole in all of them
+	Top     State = 1 // in what is exported itself
+	Beneath State = 2 // in the next one; deeper ones follow
+)
+
 // Extent is a run of bytes in one state.
 //
 // The functions below take and return extents that are sorted by offset, do

@@ -15,8 +15,8 @@ const (
 	// ContextDirtyBitmap, followed by a name, tells what changed since that
 	// name's point in time; states are blockmap.Clean and blockmap.Dirty.
 	ContextDirtyBitmap = "qemu:dirty-bitmap:"
-	// ContextDepth tells at which layer the data of a range are: 0 nowhere, 1 in
-	// what is exported itself, 2 in what lies beneath it, and so on.
+	// ContextDepth tells at which layer the data of a range are; states are
+	// blockmap.Nowhere, blockmap.Top, blockmap.Beneath and so on.
 	ContextDepth = "qemu:allocation-depth"
 )
 
