@@ -23,7 +23,7 @@ demo: build ## the main job, end to end, on local folders
 demo-openstack: build ## an agent with the OpenStack Block Storage API, and what to try on it
 	scripts/demo-openstack.sh bin/cairn
 
-tools: ## the Debian packages and the S3 servers that the tests drive
+tools: ## the Debian packages, the S3 servers and the guests' kernel that the tests drive
 	@scripts/tools.sh
 
 test: tools build ## all tests; what is skipped is named at the end

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests drive, where it can:
 # as root on a system with apt-get; and builds the S3 servers that they run,
-# through the Go module proxy, into $CAIRN_TOOLS (cairn-tools in the user's
-# cache folder), once for all clones. Says plainly what stays missing; the tests
+# through the Go module proxy, and takes the kernel and the busybox of the tests'
+# guests from Debian packages without installing these, into $CAIRN_TOOLS (cairn-tools
+# in the user's cache folder), once for all clones. Says plainly what stays missing; the tests
 # that need it skip then (in CI they fail). Exits 0 unless --strict is given.
 set -u
 strict=0
@@ -10,7 +11,7 @@ strict=0
 
 # program:package
 wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
-mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd \
+mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd qemu-system-x86_64:qemu-system-x86 \
 openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone initdb:postgresql ip:iproute2"
 
 missing() {
@@ -63,6 +64,46 @@ server() {
 	rm -rf "$build"
 }
 
+# What guests have: internal/guestvm. The modules by name, each with those that it needs.
+modules="virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_blk virtio_console \
+virtio_net net_failover failover nbd loop"
+
+# guest takes them from the newest packages, once.
+guest() {
+	[ -e "$cache/guest/vmlinuz" ] && return 0
+	echo "fetching a kernel and busybox for the tests' guests into $cache, once"
+	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
+	if (cd "$build" && guestfiles) >"$build/log" 2>&1; then
+		rm -rf "$cache/guest" && mv "$build/guest" "$cache/guest"
+	else
+		echo "that failed, so the tests with guests are skipped:"
+		tail -n 5 "$build/log" | sed 's/^/  /'
+		rm -rf "$build"
+		return 1
+	fi
+	rm -rf "$build"
+}
+
+# guestfiles makes the folder guest in the present one.
+guestfiles() {
+	[ "$(uname -m)" = x86_64 ] || { echo "guests are x86_64, and this is $(uname -m)"; return 1; }
+	linux() { apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -n 1; }
+	[ -n "$(linux)" ] || apt-get -o DPkg::Lock::Timeout=300 update -q
+	apt-get download "$(linux)" busybox-static && mkdir -p guest/modules || return 1
+	for deb in *.deb; do dpkg-deb -x "$deb" root || return 1; done
+	mv root/boot/vmlinuz-* guest/vmlinuz && find root -name busybox -type f -perm -1 -exec mv {} guest/busybox \; || return 1
+	for m in $modules; do
+		# In the names of some files there are dashes, and some Debian compresses.
+		file=$(find root -name "$(echo "$m" | sed 's/_/[_-]/g').ko*" | head -n 1)
+		case $file in
+		*.ko) mv "$file" "guest/modules/$m.ko" || return 1 ;;
+		*.ko.xz) xz -dc "$file" >"guest/modules/$m.ko" || return 1 ;;
+		*) echo "the kernel's package has no module $m"; return 1 ;;
+		esac
+	done
+	[ -x guest/busybox ] || { echo "no busybox in its package"; return 1; }
+}
+
 if mkdir -p "$cache"; then
 	# Not twice at once by two clones.
 	exec 9>"$cache/lock"
@@ -70,8 +111,9 @@ if mkdir -p "$cache"; then
 	for s in $servers; do
 		server "${s%%=*}" "${s#*=}" || status=$strict
 	done
+	guest || status=$strict
 else
-	echo "the S3 servers cannot be built without $cache: set CAIRN_TOOLS to a folder that can be written"
+	echo "neither S3 servers nor guests can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
 	status=$strict
 fi
 exit $status
