@@ -52,6 +52,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/fusefs", "blockmap"},
 	{"internal/volume", "blockmap internal/attributes internal/vfs"},
 	{"internal/restore", "blockmap"},
+	{"internal/qemu", "nbd"},
 	{"internal/backup", "blockmap internal/chunk internal/manifest"},
 
 	// The data plane, and what is stored and how it comes back.

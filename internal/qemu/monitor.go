@@ -1,0 +1,242 @@
+package qemu
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxLine caps one line of qemu's: a description of some 10,000 nodes.
+	maxLine = 16 << 20
+	// maxSkipped caps the events that are passed over while waiting for an answer.
+	maxSkipped = 100_000
+	// greetingLimit is how long to wait for the monitor to become free. It is
+	// longer than a guest's file systems may be frozen, while the monitor is held.
+	greetingLimit = 20 * time.Second
+	// commandLimit bounds each command. All that are used here take milliseconds,
+	// unless the guest's storage hangs.
+	commandLimit = 30 * time.Second
+)
+
+// wire is a connection that can carry file descriptors.
+type wire interface {
+	net.Conn
+	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+}
+
+// monitor is one connection to a QMP monitor. It is used by one goroutine. After an
+// error that is not a *CommandError it is of no more use. While it is open nobody
+// else is served: a monitor has one client at a time.
+type monitor struct {
+	conn   wire
+	in     *bufio.Reader
+	socket string
+	seq    uint64
+}
+
+// message is anything that qemu sends.
+type message struct {
+	Greeting json.RawMessage `json:"QMP"`
+	Event    string          `json:"event"`
+	ID       uint64          `json:"id"`
+	Return   json.RawMessage `json:"return"`
+	Error    *struct {
+		Class string `json:"class"`
+		Desc  string `json:"desc"`
+	} `json:"error"`
+}
+
+func dialUnix(ctx context.Context, socket string) (wire, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // openMonitor says what it is about
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%T is no unix connection", c), c.Close())
+	}
+	return u, nil
+}
+
+// openMonitor connects and waits for its turn.
+func openMonitor(ctx context.Context, socket string, dial func(context.Context, string) (wire, error)) (*monitor, error) {
+	conn, err := dial(ctx, socket)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("qemu: there is no monitor %s: is the guest running, with -qmp unix:%[1]s,server=on,wait=off? (%w: %w)", socket, ErrUnreachable, ErrEnded)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("qemu: nobody listens on the monitor %s (%w: %w)", socket, ErrUnreachable, ErrEnded)
+	case errors.Is(err, syscall.EAGAIN):
+		return nil, busy(socket) // clients queue up already
+	case err != nil:
+		return nil, fmt.Errorf("qemu: connect to the monitor %s: %w (%w)", socket, err, ErrUnreachable)
+	}
+	m := &monitor{conn: conn, in: bufio.NewReader(conn), socket: socket}
+	if err := m.greet(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+func busy(socket string) error {
+	return fmt.Errorf("qemu: another client (libvirt?) holds the monitor %s, which serves one at a time: "+
+		"give qemu a second one with -qmp unix:PATH,server=on,wait=off (%w)", socket, ErrBusy)
+}
+
+func (m *monitor) greet(ctx context.Context) error {
+	gctx, cancel := context.WithTimeout(ctx, greetingLimit)
+	defer cancel()
+	var hello message
+	err := m.bounded(gctx, func() (err error) {
+		hello, err = m.receive()
+		return err
+	})
+	switch {
+	case err != nil && ctx.Err() == nil && gctx.Err() != nil:
+		return busy(m.socket)
+	case err != nil:
+		return m.cut(err)
+	case hello.Greeting == nil:
+		return fmt.Errorf("qemu: %s does not greet as a QMP monitor does: is it an HMP monitor or a guest agent's socket? (%w)", m.socket, ErrUnreachable)
+	}
+	return m.call(ctx, "qmp_capabilities", nil, nil)
+}
+
+// Close ends the connection; the monitor is free for others then.
+func (m *monitor) Close() error {
+	if err := m.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("qemu: close the monitor %s: %w", m.socket, err)
+	}
+	return nil
+}
+
+// call executes one command, with files for it to receive, and decodes what it
+// returns into result, unless that is nil.
+func (m *monitor) call(ctx context.Context, command string, args, result any, files ...*os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	defer cancel()
+	m.seq++
+	line, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{command, args, m.seq})
+	if err != nil {
+		return fmt.Errorf("qemu: encode %s: %w", command, err)
+	}
+	var answer message
+	err = m.bounded(ctx, func() (err error) {
+		if err = m.send(append(line, '\n'), files); err == nil {
+			answer, err = m.answer()
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w, at %s", m.cut(err), command)
+	case answer.Error != nil:
+		return &CommandError{Command: command, Class: answer.Error.Class, Desc: answer.Error.Desc}
+	case result == nil:
+		return nil
+	}
+	if err := json.Unmarshal(answer.Return, result); err != nil {
+		return fmt.Errorf("qemu: what %s returns cannot be understood: %w", command, err)
+	}
+	return nil
+}
+
+// bounded runs fn, whose reads and writes fail when ctx ends.
+func (m *monitor) bounded(ctx context.Context, fn func() error) error {
+	stop := context.AfterFunc(ctx, func() {
+		_ = m.conn.SetDeadline(time.Unix(1, 0)) // fails only on a closed connection
+	})
+	defer stop()
+	if err := fn(); err != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return nil
+}
+
+// cut says what a lost connection means.
+func (m *monitor) cut(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("qemu: no answer on the monitor %s: %w", m.socket, err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("qemu: the monitor %s hung up: has the guest ended? (%w)", m.socket, ErrUnreachable)
+	}
+	return fmt.Errorf("qemu: the monitor %s: %w (%w)", m.socket, err, ErrUnreachable)
+}
+
+func (m *monitor) send(line []byte, files []*os.File) error {
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		oob = syscall.UnixRights(fds...)
+	}
+	n, _, err := m.conn.WriteMsgUnix(line, oob, nil)
+	if err == nil && n < len(line) { // the descriptors went with the first part
+		_, err = m.conn.Write(line[n:])
+	}
+	return err //nolint:wrapcheck // call says what it is about
+}
+
+// answer returns the answer to the newest command; events are passed over.
+func (m *monitor) answer() (message, error) {
+	for range maxSkipped {
+		got, err := m.receive()
+		switch {
+		case err != nil:
+			return message{}, err
+		case got.Event != "":
+		case got.ID != m.seq || (got.Return == nil && got.Error == nil):
+			return message{}, errors.New("it does not answer what it was asked")
+		default:
+			return got, nil
+		}
+	}
+	return message{}, fmt.Errorf("it sent %d events and no answer", maxSkipped)
+}
+
+func (m *monitor) receive() (message, error) {
+	line, err := readLine(m.in, maxLine)
+	if err != nil {
+		return message{}, err
+	}
+	var got message
+	if err := json.Unmarshal(line, &got); err != nil {
+		return message{}, fmt.Errorf("it does not speak QMP: %w", err)
+	}
+	return got, nil
+}
+
+// readLine returns the next line of at most limit bytes.
+func readLine(r *bufio.Reader, limit int) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(line)+len(part) > limit {
+			return nil, fmt.Errorf("it sent a line of more than %d bytes", limit)
+		}
+		line = append(line, part...)
+		switch {
+		case err == nil:
+			return bytes.TrimSpace(line), nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err //nolint:wrapcheck // the caller says what it is about
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// view is what qemu has at one moment.
+type view struct {
+	nodes   []node
+	devices []device
+	exports []export
+	fdsets  []fdset
+	files   map[string]string // node -> what its child "file" is
+	parents map[string]int    // node -> how many have it as a child
+}
+
+type node struct {
+	Name    string   `json:"node-name"`
+	Driver  string   `json:"drv"`
+	Ro      bool     `json:"ro"`
+	Bitmaps []bitmap `json:"dirty-bitmaps"`
+	Image   struct {
+		Size     int64 `json:"virtual-size"`
+		Actual   int64 `json:"actual-size"`
+		Specific struct {
+			Data struct {
+				Compat string `json:"compat"`
+			} `json:"data"`
+		} `json:"format-specific"`
+		Backing *struct{} `json:"backing-image"`
+	} `json:"image"`
+}
+
+type bitmap struct {
+	Name         string `json:"name"`
+	Count        int64  `json:"count"` // bytes
+	Granularity  int64  `json:"granularity"`
+	Recording    bool   `json:"recording"`
+	Busy         bool   `json:"busy"`
+	Persistent   bool   `json:"persistent"`
+	Inconsistent bool   `json:"inconsistent"`
+}
+
+// device is a guest's device, or a drive that none has.
+type device struct {
+	Drive    string `json:"device"` // of -drive
+	Qdev     string `json:"qdev"`   // ID or QOM path
+	Inserted *node  `json:"inserted"`
+}
+
+type export struct {
+	ID   string `json:"id"`
+	Node string `json:"node-name"`
+	Type string `json:"type"`
+}
+
+type fdset struct {
+	ID  int64 `json:"fdset-id"`
+	FDs []struct {
+		Opaque string `json:"opaque"`
+	} `json:"fds"`
+}
+
+type graph struct {
+	Nodes []struct {
+		ID   uint64 `json:"id"`
+		Name string `json:"name"`
+		Type string `json:"type"`
+	} `json:"nodes"`
+	Edges []struct {
+		Parent uint64 `json:"parent"`
+		Child  uint64 `json:"child"`
+		Name   string `json:"name"`
+	} `json:"edges"`
+}
+
+// look asks qemu for all that it has.
+func look(ctx context.Context, m *monitor) (*view, error) {
+	v := &view{files: map[string]string{}, parents: map[string]int{}}
+	var g graph
+	for _, q := range []struct {
+		command string
+		args    any
+		result  any
+	}{
+		{"query-named-block-nodes", map[string]any{"flat": true}, &v.nodes},
+		{"query-block", nil, &v.devices},
+		{"query-block-exports", nil, &v.exports},
+		{"query-fdsets", nil, &v.fdsets},
+		// The only way to see who stands on whom, which others may change at any
+		// time: a filter that is taken out must leave to the device what is
+		// below it then, not what was below it once.
+		{"x-debug-query-block-graph", nil, &g},
+	} {
+		if err := m.call(ctx, q.command, q.args, q.result); err != nil {
+			return nil, noGuest(err)
+		}
+	}
+	names := make(map[uint64]string, len(g.Nodes))
+	for _, n := range g.Nodes {
+		if n.Type == "block-driver" {
+			names[n.ID] = n.Name
+		}
+	}
+	for _, e := range g.Edges {
+		child := names[e.Child]
+		v.parents[child]++
+		if e.Name == "file" {
+			v.files[names[e.Parent]] = child
+		}
+	}
+	return v, nil
+}
+
+// noGuest says what a monitor is that does not know a command.
+func noGuest(err error) error {
+	var c *CommandError
+	if errors.As(err, &c) && c.Class == "CommandNotFound" {
+		return fmt.Errorf("qemu: this monitor is not one of a qemu with a guest, 7.1 or newer, that a snapshot can be taken of: %w", err)
+	}
+	return err
+}
+
+func (v *view) node(name string) (node, bool) {
+	i := slices.IndexFunc(v.nodes, func(n node) bool { return n.Name == name })
+	if i < 0 {
+		return node{}, false
+	}
+	return v.nodes[i], true
+}
+
+func (v *view) hasExport(id string) bool {
+	return slices.ContainsFunc(v.exports, func(e export) bool { return e.ID == id })
+}
+
+// base returns the disk below the filters that snapshots have put on it.
+func (v *view) base(root string) string {
+	for range v.nodes { // a bound, should qemu describe a circle
+		n, ok := v.node(root)
+		below := v.files[root]
+		if !ok || !isFilter(n) || below == "" {
+			break
+		}
+		root = below
+	}
+	return root
+}
+
+// qom is the path of a device's object in qemu.
+func (d device) qom() string {
+	if strings.HasPrefix(d.Qdev, "/") {
+		return d.Qdev
+	}
+	return "/machine/peripheral/" + d.Qdev
+}
+
+// answersTo reports whether a device is what a user means by a name.
+func (d device) answersTo(name string) bool {
+	short := strings.TrimSuffix(strings.TrimPrefix(d.qom(), "/machine/peripheral/"), "/virtio-backend")
+	return name != "" && (name == d.Drive || d.Qdev != "" && (name == d.Qdev || name == d.qom() || name == short))
+}
+
+// target is a disk as it was found: the device, what it stands on now, and the disk
+// itself below.
+type target struct {
+	device device
+	root   string
+	base   node
+}
+
+// resolve finds the disk that a node or device name means.
+func (v *view) resolve(name string) (target, error) {
+	var found []target
+	var names []string
+	for _, d := range v.devices {
+		if d.Inserted == nil || d.Qdev == "" {
+			if d.answersTo(name) {
+				return target{}, fmt.Errorf("qemu: %s has no medium, or no device of the guest has it (%w)", name, ErrNoDisk)
+			}
+			continue
+		}
+		t := target{device: d, root: d.Inserted.Name}
+		t.base, _ = v.node(v.base(t.root))
+		names = append(names, t.base.Name)
+		if t.base.Name == name || d.answersTo(name) {
+			found = append(found, t)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return target{}, fmt.Errorf("qemu: %s is the disk of %d devices at once, which write behind each other's back (%w)", name, len(found), ErrNoDisk)
+	}
+	if _, ok := v.node(name); ok {
+		return target{}, fmt.Errorf("qemu: %s is not what a device of the guest stands on; that is one of %q (%w)", name, names, ErrNoDisk)
+	}
+	return target{}, fmt.Errorf("qemu: the guest has no disk %s, or has it no more; it has %q (%w)", name, names, ErrNoDisk)
+}
