@@ -8,6 +8,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ type Disk struct {
 	// given the same one. qemu's user needs no rights there.
 	Dir string
 
-	dial func(context.Context, string) (wire, error) // tests cut it
+	dial     func(context.Context, string) (wire, error) // nil, but in tests that cut it
+	patience time.Duration                               // 0, but in tests: greetingLimit
 }
 
 // rollbackLimit is how long taking back what was begun may take, also after the
@@ -45,6 +47,8 @@ func (d *Disk) check() error {
 	switch {
 	case d.Monitor == "" || d.Node == "" || d.Dir == "":
 		return errors.New("qemu: a disk needs its monitor, its node or device, and a folder")
+	case !filepath.IsAbs(d.Monitor) || !filepath.IsAbs(d.Dir):
+		return fmt.Errorf("qemu: the monitor %q and the folder %q must be absolute paths", d.Monitor, d.Dir)
 	case !tagPattern.MatchString(d.Tag):
 		return fmt.Errorf("qemu: the tag %q is not 1 to 8 small letters and digits", d.Tag)
 	}
@@ -60,7 +64,7 @@ func (d *Disk) with(ctx context.Context, fn func(*monitor) error) error {
 	if dial == nil {
 		dial = dialUnix
 	}
-	m, err := openMonitor(ctx, d.Monitor, dial)
+	m, err := openMonitor(ctx, d.Monitor, dial, cmp.Or(d.patience, greetingLimit))
 	if err != nil {
 		return err
 	}

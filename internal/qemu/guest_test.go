@@ -113,7 +113,7 @@ func (g *guest) start() {
 		g.tb.Fatal(err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix)
+		m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
 		if err == nil {
 			if err = m.Close(); err != nil {
 				g.tb.Fatal(err)
@@ -151,7 +151,7 @@ func (g *guest) quit() {
 // command executes a command on the guest's own monitor.
 func (g *guest) command(command string, args, result any) {
 	g.tb.Helper()
-	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix)
+	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
 	if err != nil {
 		g.tb.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func read(tb testing.TB, s Snapshot) ([]byte, map[string][]blockmap.Extent) {
 // traces is what qemu has that may be ours, and what it has at all.
 func (g *guest) traces() string {
 	g.tb.Helper()
-	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix)
+	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
 	if err != nil {
 		g.tb.Fatal(err)
 	}
@@ -275,7 +275,9 @@ func (g *guest) traces() string {
 		}
 	}
 	for _, d := range v.devices {
-		fmt.Fprintf(&b, "device %s on %s\n", d.qom(), d.Inserted.Name)
+		if d.Inserted != nil {
+			fmt.Fprintf(&b, "device %s on %s\n", d.qom(), d.Inserted.Name)
+		}
 	}
 	fmt.Fprintf(&b, "files %v\n", v.files)
 	fmt.Fprintf(&b, "exports %v, files %v, jobs %v\n", v.exports, v.fdsets, jobs)
@@ -285,4 +287,13 @@ func (g *guest) traces() string {
 	}
 	fmt.Fprintf(&b, "in the folder: %v\n", entries)
 	return b.String()
+}
+
+func (g *guest) version() version {
+	g.tb.Helper()
+	var q struct {
+		Qemu version `json:"qemu"`
+	}
+	g.command("query-version", nil, &q)
+	return q.Qemu
 }

@@ -3,9 +3,13 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 )
+
+// maxControllers is how many controllers a device may hang on, one behind the other.
+const maxControllers = 8
 
 // Info is what qemu says of a disk.
 type Info struct {
@@ -27,6 +31,9 @@ type Checkpoint struct {
 	Dirty      int64  // bytes, in whole blocks, that changed since
 	Persistent bool   // qemu keeps it across an orderly end
 	Fault      string // why it says nothing of what changed; "" if it does
+
+	bitmap  string // its name on the disk's node
+	forever bool   // the fault does not go away
 }
 
 // State is an open snapshot.
@@ -39,7 +46,7 @@ type State struct {
 func (d *Disk) Info(ctx context.Context) (Info, error) {
 	var info Info
 	err := d.with(ctx, func(m *monitor) error {
-		version, err := checkVersion(ctx, m)
+		version, err := askVersion(ctx, m)
 		if err != nil {
 			return err
 		}
@@ -52,7 +59,7 @@ func (d *Disk) Info(ctx context.Context) (Info, error) {
 			return err
 		}
 		info = Info{
-			Version:  version,
+			Version:  version.String(),
 			Device:   t.device.qom(),
 			Node:     t.base.Name,
 			Format:   t.base.Driver,
@@ -70,12 +77,28 @@ func (d *Disk) Info(ctx context.Context) (Info, error) {
 func (d *Disk) checkpoints(base node) []Checkpoint {
 	var found []Checkpoint
 	for _, b := range base.Bitmaps {
-		if name, ok := strings.CutPrefix(b.Name, d.prefix()); ok {
-			found = append(found, Checkpoint{Name: name, Dirty: b.Count, Persistent: b.Persistent, Fault: b.fault()})
+		name, size, ok := d.checkpointOf(b.Name)
+		if !ok {
+			continue
 		}
+		c := Checkpoint{Name: name, Dirty: b.Count, Persistent: b.Persistent, Fault: b.fault(), bitmap: b.Name, forever: b.Inconsistent}
+		if c.Fault == "" && size != base.Image.Size {
+			c.Fault, c.forever = fmt.Sprintf("the disk was resized from %d to %d bytes since", size, base.Image.Size), true
+		}
+		found = append(found, c)
 	}
 	slices.SortFunc(found, func(a, b Checkpoint) int { return strings.Compare(a.Name, b.Name) })
 	return found
+}
+
+// checkpoint finds one.
+func (d *Disk) checkpoint(base node, name string) (Checkpoint, bool) {
+	all := d.checkpoints(base)
+	i := slices.IndexFunc(all, func(c Checkpoint) bool { return c.Name == name })
+	if i < 0 {
+		return Checkpoint{}, false
+	}
+	return all[i], true
 }
 
 func (d *Disk) snapshots(v *view) []State {
@@ -103,20 +126,71 @@ func (b bitmap) fault() string {
 	return ""
 }
 
-// checkVersion returns qemu's version, or says that it is too old.
-func checkVersion(ctx context.Context, m *monitor) (string, error) {
+// version is qemu's.
+type version struct{ Major, Minor, Micro int }
+
+func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro) }
+
+func (v version) before(major, minor int) bool {
+	return v.Major < major || v.Major == major && v.Minor < minor
+}
+
+func askVersion(ctx context.Context, m *monitor) (version, error) {
 	var q struct {
-		Qemu struct{ Major, Minor, Micro int }
+		Qemu version `json:"qemu"`
 	}
-	if err := m.call(ctx, "query-version", nil, &q); err != nil {
+	err := m.call(ctx, "query-version", nil, &q)
+	return q.Qemu, err
+}
+
+// checkVersion refuses a qemu that is too old for the guest to be safe.
+func checkVersion(ctx context.Context, m *monitor, t target) error {
+	v, err := askVersion(ctx, m)
+	switch {
+	case err != nil:
+		return err
+	case v.before(7, 1):
+		return fmt.Errorf("qemu: this is qemu %v, which can only fail the guest's writes when a snapshot fails: 7.1 or newer is needed (%w)", v, ErrState)
+	case !v.before(9, 0):
+		return nil
+	}
+	thread, err := threadOf(ctx, m, t.device.qom())
+	if err == nil && thread != "" {
+		err = fmt.Errorf("qemu: %s is in the I/O thread %s, and qemu %v ends, with the guest, when a reader of such a disk hangs up: "+
+			"9.0 or newer is needed, or a device without iothread= (%w)", t.base.Name, thread, v, ErrState)
+	}
+	return err
+}
+
+// threadOf returns the I/O thread that a device, or the controller that it hangs on,
+// was given.
+func threadOf(ctx context.Context, m *monitor, device string) (string, error) {
+	var threads []struct{}
+	if err := m.call(ctx, "query-iothreads", nil, &threads); err != nil || len(threads) == 0 {
 		return "", err
 	}
-	v := q.Qemu
-	text := fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)
-	if v.Major < 7 || v.Major == 7 && v.Minor < 1 {
-		return text, fmt.Errorf("qemu: this is qemu %s, which can only fail the guest's writes when a snapshot fails: 7.1 or newer is needed (%w)", text, ErrState)
+	for range maxControllers {
+		thread, err := property(ctx, m, device, "iothread")
+		if err != nil || thread != "" {
+			return thread, err
+		}
+		bus, err := property(ctx, m, device, "parent_bus")
+		if err != nil || bus == "" {
+			return "", err
+		}
+		device = path.Dir(bus)
 	}
-	return text, nil
+	return "", nil
+}
+
+// property asks for one that is the path of another object; "" if there is none.
+func property(ctx context.Context, m *monitor, object, name string) (string, error) {
+	var value string
+	err := m.call(ctx, "qom-get", map[string]any{"path": object, "property": name}, &value)
+	if refused(err) {
+		return "", nil
+	}
+	return value, err
 }
 
 func state(ctx context.Context, m *monitor) (string, error) {

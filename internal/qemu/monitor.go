@@ -22,6 +22,8 @@ const (
 	// greetingLimit is how long to wait for the monitor to become free. It is
 	// longer than a guest's file systems may be frozen, while the monitor is held.
 	greetingLimit = 20 * time.Second
+	// redial is how often it is tried to queue up for the monitor.
+	redial = 20 * time.Millisecond
 	// commandLimit bounds each command. All that are used here take milliseconds,
 	// unless the guest's storage hangs.
 	commandLimit = 30 * time.Second
@@ -69,23 +71,39 @@ func dialUnix(ctx context.Context, socket string) (wire, error) {
 }
 
 // openMonitor connects and waits for its turn.
-func openMonitor(ctx context.Context, socket string, dial func(context.Context, string) (wire, error)) (*monitor, error) {
-	conn, err := dial(ctx, socket)
+func openMonitor(ctx context.Context, socket string, dial func(context.Context, string) (wire, error), patience time.Duration) (*monitor, error) {
+	turn, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := dial(turn, socket)
+	for errors.Is(err, syscall.EAGAIN) { // others wait for their turn already
+		select {
+		case <-turn.Done():
+			return nil, notServed(ctx, socket)
+		case <-time.After(redial):
+		}
+		conn, err = dial(turn, socket)
+	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("qemu: there is no monitor %s: is the guest running, with -qmp unix:%[1]s,server=on,wait=off? (%w: %w)", socket, ErrUnreachable, ErrEnded)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("qemu: nobody listens on the monitor %s (%w: %w)", socket, ErrUnreachable, ErrEnded)
-	case errors.Is(err, syscall.EAGAIN):
-		return nil, busy(socket) // clients queue up already
 	case err != nil:
 		return nil, fmt.Errorf("qemu: connect to the monitor %s: %w (%w)", socket, err, ErrUnreachable)
 	}
 	m := &monitor{conn: conn, in: bufio.NewReader(conn), socket: socket}
-	if err := m.greet(ctx); err != nil {
+	if err := m.greet(ctx, turn); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
+}
+
+// notServed says why there was no greeting.
+func notServed(ctx context.Context, socket string) error {
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("qemu: no answer on the monitor %s: %w", socket, err)
+	}
+	return busy(socket)
 }
 
 func busy(socket string) error {
@@ -93,17 +111,16 @@ func busy(socket string) error {
 		"give qemu a second one with -qmp unix:PATH,server=on,wait=off (%w)", socket, ErrBusy)
 }
 
-func (m *monitor) greet(ctx context.Context) error {
-	gctx, cancel := context.WithTimeout(ctx, greetingLimit)
-	defer cancel()
+// greet reads qemu's greeting, which comes when it is this client's turn.
+func (m *monitor) greet(ctx, turn context.Context) error {
 	var hello message
-	err := m.bounded(gctx, func() (err error) {
+	err := m.bounded(turn, func() (err error) {
 		hello, err = m.receive()
 		return err
 	})
 	switch {
-	case err != nil && ctx.Err() == nil && gctx.Err() != nil:
-		return busy(m.socket)
+	case err != nil && turn.Err() != nil:
+		return notServed(ctx, m.socket)
 	case err != nil:
 		return m.cut(err)
 	case hello.Greeting == nil:

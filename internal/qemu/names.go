@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -61,8 +62,22 @@ func (d *Disk) snapshotID(export string) (string, bool) {
 	return strings.CutPrefix(export[len(stem):], kindExport)
 }
 
-// bitmap is the name of a checkpoint's bitmap on the disk's node.
-func (d *Disk) bitmap(checkpoint string) string { return d.prefix() + checkpoint }
+// bitmap is the name of a checkpoint's bitmap on the disk's node. The disk's size of
+// that time is in it: qemu does not take what a disk grows by for changed.
+func (d *Disk) bitmap(checkpoint string, size int64) string {
+	return d.prefix() + checkpoint + "@" + strconv.FormatInt(size, 10)
+}
+
+// checkpointOf returns the checkpoint, and the size, in the name of a bitmap.
+func (d *Disk) checkpointOf(bitmap string) (checkpoint string, size int64, ok bool) {
+	rest, ok := strings.CutPrefix(bitmap, d.prefix())
+	if !ok {
+		return "", 0, false
+	}
+	checkpoint, digits, ok := strings.Cut(rest, "@")
+	size, err := strconv.ParseInt(digits, 10, 64)
+	return checkpoint, size, ok && err == nil
+}
 
 // isFilter reports whether a node is a snapshot's filter, whosever.
 func isFilter(n node) bool {

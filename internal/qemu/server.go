@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 const (
@@ -19,6 +19,8 @@ const (
 	listenerName = "cairn-nbd"
 	// maxSocket is what the kernel allows for a socket's path.
 	maxSocket = 107
+	// listening are the flags of a socket that does, in /proc/net/unix.
+	listening = "00010000"
 )
 
 // socket is where qemu's NBD server listens when we have started it. It is the same
@@ -29,20 +31,34 @@ func (d *Disk) socket() string {
 }
 
 // serverRuns reports whether our server runs: nobody but the qemu that was given a
-// listener in our folder has one there.
-func (d *Disk) serverRuns(ctx context.Context) bool {
-	dialer := net.Dialer{Timeout: 5 * time.Second}
-	c, err := dialer.DialContext(ctx, "unix", d.socket())
+// listener in our folder has one there. The kernel is asked and not the server: some
+// qemu end when they are told to stop it while somebody is just connecting.
+func (d *Disk) serverRuns() (bool, error) {
+	f, err := os.Open("/proc/net/unix")
 	if err != nil {
-		return false
+		return false, fmt.Errorf("qemu: look for the socket of the NBD server: %w", err)
 	}
-	return c.Close() == nil
+	defer f.Close() // it was only read
+	socket := d.socket()
+	for lines := bufio.NewScanner(f); ; {
+		if !lines.Scan() {
+			if err := lines.Err(); err != nil {
+				return false, fmt.Errorf("qemu: look for the socket of the NBD server: %w", err)
+			}
+			return false, nil
+		}
+		// Number, references, protocol, flags, type, state, inode, path.
+		fields := strings.SplitN(strings.Join(strings.Fields(lines.Text()), " "), " ", 8)
+		if len(fields) == 8 && fields[7] == socket && fields[3] == listening {
+			return true, nil
+		}
+	}
 }
 
 // startServer has qemu serve NBD on our socket, if it does not yet.
 func (d *Disk) startServer(ctx context.Context, m *monitor) error {
-	if d.serverRuns(ctx) {
-		return nil
+	if runs, err := d.serverRuns(); err != nil || runs {
+		return err
 	}
 	socket := d.socket()
 	if len(socket) > maxSocket {
@@ -88,7 +104,13 @@ func listen(socket string) (*os.File, error) {
 // stopServer ends the server that we have started, when nothing is exported any more,
 // by whomever.
 func (d *Disk) stopServer(ctx context.Context, m *monitor, v *view) error {
-	if slices.ContainsFunc(v.exports, func(e export) bool { return e.Type == "nbd" }) || !d.serverRuns(ctx) {
+	runs, err := d.serverRuns()
+	switch {
+	case err != nil:
+		return err
+	case !runs:
+		return d.removeSocket() // of a guest that ended, or never got it
+	case slices.ContainsFunc(v.exports, func(e export) bool { return e.Type == "nbd" }):
 		return nil
 	}
 	if err := m.call(ctx, "nbd-server-stop", nil, nil); err != nil {

@@ -13,6 +13,10 @@ import (
 
 const (
 	granularity = clusterSize
+	// maxFilters is how many filters a disk may have on top of each other, those of
+	// dropped snapshots included. qemu describes what is below each twice, so that
+	// its time for that, in which the guest waits, doubles with each.
+	maxFilters = 4
 	// guestWait is how long a write of the guest may wait for what it overwrites to
 	// be saved, in seconds; then the snapshot breaks. A guest's own patience with a
 	// disk is 30 seconds, of some kinds.
@@ -96,9 +100,6 @@ func (o SnapshotOptions) check() error {
 // ready finds the disk, or says why no such snapshot can be taken of it. It changes
 // nothing.
 func (d *Disk) ready(ctx context.Context, m *monitor, o SnapshotOptions) (target, error) {
-	if _, err := checkVersion(ctx, m); err != nil {
-		return target{}, err
-	}
 	if err := checkState(ctx, m); err != nil {
 		return target{}, err
 	}
@@ -110,21 +111,19 @@ func (d *Disk) ready(ctx context.Context, m *monitor, o SnapshotOptions) (target
 	if err != nil {
 		return target{}, err
 	}
+	if err := checkVersion(ctx, m, t); err != nil {
+		return target{}, err
+	}
+	if t.filters >= maxFilters {
+		return target{}, fmt.Errorf("qemu: %s has %d snapshots, or dropped ones below a younger one that lasts: drop some first (%w)", d.Node, t.filters, ErrBusy)
+	}
 	if _, exists := v.node(d.stem(o.ID) + kindFleece); exists {
 		return target{}, fmt.Errorf("qemu: %s has a snapshot %s, or what is left of one, already", d.Node, o.ID)
 	}
-	if _, exists := t.base.bitmap(d.bitmap(o.Checkpoint)); exists {
+	if _, exists := d.checkpoint(t.base, o.Checkpoint); exists {
 		return target{}, fmt.Errorf("qemu: %s has a checkpoint %s already", d.Node, o.Checkpoint)
 	}
 	return t, nil
-}
-
-func (n node) bitmap(name string) (bitmap, bool) {
-	i := slices.IndexFunc(n.Bitmaps, func(b bitmap) bool { return b.Name == name })
-	if i < 0 {
-		return bitmap{}, false
-	}
-	return n.Bitmaps[i], true
 }
 
 // take does what a snapshot is made of. The order is what makes it correct without a
@@ -140,7 +139,7 @@ func (d *Disk) take(ctx context.Context, m *monitor, t target, o SnapshotOptions
 	}
 	if o.Checkpoint != "" {
 		if err := m.call(ctx, "block-dirty-bitmap-add", map[string]any{
-			"node": t.base.Name, "name": d.bitmap(o.Checkpoint), "granularity": granularity, "persistent": t.base.keepsBitmaps(),
+			"node": t.base.Name, "name": d.bitmap(o.Checkpoint, s.Size), "granularity": granularity, "persistent": t.base.keepsBitmaps(),
 		}, nil); err != nil {
 			return s, err
 		}
@@ -213,7 +212,7 @@ func (d *Disk) instant(ctx context.Context, m *monitor, t target, o SnapshotOpti
 	insert := func(ctx context.Context) error {
 		now := time.Now()
 		if err := setDrive(ctx, m, t.device, d.stem(o.ID)+kindFilter); err != nil {
-			return err
+			return fmt.Errorf("qemu: the guest's device cannot be given the snapshot's filter; does something else in this qemu write to the disk? %w", err)
 		}
 		created = now
 		return nil
@@ -241,21 +240,21 @@ func setDrive(ctx context.Context, m *monitor, dev device, node string) error {
 func (d *Disk) freeze(ctx context.Context, m *monitor, base node, o SnapshotOptions) (since []string, lost map[string]string, err error) {
 	since, lost = []string{}, map[string]string{}
 	for _, name := range o.Since {
-		b, ok := base.bitmap(d.bitmap(name))
-		switch fault := b.fault(); {
+		c, ok := d.checkpoint(base, name)
+		switch {
 		case slices.Contains(since, name):
 			continue
 		case !ok:
 			lost[name] = "qemu does not have this checkpoint any more: it was restarted, or the disk is another one"
 			continue
-		case fault != "":
-			lost[name] = fault
-			if b.Inconsistent {
-				err = m.call(ctx, "block-dirty-bitmap-remove", map[string]any{"node": base.Name, "name": b.Name}, nil)
+		case c.Fault != "":
+			lost[name] = c.Fault
+			if c.forever {
+				err = m.call(ctx, "block-dirty-bitmap-remove", map[string]any{"node": base.Name, "name": c.bitmap}, nil)
 			}
 		default:
 			since = append(since, name)
-			err = d.freezeOne(ctx, m, base.Name, name, d.stem(o.ID)+kindFleece)
+			err = d.freezeOne(ctx, m, base.Name, c, d.stem(o.ID)+kindFleece)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -264,15 +263,15 @@ func (d *Disk) freeze(ctx context.Context, m *monitor, base node, o SnapshotOpti
 	return since, lost, nil
 }
 
-func (d *Disk) freezeOne(ctx context.Context, m *monitor, base, checkpoint, fleece string) error {
+func (d *Disk) freezeOne(ctx context.Context, m *monitor, base string, c Checkpoint, fleece string) error {
 	if err := m.call(ctx, "block-dirty-bitmap-add", map[string]any{
-		"node": fleece, "name": checkpoint, "granularity": granularity, "disabled": true,
+		"node": fleece, "name": c.Name, "granularity": granularity, "disabled": true,
 	}, nil); err != nil {
 		return err
 	}
 	return m.call(ctx, "block-dirty-bitmap-merge", map[string]any{
-		"node": fleece, "target": checkpoint,
-		"bitmaps": []any{map[string]any{"node": base, "name": d.bitmap(checkpoint)}},
+		"node": fleece, "target": c.Name,
+		"bitmaps": []any{map[string]any{"node": base, "name": c.bitmap}},
 	}, nil)
 }
 

@@ -60,7 +60,7 @@ func (s *sweep) run(ctx context.Context, checkpoint func(string) bool) {
 		s.look, s.endExports,
 		s.look, s.removeAccess,
 		s.look, s.peel,
-		s.look, s.removeFleeces, s.closeFiles,
+		s.look, s.closeFiles,
 		s.look, func(ctx context.Context) { s.note(s.d.stopServer(ctx, s.m, s.v)) },
 		func(ctx context.Context) { s.removeCheckpoints(ctx, checkpoint) },
 	} {
@@ -156,43 +156,42 @@ func (s *sweep) removeNode(ctx context.Context, name string) bool {
 	return s.do(ctx, "blockdev-del", map[string]any{"node-name": name})
 }
 
-// peel takes filters out, from the device downward, as only the topmost can be. One
-// below that of a snapshot that goes on, or below another program's, stays for now.
+// peel takes filters out, from the device downward, as only the topmost can be, and
+// removes each with its fleece before the next, which qemu would not let go of below it.
+// One below that of a snapshot that goes on, or below another program's, stays for now.
 func (s *sweep) peel(ctx context.Context) {
-	for !s.dead && s.peelOnce(ctx) {
+	for !s.dead && (s.removeDead(ctx) || s.liftDevices(ctx)) {
 		s.look(ctx)
 	}
 }
 
-func (s *sweep) peelOnce(ctx context.Context) (again bool) {
+// removeDead removes what nothing stands on any more.
+func (s *sweep) removeDead(ctx context.Context) (changed bool) {
+	for _, n := range s.v.nodes {
+		if (s.isDead(n.Name, kindFilter) || s.isDead(n.Name, kindFleece)) && s.v.parents[n.Name] == 0 {
+			changed = s.removeNode(ctx, n.Name) || changed
+		}
+	}
+	return changed
+}
+
+// liftDevices puts devices on what is below a filter.
+func (s *sweep) liftDevices(ctx context.Context) (changed bool) {
 	for _, dev := range s.v.devices {
 		if dev.Inserted == nil || dev.Qdev == "" || !s.isDead(dev.Inserted.Name, kindFilter) {
 			continue
 		}
 		if below := s.v.files[dev.Inserted.Name]; below != "" && !s.dead {
-			again = s.note(setDrive(ctx, s.m, dev, below)) || again
+			changed = s.note(setDrive(ctx, s.m, dev, below)) || changed
 		}
 	}
-	for _, n := range s.v.nodes {
-		if s.isDead(n.Name, kindFilter) && s.v.parents[n.Name] == 0 {
-			again = s.removeNode(ctx, n.Name) || again
-		}
-	}
-	return again
+	return changed
 }
 
 // isDead reports whether a node is one of a kind, of a snapshot that is over.
 func (s *sweep) isDead(name, kind string) bool {
 	stem, ok := s.d.stemOf(name)
 	return ok && name == stem+kind && !s.lives(name)
-}
-
-func (s *sweep) removeFleeces(ctx context.Context) {
-	for _, n := range s.v.nodes {
-		if s.isDead(n.Name, kindFleece) && s.v.parents[n.Name] == 0 {
-			s.removeNode(ctx, n.Name)
-		}
-	}
 }
 
 // closeFiles closes descriptors that were on their way into qemu: no snapshot needs
@@ -225,7 +224,7 @@ func (s *sweep) removeCheckpoints(ctx context.Context, keep func(string) bool) {
 	}
 	for _, c := range s.d.checkpoints(t.base) {
 		if !keep(c.Name) {
-			s.do(ctx, "block-dirty-bitmap-remove", map[string]any{"node": t.base.Name, "name": s.d.bitmap(c.Name)})
+			s.do(ctx, "block-dirty-bitmap-remove", map[string]any{"node": t.base.Name, "name": c.bitmap})
 		}
 	}
 }

@@ -137,8 +137,10 @@ func (v *view) hasExport(id string) bool {
 	return slices.ContainsFunc(v.exports, func(e export) bool { return e.ID == id })
 }
 
-// base returns the disk below the filters that snapshots have put on it.
-func (v *view) base(root string) string {
+// stack returns the nodes from a device's down to the disk, which is the last, through
+// the filters that snapshots have put on it.
+func (v *view) stack(root string) []string {
+	all := []string{root}
 	for range v.nodes { // a bound, should qemu describe a circle
 		n, ok := v.node(root)
 		below := v.files[root]
@@ -146,8 +148,9 @@ func (v *view) base(root string) string {
 			break
 		}
 		root = below
+		all = append(all, root)
 	}
-	return root
+	return all
 }
 
 // qom is the path of a device's object in qemu.
@@ -164,18 +167,19 @@ func (d device) answersTo(name string) bool {
 	return name != "" && (name == d.Drive || d.Qdev != "" && (name == d.Qdev || name == d.qom() || name == short))
 }
 
-// target is a disk as it was found: the device, what it stands on now, and the disk
-// itself below.
+// target is a disk as it was found: the device, what it stands on now, the disk itself
+// below, and how many snapshots' filters are between.
 type target struct {
-	device device
-	root   string
-	base   node
+	device  device
+	root    string
+	base    node
+	filters int
 }
 
 // resolve finds the disk that a node or device name means.
 func (v *view) resolve(name string) (target, error) {
-	var found []target
-	var names []string
+	var found *target
+	var bases []string
 	for _, d := range v.devices {
 		if d.Inserted == nil || d.Qdev == "" {
 			if d.answersTo(name) {
@@ -183,21 +187,23 @@ func (v *view) resolve(name string) (target, error) {
 			}
 			continue
 		}
-		t := target{device: d, root: d.Inserted.Name}
-		t.base, _ = v.node(v.base(t.root))
-		names = append(names, t.base.Name)
+		stack := v.stack(d.Inserted.Name)
+		t := target{device: d, root: stack[0], filters: len(stack) - 1}
+		t.base, _ = v.node(stack[t.filters])
+		bases = append(bases, t.base.Name)
 		if t.base.Name == name || d.answersTo(name) {
-			found = append(found, t)
+			found = &t
 		}
 	}
-	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1:
-		return target{}, fmt.Errorf("qemu: %s is the disk of %d devices at once, which write behind each other's back (%w)", name, len(found), ErrNoDisk)
+	if found != nil {
+		same := slices.DeleteFunc(bases, func(b string) bool { return b != found.base.Name })
+		if len(same) > 1 {
+			return target{}, fmt.Errorf("qemu: %d devices of the guest have the disk %s at once, and would write past each other's snapshots (%w)", len(same), name, ErrState)
+		}
+		return *found, nil
 	}
 	if _, ok := v.node(name); ok {
-		return target{}, fmt.Errorf("qemu: %s is not what a device of the guest stands on; that is one of %q (%w)", name, names, ErrNoDisk)
+		return target{}, fmt.Errorf("qemu: %s is not what a device of the guest stands on; that is one of %q (%w)", name, bases, ErrNoDisk)
 	}
-	return target{}, fmt.Errorf("qemu: the guest has no disk %s, or has it no more; it has %q (%w)", name, names, ErrNoDisk)
+	return target{}, fmt.Errorf("qemu: the guest has no disk %s, or has it no more; it has %q (%w)", name, bases, ErrNoDisk)
 }
