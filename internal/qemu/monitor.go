@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 const (
 	// maxLine caps one line of qemu's: a description of some 10,000 nodes.
 	maxLine = 16 << 20
-	// maxSkipped caps the events that are passed over while waiting for an answer.
+	// maxSkipped caps what is passed over while waiting for an answer.
 	maxSkipped = 100_000
 	// greetingLimit is how long to wait for the monitor to become free. It is
 	// longer than a guest's file systems may be frozen, while the monitor is held.
@@ -42,6 +43,7 @@ type monitor struct {
 	conn   wire
 	in     *bufio.Reader
 	socket string
+	name   string // begins the IDs of this connection's commands
 	seq    uint64
 }
 
@@ -49,7 +51,7 @@ type monitor struct {
 type message struct {
 	Greeting json.RawMessage `json:"QMP"`
 	Event    string          `json:"event"`
-	ID       uint64          `json:"id"`
+	ID       any             `json:"id"`
 	Return   json.RawMessage `json:"return"`
 	Error    *struct {
 		Class string `json:"class"`
@@ -91,7 +93,7 @@ func openMonitor(ctx context.Context, socket string, dial func(context.Context, 
 	case err != nil:
 		return nil, fmt.Errorf("qemu: connect to the monitor %s: %w (%w)", socket, err, ErrUnreachable)
 	}
-	m := &monitor{conn: conn, in: bufio.NewReader(conn), socket: socket}
+	m := &monitor{conn: conn, in: bufio.NewReader(conn), socket: socket, name: rand.Text()}
 	if err := m.greet(ctx, turn); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -113,9 +115,8 @@ func busy(socket string) error {
 
 // greet reads qemu's greeting, which comes when it is this client's turn.
 func (m *monitor) greet(ctx, turn context.Context) error {
-	var hello message
-	err := m.bounded(turn, func() (err error) {
-		hello, err = m.receive()
+	err := m.bounded(turn, func() error {
+		_, err := m.await(func(got message) bool { return got.Greeting != nil })
 		return err
 	})
 	switch {
@@ -123,8 +124,6 @@ func (m *monitor) greet(ctx, turn context.Context) error {
 		return notServed(ctx, m.socket)
 	case err != nil:
 		return m.cut(err)
-	case hello.Greeting == nil:
-		return fmt.Errorf("qemu: %s does not greet as a QMP monitor does: is it an HMP monitor or a guest agent's socket? (%w)", m.socket, ErrUnreachable)
 	}
 	return m.call(ctx, "qmp_capabilities", nil, nil)
 }
@@ -143,18 +142,19 @@ func (m *monitor) call(ctx context.Context, command string, args, result any, fi
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
 	m.seq++
+	id := fmt.Sprintf("%s-%d", m.name, m.seq)
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{command, args, m.seq})
+		ID        string `json:"id"`
+	}{command, args, id})
 	if err != nil {
 		return fmt.Errorf("qemu: encode %s: %w", command, err)
 	}
 	var answer message
 	err = m.bounded(ctx, func() (err error) {
 		if err = m.send(append(line, '\n'), files); err == nil {
-			answer, err = m.answer()
+			answer, err = m.await(func(got message) bool { return got.ID == id && (got.Return != nil || got.Error != nil) })
 		}
 		return err
 	})
@@ -211,21 +211,16 @@ func (m *monitor) send(line []byte, files []*os.File) error {
 	return err //nolint:wrapcheck // call says what it is about
 }
 
-// answer returns the answer to the newest command; events are passed over.
-func (m *monitor) answer() (message, error) {
+// await returns the first message that is wanted. Events are passed over, and answers
+// to the last client, which come to this one if that hung up without waiting.
+func (m *monitor) await(wanted func(message) bool) (message, error) {
 	for range maxSkipped {
 		got, err := m.receive()
-		switch {
-		case err != nil:
-			return message{}, err
-		case got.Event != "":
-		case got.ID != m.seq || (got.Return == nil && got.Error == nil):
-			return message{}, errors.New("it does not answer what it was asked")
-		default:
-			return got, nil
+		if err != nil || wanted(got) {
+			return got, err
 		}
 	}
-	return message{}, fmt.Errorf("it sent %d events and no answer", maxSkipped)
+	return message{}, fmt.Errorf("%d lines, and none of them what a QMP monitor answers", maxSkipped)
 }
 
 func (m *monitor) receive() (message, error) {
