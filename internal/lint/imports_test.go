@@ -33,6 +33,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/guestvm", "internal/guestvm/wire internal/needs"},
 	{"internal/unixhttp", ""},
 	{"internal/attributes", ""},
+	{"internal/quiesce", ""},
 	{"internal/protocol/explore", ""},
 	{"internal/protocol", "internal/protocol/explore"},
 
