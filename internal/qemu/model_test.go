@@ -41,7 +41,7 @@ type modelSnapshot struct {
 // time while the guest writes.
 func TestModel(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	steps := 60
+	steps := 40
 	if n, err := strconv.Atoi(os.Getenv("CAIRN_ROUNDS")); err == nil {
 		steps = n
 	}
