@@ -29,6 +29,9 @@ type ServerOptions struct {
 	// STARTTLS, before it can do or learn anything. Who may connect is for its
 	// ClientAuth and ClientCAs to say. It takes TLS 1.2 or newer in any case.
 	TLS *tls.Config
+	// ConnContext, when set, returns the context of a connection, made from the one
+	// given. Export.Open gets it, or one made from it.
+	ConnContext func(ctx context.Context, nc net.Conn) context.Context
 
 	// HandshakeTimeout is how long a client may take from connecting to the end
 	// of negotiation, not counting the time that Export.Open takes.
@@ -124,6 +127,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // and closes it. It returns when the client has left or ctx has ended, and all
 // its requests are done. It does not count against MaxConns.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
+	if s.o.ConnContext != nil {
+		ctx = s.o.ConnContext(ctx, nc)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Closing wakes whatever is blocked on the connection.
