@@ -154,9 +154,9 @@ func (s *agentSettings) apiTLS(log *slog.Logger) (*tls.Config, error) {
 	if s.APICert == "" || s.APIKey == "" {
 		return nil, usagef("a certificate needs its key, and a key its certificate: give both --api-tls-cert and --api-tls-key")
 	}
-	pair, err := newKeyPair(s.APICert, s.APIKey, certEvery, log)
+	pair, err := newKeyPair("certificate of the API", s.APICert, s.APIKey, rereadEvery, log)
 	if err != nil {
 		return nil, usagef("the certificate of the API cannot be used: %v", err)
 	}
-	return &tls.Config{GetCertificate: pair.get, MinVersion: tls.VersionTLS12}, nil
+	return &tls.Config{GetCertificate: pair.forHandshake, MinVersion: tls.VersionTLS12}, nil
 }

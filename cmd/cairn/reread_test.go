@@ -24,7 +24,7 @@ func move(t *testing.T, from, to string) {
 func TestCertificateIsReadAgain(t *testing.T) {
 	cert, key, _ := certificate(t)
 	var log bytes.Buffer
-	p, err := newKeyPair(cert, key, 0, slog.New(slog.NewTextHandler(&log, nil)))
+	p, err := newKeyPair("certificate", cert, key, 0, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := tls.NewListener(plain, &tls.Config{GetCertificate: p.get, MinVersion: tls.VersionTLS12})
+	l := tls.NewListener(plain, &tls.Config{GetCertificate: p.forHandshake, MinVersion: tls.VersionTLS12})
 	defer l.Close()
 	// served is the certificate that a client is shown.
 	served := func() []byte {
@@ -66,7 +66,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	}
 	said := func(what string, failures, reads int) {
 		t.Helper()
-		if f, r := strings.Count(log.String(), "cannot be used"), strings.Count(log.String(), "was read again"); f != failures || r != reads {
+		if f, r := strings.Count(log.String(), "cannot be used"), strings.Count(log.String(), "is used from now on"); f != failures || r != reads {
 			t.Fatalf("%s: %d failures and %d reads are logged, want %d and %d:\n%s", what, f, r, failures, reads, log.String())
 		}
 	}
@@ -115,19 +115,19 @@ func TestCertificateIsReadAgain(t *testing.T) {
 // Between two looks the files are left alone.
 func TestCertificateIsNotReadTooOften(t *testing.T) {
 	cert, key, _ := certificate(t)
-	p, err := newKeyPair(cert, key, time.Hour, slog.New(slog.DiscardHandler))
+	p, err := newKeyPair("certificate", cert, key, time.Hour, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	newCert, newKey, _ := certificate(t)
 	move(t, newCert, cert)
 	move(t, newKey, key)
-	was := p.pair.Load()
-	if got, gerr := p.get(&tls.ClientHelloInfo{}); gerr != nil || got != was {
-		t.Errorf("another certificate before its time: %v", gerr)
+	was := p.get(t.Context())
+	if p.get(t.Context()) != was {
+		t.Error("another certificate before its time")
 	}
 	p.looked = time.Now().Add(-2 * time.Hour)
-	if got, gerr := p.get(&tls.ClientHelloInfo{}); gerr != nil || got == was {
-		t.Errorf("the old certificate behind its time: %v", gerr)
+	if p.get(t.Context()) == was {
+		t.Error("the old certificate behind its time")
 	}
 }
