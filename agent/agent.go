@@ -21,6 +21,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/tcpdoor"
 )
 
 // Options says what an agent works with.
@@ -36,6 +37,10 @@ type Options struct {
 	Repository *repository.Repository
 	Open       Opener
 	Others     []Repo // besides the default
+
+	// TCP is a door for all exports of backups over TCP, which Run closes; nil =
+	// there is none.
+	TCP *tcpdoor.Settings
 
 	API     *API   // nil = the Block Storage API is not served
 	Host    string // what other hosts call this one; empty = the machine's name

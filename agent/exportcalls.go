@@ -28,7 +28,7 @@ func (s *server) export(ctx context.Context, r request) (any, error) {
 	v, volumeErr := s.serve.Volume(ctx, req.Ref)
 	switch {
 	case volumeErr == nil:
-		found = append(found, ExportInfo{Name: v.Name, URI: v.URI, Socket: v.Socket, Kind: "volume", Size: v.Size, Clients: v.Writers + v.Readers, Created: v.Created})
+		found = append(found, ExportInfo{Name: v.Name, URI: v.URI, TCPURI: v.TCPURI, Socket: v.Socket, Kind: "volume", Size: v.Size, Clients: v.Writers + v.Readers, Created: v.Created})
 	case errors.Is(volumeErr, serve.ErrUnreachable) && backupErr == nil:
 		// Backups are served without the data plane.
 	case !errors.Is(volumeErr, serve.ErrNotFound):
@@ -38,7 +38,7 @@ func (s *server) export(ctx context.Context, r request) (any, error) {
 		snap, err := s.serve.Snapshot(ctx, req.Ref)
 		switch {
 		case err == nil:
-			found = append(found, ExportInfo{Name: orElse(snap.Name, snap.ID), URI: snap.URI, Socket: snap.Socket, Kind: "snapshot", Size: snap.Size, Clients: snap.Readers, Created: snap.Created})
+			found = append(found, ExportInfo{Name: orElse(snap.Name, snap.ID), URI: snap.URI, TCPURI: snap.TCPURI, Socket: snap.Socket, Kind: "snapshot", Size: snap.Size, Clients: snap.Readers, Created: snap.Created})
 		case !errors.Is(err, serve.ErrNotFound) && backupErr != nil:
 			return nil, err
 		}

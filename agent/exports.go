@@ -13,6 +13,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/tcpdoor"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -22,8 +23,9 @@ type exports struct {
 	cat   *catalog.Catalog
 	repo  *repository.Repository
 	log   *slog.Logger
-	dir   string // of the sockets
-	state string // of the overlays: a folder for each
+	dir   string            // of the sockets
+	tcp   *tcpdoor.Settings // of the door over TCP; nil = there is none
+	state string            // of the overlays: a folder for each
 
 	changing sync.Mutex // one export or unexport at a time
 	start    chan func(context.Context)
@@ -37,14 +39,16 @@ type exports struct {
 type served struct {
 	rec    catalog.Export
 	size   int64
-	stop   func() error // ends it and returns when it has ended
+	export *nbd.Export
+	end    <-chan struct{} // closed when its connections have to end
+	stop   func() error    // ends it and returns when it has ended
 	guests *guests
 	err    error
 }
 
-func newExports(cat *catalog.Catalog, repo *repository.Repository, log *slog.Logger, dir, state string) *exports {
+func newExports(cat *catalog.Catalog, repo *repository.Repository, log *slog.Logger, dir string, tcp *tcpdoor.Settings, state string) *exports {
 	return &exports{
-		cat: cat, repo: repo, log: log, dir: dir, state: state,
+		cat: cat, repo: repo, log: log, dir: dir, tcp: tcp, state: state,
 		start: make(chan func(context.Context)), served: map[string]*served{},
 		pins: map[string]catalog.Pin{},
 	}
@@ -233,7 +237,7 @@ func (x *exports) info(s *served) ExportInfo {
 		Name: s.rec.Name, Socket: x.socket(s.rec.Name), Kind: "backup", Backup: s.rec.Backup,
 		Overlay: s.rec.Overlay, Purpose: s.rec.Purpose, Size: s.size, Created: s.rec.Created,
 	}
-	i.URI = nbd.URI(i.Socket, i.Name)
+	i.URI, i.TCPURI = nbd.URI(i.Socket, i.Name), x.tcp.URI(i.Name)
 	if s.err != nil {
 		i.Error = s.err.Error()
 	}

@@ -68,7 +68,9 @@ func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *se
 			case <-ctx.Done():
 			}
 		}()
-		ended <- errors.Join(srv.Serve(ctx, l), closeAll(closers), gone(os.Remove(x.socket(e.Name))))
+		err := srv.Serve(ctx, l)
+		inside.drain() // those over TCP, which end has ended or ctx does
+		ended <- errors.Join(err, closeAll(closers), gone(os.Remove(x.socket(e.Name))))
 	}
 	select {
 	case x.start <- serve:
@@ -76,7 +78,7 @@ func (x *exports) open(ctx context.Context, e catalog.Export, fresh bool) (s *se
 		return nil, errors.Join(fmt.Errorf("export backup %s: %w", e.Backup, context.Cause(ctx)), l.Close())
 	}
 	stop := sync.OnceValue(func() error { close(end); return <-ended })
-	return &served{rec: e, size: img.Size(), stop: stop, guests: inside}, nil
+	return &served{rec: e, size: img.Size(), export: export, end: end, stop: stop, guests: inside}, nil
 }
 
 // openOverlay opens the files of an overlay.

@@ -9,9 +9,10 @@ import (
 // guests counts the connections of one export. A connection counts before it
 // may do anything. The zero value is open.
 type guests struct {
-	mu   sync.Mutex
-	n    int
-	shut bool
+	mu     sync.Mutex
+	n      int
+	shut   bool
+	inside sync.WaitGroup // n of them
 }
 
 // enter admits a connection, which calls leave once; it refuses when the export
@@ -23,6 +24,7 @@ func (g *guests) enter() error {
 		return refuse(CodeConflict, "the export is being ended")
 	}
 	g.n++
+	g.inside.Add(1)
 	return nil
 }
 
@@ -30,6 +32,7 @@ func (g *guests) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.n--
+	g.inside.Done()
 }
 
 func (g *guests) count() int {
@@ -53,6 +56,14 @@ func (g *guests) close(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// drain lets nobody in any more, and returns when all have left.
+func (g *guests) drain() {
+	g.mu.Lock()
+	g.shut = true
+	g.mu.Unlock()
+	g.inside.Wait()
 }
 
 // open undoes close.

@@ -111,6 +111,7 @@ func CheckRepository(name string) error {
 }
 
 func run(ctx context.Context, o Options, ready func()) (err error) {
+	defer func() { err = errors.Join(err, o.TCP.Close()) }()
 	if o.API != nil { // also when it never comes to serving
 		defer func() {
 			if cerr := o.API.Listener.Close(); !errors.Is(cerr, net.ErrClosed) {
@@ -174,6 +175,9 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 	defer stopExports()
 	for _, s := range h.servers {
 		wg.Go(func() { s.exports.run(exporting) })
+	}
+	if h.o.TCP != nil {
+		wg.Go(func() { h.exportTCP(exporting) })
 	}
 	wg.Go(func() { h.notify.run(exporting) })
 	working, stopWork := context.WithCancel(ctx)

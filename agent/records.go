@@ -112,6 +112,7 @@ type Export struct {
 type ExportInfo struct {
 	Name    string    `json:"name"`
 	URI     string    `json:"uri"`
+	TCPURI  string    `json:"tcp_uri,omitempty"` // over TCP with TLS; empty = there is no door for that
 	Socket  string    `json:"socket"`
 	Kind    string    `json:"kind"`             // "volume", "snapshot" or "backup"
 	Backup  string    `json:"backup,omitempty"` // ID
@@ -155,6 +156,8 @@ type Status struct {
 	Queued     int              `json:"jobs_queued"`
 	Running    int              `json:"jobs_running"`
 	Undecided  int              `json:"undecided"` // backups that wait for the stores to say whether they committed
+
+	NBDListen string `json:"nbd_listen,omitempty"` // addresses of the door for exports over TCP; empty = there is none
 
 	Keystone string `json:"keystone,omitempty"` // URL of the Identity service that has projects and users, besides the users file
 

@@ -17,6 +17,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore/memstore"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/tcpdoor"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -48,7 +49,8 @@ type rig struct {
 	url     string // of its root
 	strict  bool   // strict chains
 	webhook string
-	opener  Opener // instead of the repository
+	opener  Opener                   // instead of the repository
+	tcp     func() *tcpdoor.Settings // of a door for exports, which each agent gets anew; nil = none
 
 	stopServe, stopAgent func()
 }
@@ -102,6 +104,10 @@ func (r *rig) startServe() {
 func (r *rig) startAgent() {
 	r.Helper()
 	api, repo := r.api(), r.repo
+	var tcp *tcpdoor.Settings
+	if r.tcp != nil {
+		tcp = r.tcp()
+	}
 	if r.opener != nil {
 		repo = nil
 	}
@@ -109,7 +115,7 @@ func (r *rig) startAgent() {
 		return Run(ctx, Options{
 			State: filepath.Join(r.dir, "agent"), Socket: filepath.Join(r.dir, "a"), NBDDir: filepath.Join(r.dir, "n"),
 			Repository: repo, Open: r.opener, Others: r.others, Serve: r.serve, Limits: r.limits, Scrub: r.scrub, KeepPriority: true, Logger: r.logger,
-			API: api, Webhook: r.webhook, Host: orElse(r.host, "here"), Catalog: r.catalog,
+			API: api, TCP: tcp, Webhook: r.webhook, Host: orElse(r.host, "here"), Catalog: r.catalog,
 		}, ready)
 	})
 }

@@ -93,7 +93,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		}
 		cat = s.cat
 	}
-	s.exports = newExports(cat, nil, log, h.o.NBDDir, overlays)
+	s.exports = newExports(cat, nil, log, h.o.NBDDir, h.o.TCP, overlays)
 	// Their names are taken, also while the repository is not open.
 	exported, err := cat.Exports(ctx)
 	if err != nil {

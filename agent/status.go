@@ -16,7 +16,7 @@ import (
 var briefPatience = 5 * time.Second
 
 func (s *server) status(ctx context.Context, _ request) (any, error) {
-	st := Status{Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State}
+	st := Status{Version: s.o.Version, PID: os.Getpid(), Started: s.started, State: s.o.State, NBDListen: s.o.TCP.Listen()}
 	if s.o.API != nil {
 		st.Keystone = s.o.API.Keystone
 	}

@@ -26,7 +26,7 @@ import (
 const agentMemory = 80 << 20
 
 func agentCommand() *cli.Command {
-	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs, and again if it dies", []cli.Flag{
+	cmd := leaf("agent", "", "run the agent: backups, restores, exports; starts \"cairn serve\" if none runs, and again if it dies", append([]cli.Flag{
 		&cli.StringFlag{Name: "config", Usage: "`file` with the settings of this command in YAML (" + defaultConfig() + " if it is there); flags go before it"},
 		stateFlag(),
 		socketFlag(),
@@ -57,9 +57,11 @@ func agentCommand() *cli.Command {
 		&cli.StringFlag{Name: "read-limit", Usage: "most that a backup reads from a volume in a second, a `size` such as 200MiB"},
 		&cli.BoolFlag{Name: "no-serve", Usage: "do not start a data plane, nor again one that died; \"cairn serve\" runs elsewhere, or will"},
 		&cli.BoolFlag{Name: "keep-priority", Usage: "do not step behind other programs for processor and disk"},
+		&cli.StringFlag{Name: "serve-nbd-listen", Usage: "a data plane that this command starts serves volumes and snapshots over TCP, too, on this `HOST:PORT`, with the same four --tls files"},
+		&cli.StringFlag{Name: "serve-nbd-url", Usage: "`URL` that clients reach that by, as --nbd-url"},
 		logLevelFlag(),
 		logFormatFlag(),
-	}, runAgent)
+	}, tcpFlags("exports of backups")...), runAgent)
 	cmd.Description = "With no --store and nothing in the state folder yet, it makes a repository of six\n" +
 		"folders there (any four restore everything) and a password file, and says so."
 	return cmd
@@ -84,6 +86,11 @@ func runAgent(c *cli.Context) (err error) {
 	if err = agent.Check(c.Context, s.State, s.Socket); err != nil {
 		return err
 	}
+	tcp, err := s.tcp(c.Context, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tcp.Close()) }()
 	api, err := s.api(c.Context, log)
 	if err != nil {
 		return err
@@ -100,7 +107,7 @@ func runAgent(c *cli.Context) (err error) {
 		return err
 	}
 	o := s.options(log)
-	o.Serve, o.API = plane, api
+	o.Serve, o.API, o.TCP = plane, api, tcp
 	if o.Open, err = s.opener(log); err != nil {
 		return err
 	}

@@ -53,6 +53,12 @@ type agentSettings struct {
 	Webhook      string `yaml:"webhook"`
 	Host         string `yaml:"host"`
 
+	TLS         tlsFiles `yaml:",inline"`
+	NBDListen   string   `yaml:"nbd-listen"`
+	NBDURL      string   `yaml:"nbd-url"`
+	ServeListen string   `yaml:"serve-nbd-listen"`
+	ServeURL    string   `yaml:"serve-nbd-url"`
+
 	Repositories map[string]*repoSettings `yaml:"repositories"`
 
 	readLimit int64 // bytes per second
@@ -101,6 +107,13 @@ func agentSettingsOf(c *cli.Context) (*agentSettings, error) {
 	text(&s.AdminToken, "admin-token-file")
 	text(&s.Webhook, "webhook")
 	text(&s.Host, "host")
+	text(&s.NBDListen, "nbd-listen")
+	text(&s.NBDURL, "nbd-url")
+	text(&s.ServeListen, "serve-nbd-listen")
+	text(&s.ServeURL, "serve-nbd-url")
+	for i, f := range s.TLS.all() {
+		text(f, tlsFlags[i])
+	}
 	text(&s.LogLevel, "log-level")
 	text(&s.LogFormat, "log-format")
 	for p, flag := range map[*bool]string{&s.Init: "init", &s.NoServe: "no-serve", &s.KeepPriority: "keep-priority", &s.NoAuth: "api-noauth", &s.StrictChains: "strict-chains"} {
@@ -160,7 +173,7 @@ func (s *agentSettings) check() error {
 		return usagef("jobs: %d jobs cannot run at once", s.Jobs)
 	}
 	// Absolute, so that what is logged, and handed to the data plane, holds anywhere.
-	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir} {
+	for _, p := range append(s.TLS.all(), &s.State, &s.Socket, &s.Control, &s.NBDDir) {
 		if *p, err = absolute(*p); err != nil {
 			return err
 		}
@@ -173,7 +186,7 @@ func (s *agentSettings) read(name string) error {
 	if err := readYAML(name, s); err != nil {
 		return err
 	}
-	for _, p := range []*string{&s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile, &s.APICert, &s.APIKey, &s.Users, &s.AdminToken} {
+	for _, p := range append(s.TLS.all(), &s.State, &s.Socket, &s.Control, &s.NBDDir, &s.PasswordFile, &s.APICert, &s.APIKey, &s.Users, &s.AdminToken) {
 		*p = beside(name, *p)
 	}
 	if file, ok := strings.CutPrefix(s.Catalog, sqliteScheme); ok && file != "" {

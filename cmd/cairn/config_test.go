@@ -152,6 +152,11 @@ func TestSettingsAreComplete(t *testing.T) {
 	for f := range reflect.TypeFor[agentSettings]().Fields() {
 		keys[strings.TrimSuffix(f.Tag.Get("yaml"), "s")] = true
 		keys[f.Tag.Get("yaml")] = true
+		if f.Tag.Get("yaml") == ",inline" {
+			for in := range f.Type.Fields() {
+				keys[in.Tag.Get("yaml")] = true
+			}
+		}
 	}
 	keys["repo"] = keys["repositories"] // there with what FILE has
 	for _, f := range agentCommand().Flags {

@@ -1,13 +1,15 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/cairnbackup/cairn/agent"
 )
 
 func exportCommand() *cli.Command {
-	return leaf("export", "[VOLUME|SNAPSHOT|BACKUP]", "print the NBD address of a volume, a snapshot or a backup; without one, list what is exported", agentRepoFlags(
+	return leaf("export", "[VOLUME|SNAPSHOT|BACKUP]", "print the NBD addresses of a volume, a snapshot or a backup: of its socket and, if there is a door for that, over TCP; without one, list what is exported", agentRepoFlags(
 		&cli.BoolFlag{Name: "overlay", Usage: "a backup, writable: what is written lies over it and is discarded by unexport"},
 		&cli.StringFlag{Name: "name", Usage: "`name` of a backup's export, its ID otherwise"},
 	), withAgent(export))
@@ -44,7 +46,12 @@ func export(c *cli.Context, a *agent.Client) error {
 	if err != nil {
 		return err
 	}
-	return emit(c, e, func(t *table) { t.row(e.URI) })
+	return emit(c, e, func(t *table) {
+		t.row(e.URI)
+		if e.TCPURI != "" {
+			t.row(e.TCPURI)
+		}
+	})
 }
 
 func listExports(c *cli.Context, a *agent.Client) error {
@@ -59,7 +66,7 @@ func listExports(c *cli.Context, a *agent.Client) error {
 			if e.Overlay {
 				overlay = "yes"
 			}
-			t.row(e.Name, e.Kind, human(e.Size), overlay, e.Clients, e.URI, e.Error)
+			t.row(e.Name, e.Kind, human(e.Size), overlay, e.Clients, strings.TrimSpace(e.URI+" "+e.TCPURI), e.Error)
 		}
 	})
 }

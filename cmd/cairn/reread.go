@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// rereadEvery is how often it is looked whether files were replaced that are in use.
-const rereadEvery = 5 * time.Second
+// rereadEvery is how often it is looked whether files were replaced that are in use. It is a
+// variable for tests.
+var rereadEvery = 5 * time.Second
 
 // reread is what was read from files that may be replaced while it is used.
 type reread[T any] struct {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cairnbackup/cairn/agent"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 func TestMain(m *testing.M) {
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command-line cases. Each has a state folder and sockets
 // of its own ($STATE, $RUN), and its processes end with it.
 func TestScripts(t *testing.T) {
+	ca := tlstest.New(t)
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: setupScript,
@@ -41,6 +43,11 @@ func TestScripts(t *testing.T) {
 			"patch":    patchCmd,
 			"same":     sameCmd,
 			"endserve": endServeCmd,
+			// pki DIR makes a folder with a server's certificate.
+			"pki": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o700))
+				ca.WriteServer(ts.MkAbs(args[0]))
+			},
 		},
 		Condition: func(name string) (bool, error) {
 			if name != "fuse" {

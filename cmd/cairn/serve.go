@@ -21,14 +21,14 @@ const (
 )
 
 func serveCommand() *cli.Command {
-	return leaf("serve", "", "run the data plane alone: volumes, change tracking, snapshots, NBD", []cli.Flag{
+	return leaf("serve", "", "run the data plane alone: volumes, change tracking, snapshots, NBD", append([]cli.Flag{
 		stateFlag(),
 		controlFlag(),
 		nbdDirFlag(),
 		&cli.StringFlag{Name: "group", Usage: "`group` that may connect to the NBD sockets"},
 		logLevelFlag(),
 		logFormatFlag(),
-	}, func(c *cli.Context) error {
+	}, tcpFlags("volumes and snapshots")...), func(c *cli.Context) error {
 		log, err := newLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"))
 		if err != nil {
 			return err
@@ -37,6 +37,13 @@ func serveCommand() *cli.Command {
 		o := serve.Options{
 			State: c.String("state"), Control: c.String("control"), NBDDir: c.String("nbd-dir"),
 			Group: c.String("group"), Logger: log, Version: version,
+		}
+		var files tlsFiles
+		for i, f := range files.all() {
+			*f = c.String(tlsFlags[i])
+		}
+		if o.TCP, err = files.open(c.Context, c.String("nbd-listen"), c.String("nbd-url"), log); err != nil {
+			return err
 		}
 		watch, stop := context.WithCancel(c.Context)
 		done := make(chan struct{})

@@ -65,6 +65,7 @@ func showSnapshot(c *cli.Context, a *agent.Client) error {
 		t.field("status", s.Status)
 		t.field("error", s.Error)
 		t.field("uri", s.URI)
+		t.field("over TCP", s.TCPURI)
 		t.field("created", when(s.Created))
 		t.field("kept for it", exact(s.PreimageBytes))
 		if s.Temporary {

@@ -56,9 +56,22 @@ func (k *keeper) ensure(ctx context.Context) error {
 	}
 	if running {
 		k.log.LogAttrs(ctx, slog.LevelInfo, "data plane runs already", slog.String("control", k.s.Control))
-		return nil
+		return k.sayNoTCP(ctx)
 	}
 	return k.start(ctx)
+}
+
+// sayNoTCP says so if the data plane that runs already was not started to serve NBD over
+// TCP, and that is wanted.
+func (k *keeper) sayNoTCP(ctx context.Context) error {
+	if k.s.ServeListen == "" {
+		return nil
+	}
+	st, err := k.client.Status(ctx)
+	if err == nil && st.NBDListen == "" {
+		k.log.LogAttrs(ctx, slog.LevelWarn, "the data plane that runs already does not serve volumes over TCP: stop it, and start the agent again, when no guest uses it", slog.Int("pid", st.PID))
+	}
+	return err
 }
 
 // start starts a data plane and returns when it answers.
@@ -178,6 +191,7 @@ func startServe(s *agentSettings, logName string) (*exec.Cmd, error) {
 	if s.Group != "" {
 		args = append(args, "--group", s.Group)
 	}
+	args = append(args, s.serveTCP()...)
 	cmd := exec.Command(self, args...) //nolint:noctx // it shall outlive every context
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.Dir = "/" // keeps no mount busy

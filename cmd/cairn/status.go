@@ -35,11 +35,13 @@ func statusFields(t *table, s agent.Status) {
 		}
 		t.field("volumes", volumes)
 		t.field("snapshots", p.Snapshots)
+		t.field("volumes over TCP", p.NBDListen)
 	} else {
 		t.field("data plane", "DOWN: "+s.ServeError)
 	}
 	catalogFields(t, s.Backups, s.Undecided, s.CatalogError)
 	t.field("exports", s.Exports)
+	t.field("exports over TCP", s.NBDListen)
 	t.field("jobs", fmt.Sprintf("%d running, %d waiting", s.Running, s.Queued))
 	repositoryFields(t, "repository", s.Repository)
 	scrubField(t, s.Scrub)

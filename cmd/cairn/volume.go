@@ -128,6 +128,7 @@ func emitVolume(c *cli.Context, v agent.Volume) error {
 		}
 		t.field(v.Kind, v.Path)
 		t.field("uri", v.URI)
+		t.field("over TCP", v.TCPURI)
 		t.field("socket", v.Socket)
 		t.field("created", when(v.Created))
 		t.field("snapshots", v.Snapshots)

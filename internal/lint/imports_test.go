@@ -26,6 +26,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/objstore", ""},
 	{"internal/catalog", ""},
 	{"internal/needs", ""},
+	{"internal/tlstest", ""},
 	{"internal/catalog/pgtest", "internal/needs"},
 	{"internal/identity/keystonetest", "internal/needs"},
 	{"internal/guestvm/wire", ""},
@@ -40,6 +41,7 @@ var layers = []struct{ pkg, imports string }{
 	// One leaf away.
 	{"blockmap", "internal/vfs"},
 	{"nbd", "blockmap"},
+	{"internal/tcpdoor", "nbd"},
 	{"internal/identity", "internal/vfs"},
 	{"internal/objstore/memstore", "internal/objstore"},
 	{"internal/objstore/dirstore", "internal/objstore internal/vfs"},
@@ -57,15 +59,15 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/backup", "blockmap internal/chunk internal/manifest"},
 
 	// The data plane, and what is stored and how it comes back.
-	{"internal/serve", "blockmap internal/attributes internal/unixhttp internal/vfs internal/volume nbd"},
+	{"internal/serve", "blockmap internal/attributes internal/tcpdoor internal/unixhttp internal/vfs internal/volume nbd"},
 	{"internal/repository", "blockmap internal/attributes internal/chunk internal/manifest internal/objstore internal/pack internal/vfs"},
 
 	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/objstore internal/repository"},
 
 	// The control plane.
 	{"internal/cinderapi", "internal/identity"},
-	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/manifest internal/repository internal/restore internal/serve internal/unixhttp internal/vfs nbd"},
-	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/vfs internal/volume nbd"},
+	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/manifest internal/repository internal/restore internal/serve internal/tcpdoor internal/unixhttp internal/vfs nbd"},
+	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/tcpdoor internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
 	{"internal/lint", ""},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -178,11 +179,16 @@ func (a *access) wait(ctx context.Context, done func(use) bool) (use, error) {
 // identity names the program behind a connection, for the one-writer rule and
 // for people. A process in a PID namespace that we cannot see has PID 0 for
 // us; each of its connections is somebody else then, because two such
-// processes cannot be told apart.
+// processes cannot be told apart. Over TCP it is the certificate and the address
+// that count: two hosts that share a certificate are two, so that they do not
+// write to one volume at once, while all programs of a host with one certificate
+// are the same, because nothing tells its connections apart; and a host that
+// connects again is let in although its old connection seems to be there still.
 func identity(p nbd.Peer, nth uint64) (id, holder string) {
 	switch {
 	case p.CommonName != "":
-		return "cn:" + p.CommonName, fmt.Sprintf("%q", clip(p.CommonName))
+		at := hostOf(p.Addr)
+		return "cn:" + p.CommonName + "@" + at, fmt.Sprintf("%q at %s", clip(p.CommonName), clip(at))
 	case p.PID > 0:
 		return fmt.Sprintf("pid:%d", p.PID), processName(p.PID)
 	case p.Addr != "" && p.Addr != "@":
@@ -190,6 +196,14 @@ func identity(p nbd.Peer, nth uint64) (id, holder string) {
 	default:
 		return fmt.Sprintf("conn:%d", nth), "a process that is not visible here (in another container?)"
 	}
+}
+
+// hostOf is an address without its port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
 }
 
 // processName is "process 4711 (qemu-system-x86)".

@@ -57,12 +57,12 @@ func (p *plane) checkCreate(req CreateVolume) (volume.Spec, error) {
 	}
 	// A backup needs a snapshot, which has an ID instead of a name.
 	longest := snapshotExportName(req.Name, uuid.Nil.String())
-	if path := filepath.Join(p.nbdDir, longest+socketSuffix); len(path) > maxSocketPath {
+	if path := filepath.Join(p.at.dir, longest+socketSuffix); len(path) > maxSocketPath {
 		fits := len(req.Name) - (len(path) - maxSocketPath)
 		if fits < 1 {
-			return spec, refuse(CodeInvalid, "the folder of the NBD sockets, %s, has too long a path: start cairn serve with a shorter --nbd-dir", p.nbdDir)
+			return spec, refuse(CodeInvalid, "the folder of the NBD sockets, %s, has too long a path: start cairn serve with a shorter --nbd-dir", p.at.dir)
 		}
-		return spec, refuse(CodeInvalid, "volume name %s is too long for the sockets of its snapshots in %s: choose one of at most %d characters, or start cairn serve with a shorter --nbd-dir", req.Name, p.nbdDir, fits)
+		return spec, refuse(CodeInvalid, "volume name %s is too long for the sockets of its snapshots in %s: choose one of at most %d characters, or start cairn serve with a shorter --nbd-dir", req.Name, p.at.dir, fits)
 	}
 	kinds := 0
 	for _, given := range []bool{req.Size != 0, req.File != "", req.Device != ""} {
@@ -161,7 +161,7 @@ func (p *plane) checkNew(ctx context.Context, spec volume.Spec) error {
 		return refuse(CodeConflict, "there is a volume named %s already, with ID %s: choose another name", spec.Name, found[0].id)
 	}
 	// Before any state is made.
-	if err := removeDead(ctx, filepath.Join(p.nbdDir, spec.Name+socketSuffix)); err != nil {
+	if err := removeDead(ctx, filepath.Join(p.at.dir, spec.Name+socketSuffix)); err != nil {
 		return err
 	}
 	if spec.Managed {

@@ -31,7 +31,7 @@ type door struct {
 // listen makes the socket called name in the NBD folder.
 func (p *plane) listen(ctx context.Context, name string) (*door, error) {
 	const mode fs.FileMode = 0o660
-	path := filepath.Join(p.nbdDir, name+socketSuffix)
+	path := filepath.Join(p.at.dir, name+socketSuffix)
 	l, err := listenUnix(ctx, path, mode, p.gid)
 	if err != nil {
 		return nil, err

@@ -182,7 +182,7 @@ func (e *entry) isOpen() bool {
 // removeDeadSnapshotSockets removes the sockets of a volume's snapshots that
 // were temporary, or were deleted just before a crash.
 func (p *plane) removeDeadSnapshotSockets(ctx context.Context, name string) {
-	dir, err := os.ReadDir(p.nbdDir)
+	dir, err := os.ReadDir(p.at.dir)
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelWarn, "old sockets not looked for", slog.Any("error", err))
 		return
@@ -191,7 +191,7 @@ func (p *plane) removeDeadSnapshotSockets(ctx context.Context, name string) {
 		if !strings.HasPrefix(d.Name(), name+"@") || !strings.HasSuffix(d.Name(), socketSuffix) {
 			continue
 		}
-		if err := removeDead(ctx, filepath.Join(p.nbdDir, d.Name())); err != nil {
+		if err := removeDead(ctx, filepath.Join(p.at.dir, d.Name())); err != nil {
 			p.log.LogAttrs(ctx, slog.LevelWarn, "old socket left alone", slog.Any("error", err))
 		}
 	}
@@ -246,7 +246,7 @@ func readSpec(fsys vfs.FS, dir string) volume.Spec {
 
 // describe shows the volume, its checkpoints as positions or changes lists them.
 func (p *plane) describe(e *entry, checkpoints func(*volume.Volume) []Checkpoint) Volume {
-	r, v, done := e.look(p.nbdDir)
+	r, v, done := e.look(p.at)
 	defer done()
 	if v != nil {
 		r.Allocated = allocated(p.fs, r)
@@ -257,7 +257,7 @@ func (p *plane) describe(e *entry, checkpoints func(*volume.Volume) []Checkpoint
 
 // look shows what is known of the volume without reading from disk, and returns
 // the volume, nil if it is not open, which is not closed before done is called.
-func (e *entry) look(nbdDir string) (r Volume, v *volume.Volume, done func()) {
+func (e *entry) look(at addresses) (r Volume, v *volume.Volume, done func()) {
 	u := e.access.use()
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -289,8 +289,7 @@ func (e *entry) look(nbdDir string) (r Volume, v *volume.Volume, done func()) {
 		r.Status = StatusInUse
 	}
 	r.InUse = r.InUse || writing
-	r.Socket = filepath.Join(nbdDir, e.spec.Name+socketSuffix)
-	r.URI = nbd.URI(r.Socket, e.spec.Name)
+	r.Socket, r.URI, r.TCPURI = at.socket(e.spec.Name), at.uri(e.spec.Name), at.tcp.URI(e.spec.Name)
 	r.Snapshots = len(e.snaps)
 	e.looking.Add(1)
 	return r, e.vol, e.looking.Done

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 
 	"github.com/google/uuid"
@@ -138,6 +137,10 @@ func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
 			if err := sn.access.enterRead(); err != nil {
 				return nil, err
 			}
+			if !e.has(sn) { // it was found before its volume was reopened
+				sn.access.leaveRead()
+				return nil, refuse(CodeNotFound, "snapshot %s of volume %s was deleted, or the volume reopened: connect again", sn.label(), name)
+			}
 			if why := sn.s.Info().Broken; why != "" {
 				sn.access.leaveRead()
 				return nil, refuse(CodeConflict, "snapshot %s of volume %s is broken, because %s: delete it and make another", sn.label(), name, why)
@@ -152,8 +155,15 @@ func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
 	}
 }
 
+// has says whether sn is a snapshot of the volume, as it is open now.
+func (e *entry) has(sn *snap) bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.snaps[sn.id] == sn
+}
+
 // describeSnaps shows the snapshots of a volume, oldest first.
-func (e *entry) describeSnaps(nbdDir string) []Snapshot {
+func (e *entry) describeSnaps(at addresses) []Snapshot {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if e.vol == nil {
@@ -163,14 +173,14 @@ func (e *entry) describeSnaps(nbdDir string) []Snapshot {
 	var rs []Snapshot
 	for _, s := range e.vol.Snapshots() {
 		if sn := e.snaps[s.Info().ID]; sn != nil {
-			rs = append(rs, e.describeSnap(sn, nbdDir))
+			rs = append(rs, e.describeSnap(sn, at))
 		}
 	}
 	return rs
 }
 
 // describeSnap shows one snapshot; e.mu is held.
-func (e *entry) describeSnap(sn *snap, nbdDir string) Snapshot {
+func (e *entry) describeSnap(sn *snap, at addresses) Snapshot {
 	info := sn.s.Info()
 	r := Snapshot{
 		ID: info.ID.String(), Name: info.Name, VolumeID: e.id.String(), Volume: e.spec.Name,
@@ -180,12 +190,12 @@ func (e *entry) describeSnap(sn *snap, nbdDir string) Snapshot {
 	if info.Broken != "" {
 		r.Status, r.Error = StatusBroken, info.Broken
 	}
+	export := snapshotExportName(e.spec.Name, sn.label())
+	r.TCPURI = at.tcp.URI(export)
 	if sn.door == nil {
 		r.Error = fmt.Sprintf("it has no socket: %v", sn.err)
 		return r
 	}
-	export := snapshotExportName(e.spec.Name, sn.label())
-	r.Socket = filepath.Join(nbdDir, export+socketSuffix)
-	r.URI = nbd.URI(r.Socket, export)
+	r.Socket, r.URI = at.socket(export), at.uri(export)
 	return r
 }

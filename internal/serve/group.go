@@ -73,11 +73,11 @@ func (p *plane) createSnapshots(ctx context.Context, req CreateSnapshots) ([]Sna
 	for i, s := range ss {
 		e, sn := g.entries[i], newSnap(s)
 		sn.door = g.doors[i]
-		sn.door.start(ctx, p.snapshotExport(e, sn))
 		e.mu.Lock()
 		e.snaps[sn.id] = sn
-		answer[i] = e.describeSnap(sn, p.nbdDir)
+		answer[i] = e.describeSnap(sn, p.at)
 		e.mu.Unlock()
+		sn.door.start(ctx, p.snapshotExport(e, sn))
 	}
 	return answer, nil
 }

@@ -20,7 +20,9 @@ func TestIdentity(t *testing.T) {
 		{"two processes", nbd.Peer{PID: me}, nbd.Peer{PID: them}, false},
 		{"processes that cannot be seen", nbd.Peer{PID: 0}, nbd.Peer{PID: 0}, false},
 		{"one certificate", nbd.Peer{PID: -1, Addr: "10.0.0.1:1", CommonName: "a"}, nbd.Peer{PID: -1, Addr: "10.0.0.1:2", CommonName: "a"}, true},
-		{"two certificates", nbd.Peer{PID: -1, CommonName: "a"}, nbd.Peer{PID: -1, CommonName: "b"}, false},
+		{"two certificates of one host", nbd.Peer{PID: -1, Addr: "10.0.0.1:1", CommonName: "a"}, nbd.Peer{PID: -1, Addr: "10.0.0.1:1", CommonName: "b"}, false},
+		{"one certificate of two hosts", nbd.Peer{PID: -1, Addr: "10.0.0.1:1", CommonName: "a"}, nbd.Peer{PID: -1, Addr: "10.0.0.2:1", CommonName: "a"}, false},
+		{"a name like another's address", nbd.Peer{PID: -1, Addr: "10.0.0.1:1", CommonName: "a@10.0.0.2"}, nbd.Peer{PID: -1, Addr: "10.0.0.2:1", CommonName: "a"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, holder := identity(tt.a, 1)

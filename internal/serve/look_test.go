@@ -86,7 +86,7 @@ func TestShowHoldsNobodyUp(t *testing.T) {
 	within("the status", func() { p.status() })
 	within("a snapshot", func() { snapshot("c") })
 	within("a handshake", func() {
-		c, err := nbd.Dial(t.Context(), nbd.URI(filepath.Join(p.nbdDir, "vol.sock"), "vol"), nbd.ClientOptions{})
+		c, err := nbd.Dial(t.Context(), p.at.uri("vol"), nbd.ClientOptions{})
 		if err != nil {
 			t.Error(err)
 			return

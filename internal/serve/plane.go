@@ -44,7 +44,7 @@ type plane struct {
 	fs      vfs.FS
 	log     *slog.Logger
 	volumes string // folder
-	nbdDir  string
+	at      addresses
 	gid     int
 	version string
 	state   string
@@ -67,7 +67,7 @@ func newPlane(o Options, fsys vfs.FS, gid int) *plane {
 		log:     o.Logger,
 		state:   o.State,
 		volumes: filepath.Join(o.State, volumesDir),
-		nbdDir:  o.NBDDir,
+		at:      addresses{dir: o.NBDDir, tcp: o.TCP},
 		gid:     gid,
 		version: o.Version,
 		started: time.Now(),
@@ -195,7 +195,7 @@ func (p *plane) status() Status {
 	s := Status{
 		Version: p.version, PID: os.Getpid(), Started: p.started,
 		UptimeSeconds: int64(time.Since(p.started).Seconds()),
-		State:         p.state, NBDDir: p.nbdDir,
+		State:         p.state, NBDDir: p.at.dir, NBDListen: p.at.tcp.Listen(),
 	}
 	for _, e := range p.sorted() {
 		e.addTo(&s)

@@ -43,7 +43,8 @@ type Volume struct {
 	Size      int64  `json:"size"`    // bytes
 	Allocated int64  `json:"allocated"`
 	Socket    string `json:"socket"`
-	URI       string `json:"uri"` // of the read-write door; NAME@ro on the same socket only reads
+	URI       string `json:"uri"`               // of the read-write door; NAME@ro on the same socket only reads
+	TCPURI    string `json:"tcp_uri,omitempty"` // the same over TCP with TLS; empty = there is no door for that
 
 	Status  string `json:"status"`
 	Error   string `json:"error,omitempty"`
@@ -85,6 +86,7 @@ type Snapshot struct {
 	Error         string    `json:"error,omitempty"`
 	Socket        string    `json:"socket"`
 	URI           string    `json:"uri"`
+	TCPURI        string    `json:"tcp_uri,omitempty"` // over TCP with TLS; empty = there is no door for that
 	Readers       int       `json:"readers"`
 	Temporary     bool      `json:"temporary"` // gone when the data plane restarts
 	PreimageBytes int64     `json:"preimage_bytes"`
@@ -99,6 +101,7 @@ type Status struct {
 	UptimeSeconds int64     `json:"uptime_seconds"`
 	State         string    `json:"state"`
 	NBDDir        string    `json:"nbd_dir"`
+	NBDListen     string    `json:"nbd_listen,omitempty"` // addresses of the door over TCP; empty = there is none
 	Volumes       int       `json:"volumes"`
 	VolumesError  int       `json:"volumes_error"` // of these, not served
 	Snapshots     int       `json:"snapshots"`

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cairnbackup/cairn/internal/tcpdoor"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
@@ -32,6 +33,10 @@ type Options struct {
 	Group   string       // group of the NBD sockets, name or number; "" = the process's
 	Logger  *slog.Logger // nil = silent
 	Version string       // shown by Status
+
+	// TCP is a door for all volumes and snapshots over TCP, which Run closes; nil =
+	// there is none.
+	TCP *tcpdoor.Settings
 }
 
 // lockFile is held by the data plane that owns a state folder.
@@ -45,6 +50,7 @@ func Run(ctx context.Context, o Options, ready func()) (err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	defer func() { err = errors.Join(err, o.TCP.Close()) }()
 	gid, err := o.prepare()
 	if err != nil {
 		return err
@@ -68,8 +74,9 @@ func Run(ctx context.Context, o Options, ready func()) (err error) {
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
+	defer p.openTCP(ctx)() // before the volumes are closed
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "data plane serves", slog.String("state", o.State),
-		slog.String("control", o.Control), slog.String("nbd_dir", o.NBDDir), slog.Int("volumes", p.count()))
+		slog.String("control", o.Control), slog.String("nbd_dir", o.NBDDir), slog.String("nbd_listen", o.TCP.Listen()), slog.Int("volumes", p.count()))
 	if ready != nil {
 		ready()
 	}

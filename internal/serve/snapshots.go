@@ -22,7 +22,7 @@ func (p *plane) listSnapshots(volumeRef string) ([]Snapshot, error) {
 	}
 	ss := []Snapshot{}
 	for _, e := range es {
-		ss = append(ss, e.describeSnaps(p.nbdDir)...)
+		ss = append(ss, e.describeSnaps(p.at)...)
 	}
 	return ss, nil
 }
@@ -71,7 +71,7 @@ func (p *plane) showSnapshot(ref string) (Snapshot, error) {
 	if e.snaps[sn.id] == nil {
 		return Snapshot{}, refuse(CodeNotFound, "snapshot %s has been deleted", clip(ref))
 	}
-	return e.describeSnap(sn, p.nbdDir), nil
+	return e.describeSnap(sn, p.at), nil
 }
 
 // changeSnapshot locks the volume of a snapshot for a change.
