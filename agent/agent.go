@@ -14,6 +14,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,6 +42,9 @@ type Options struct {
 	// TCP is a door for all exports of backups over TCP, which Run closes; nil =
 	// there is none.
 	TCP *tcpdoor.Settings
+	// Inherited is the socket of the HTTP interface, made by whoever started the
+	// process, which stays when Run has ended; nil = Run makes it.
+	Inherited net.Listener
 
 	API     *API   // nil = the Block Storage API is not served
 	Host    string // what other hosts call this one; empty = the machine's name
@@ -81,11 +85,13 @@ type Limits struct {
 }
 
 // Check refuses what [Run] would refuse at once: a state folder that another
-// agent uses, a socket that cannot be made. It is for those who prepare things
-// before they call Run, and leaves nothing.
+// agent uses, a socket that cannot be made (empty = none is to be). It is for those
+// who prepare things before they call Run, and leaves nothing.
 func Check(ctx context.Context, state, socket string) error {
-	if err := free(ctx, socket); err != nil {
-		return err
+	if socket != "" {
+		if err := free(ctx, socket); err != nil {
+			return err
+		}
 	}
 	if _, err := os.Stat(filepath.Join(state, lockName)); errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -157,9 +157,11 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.audit.close()) }()
-	l, err := listen(ctx, o.Socket, 0o600)
-	if err != nil {
-		return err
+	l := o.Inherited
+	if l == nil {
+		if l, err = listen(ctx, o.Socket, 0o600); err != nil {
+			return err
+		}
 	}
 	return h.run(ctx, l, openers, ready)
 }

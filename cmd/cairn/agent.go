@@ -79,14 +79,23 @@ func runAgent(c *cli.Context) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(agentMemory)
 	}
+	in, err := takeInherited()
+	if err != nil {
+		return err
+	}
 	plane := serve.NewClient(s.Control)
 	defer plane.Close()
 	k := &keeper{s: s, log: log, client: plane}
 	// What cannot be is refused before anything is made.
-	if err = agent.Check(c.Context, s.State, s.Socket); err != nil {
+	s.Socket = in.path(s.Socket)
+	free := s.Socket
+	if in.requests != nil {
+		free = ""
+	}
+	if err = agent.Check(c.Context, s.State, free); err != nil {
 		return err
 	}
-	tcp, err := s.tcp(c.Context, log)
+	tcp, err := s.tcp(c.Context, in.tcp, log)
 	if err != nil {
 		return err
 	}
@@ -107,7 +116,7 @@ func runAgent(c *cli.Context) (err error) {
 		return err
 	}
 	o := s.options(log)
-	o.Serve, o.API, o.TCP = plane, api, tcp
+	o.Serve, o.API, o.TCP, o.Inherited = plane, api, tcp, in.requests
 	if o.Open, err = s.opener(log); err != nil {
 		return err
 	}

@@ -34,15 +34,19 @@ func serveCommand() *cli.Command {
 			return err
 		}
 		setServeMemory(0)
+		in, err := takeInherited()
+		if err != nil {
+			return err
+		}
 		o := serve.Options{
-			State: c.String("state"), Control: c.String("control"), NBDDir: c.String("nbd-dir"),
-			Group: c.String("group"), Logger: log, Version: version,
+			State: c.String("state"), Control: in.path(c.String("control")), NBDDir: c.String("nbd-dir"),
+			Group: c.String("group"), Logger: log, Version: version, Inherited: in.requests,
 		}
 		var files tlsFiles
 		for i, f := range files.all() {
 			*f = c.String(tlsFlags[i])
 		}
-		if o.TCP, err = files.open(c.Context, c.String("nbd-listen"), c.String("nbd-url"), log); err != nil {
+		if o.TCP, err = files.open(c.Context, c.String("nbd-listen"), c.String("nbd-url"), in.tcp, log); err != nil {
 			return err
 		}
 		watch, stop := context.WithCancel(c.Context)

@@ -62,10 +62,10 @@ func (f *tlsFiles) check(listening bool) error {
 	return nil
 }
 
-// open opens a door at listen, which clients reach by the URL at. It is nil if listen is
-// empty; else the caller closes it.
-func (f *tlsFiles) open(ctx context.Context, listen, at string, log *slog.Logger) (*tcpdoor.Settings, error) {
-	if listen == "" {
+// open opens a door at listen, if that is not empty, and on the sockets that were
+// inherited. It is nil if there are none; else the caller closes it.
+func (f *tlsFiles) open(ctx context.Context, listen, at string, inherited []net.Listener, log *slog.Logger) (*tcpdoor.Settings, error) {
+	if listen == "" && len(inherited) == 0 {
 		if at != "" {
 			return nil, usagef("--nbd-url is for NBD over TCP, and there is no address for that: give one with --nbd-listen HOST:PORT")
 		}
@@ -83,19 +83,22 @@ func (f *tlsFiles) open(ctx context.Context, listen, at string, log *slog.Logger
 		return nil, err
 	}
 	s := &tcpdoor.Settings{
+		Listeners: inherited,
 		TLS: &tls.Config{
 			MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAndVerifyClientCert,
 			GetConfigForClient: conf.forHandshake,
 		},
 		Grants: func() tcpdoor.Grants { return grants.get(ctx) },
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", listen)
-	if err != nil {
-		return nil, usagef("NBD cannot be served on %s: %v", listen, err)
+	if listen != "" {
+		var lc net.ListenConfig
+		l, lerr := lc.Listen(ctx, "tcp", listen)
+		if lerr != nil {
+			return nil, usagef("NBD cannot be served on %s: %v", listen, lerr)
+		}
+		s.Listeners = append(s.Listeners, l)
 	}
-	s.Listeners = []net.Listener{l}
-	s.Host, err = publicHost(at, l.Addr())
+	s.Host, err = publicHost(at, s.Listeners[len(s.Listeners)-1].Addr())
 	if err != nil {
 		_ = s.Close() // nobody has used them
 	}
@@ -103,12 +106,12 @@ func (f *tlsFiles) open(ctx context.Context, listen, at string, log *slog.Logger
 }
 
 // tcp opens the agent's door over TCP, if it has one.
-func (s *agentSettings) tcp(ctx context.Context, log *slog.Logger) (*tcpdoor.Settings, error) {
+func (s *agentSettings) tcp(ctx context.Context, inherited []net.Listener, log *slog.Logger) (*tcpdoor.Settings, error) {
 	if s.ServeListen == "" {
 		if s.ServeURL != "" {
 			return nil, usagef("--serve-nbd-url is for NBD over TCP, and there is no address for that: give one with --serve-nbd-listen HOST:PORT")
 		}
-		return s.TLS.open(ctx, s.NBDListen, s.NBDURL, log)
+		return s.TLS.open(ctx, s.NBDListen, s.NBDURL, inherited, log)
 	}
 	if s.NoServe {
 		return nil, usagef("--serve-nbd-listen is for a data plane that the agent starts, and --no-serve says that it starts none: give \"cairn serve\" --nbd-listen")
@@ -116,10 +119,10 @@ func (s *agentSettings) tcp(ctx context.Context, log *slog.Logger) (*tcpdoor.Set
 	if err := s.TLS.check(true); err != nil {
 		return nil, err
 	}
-	if s.NBDListen == "" && s.NBDURL == "" {
+	if s.NBDListen == "" && len(inherited) == 0 && s.NBDURL == "" {
 		return nil, nil // the files are for the data plane
 	}
-	return s.TLS.open(ctx, s.NBDListen, s.NBDURL, log)
+	return s.TLS.open(ctx, s.NBDListen, s.NBDURL, inherited, log)
 }
 
 // serveTCP are the arguments for a data plane that this process starts.

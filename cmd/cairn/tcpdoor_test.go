@@ -88,7 +88,7 @@ func TestDoorFilesAreReadAgain(t *testing.T) {
 	ca, other := tlstest.New(t), tlstest.New(t)
 	f := testFiles(t, ca, "alice: [vm1]\nbob: [\"db-*\"]\n")
 	var log safeLog
-	s, err := f.open(t.Context(), "127.0.0.1:0", "", slog.New(slog.NewTextHandler(&log, nil)))
+	s, err := f.open(t.Context(), "127.0.0.1:0", "", nil, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestDoorSettings(t *testing.T) {
 		{"twice", bad("alice: [vm1]\nalice: [vm2]\n"), "127.0.0.1:0", "", "line 2: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := tt.files.open(t.Context(), tt.listen, tt.url, slog.New(slog.DiscardHandler))
+			s, err := tt.files.open(t.Context(), tt.listen, tt.url, nil, slog.New(slog.DiscardHandler))
 			if cerr := s.Close(); cerr != nil {
 				t.Error(cerr)
 			}

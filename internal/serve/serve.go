@@ -37,6 +37,9 @@ type Options struct {
 	// TCP is a door for all volumes and snapshots over TCP, which Run closes; nil =
 	// there is none.
 	TCP *tcpdoor.Settings
+	// Inherited is the control socket, made by whoever started the process, which
+	// stays when Run has ended; nil = Run makes it.
+	Inherited net.Listener
 }
 
 // lockFile is held by the data plane that owns a state folder.
@@ -70,7 +73,7 @@ func Run(ctx context.Context, o Options, ready func()) (err error) {
 		}
 		return err
 	}
-	l, err := listenUnix(ctx, o.Control, 0o600, noGroup)
+	l, err := o.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
@@ -82,7 +85,18 @@ func Run(ctx context.Context, o Options, ready func()) (err error) {
 	}
 	c := &controller{p: p, log: o.Logger}
 	err = c.serve(ctx, l)
-	return errors.Join(err, closeListener(l), removeSocket(o.Control))
+	if o.Inherited == nil {
+		err = errors.Join(err, removeSocket(o.Control))
+	}
+	return errors.Join(err, closeListener(l))
+}
+
+// listen returns the control socket.
+func (o *Options) listen(ctx context.Context) (net.Listener, error) {
+	if o.Inherited != nil {
+		return o.Inherited, nil
+	}
+	return listenUnix(ctx, o.Control, 0o600, noGroup)
 }
 
 // prepare checks the options, makes their paths absolute and their folders
