@@ -255,11 +255,7 @@ func TestResize(t *testing.T) {
 	g := newGuest(t, guestOptions{format: "qcow2"})
 	g.snapshot(SnapshotOptions{ID: "one", Checkpoint: "c1"})
 	resize := func() error {
-		m, err := openMonitor(t.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
-		if err != nil {
-			return err
-		}
-		return errors.Join(m.call(t.Context(), "block_resize", map[string]any{"node-name": "disk", "size": 2 * g.size}, nil), m.Close())
+		return g.try("block_resize", map[string]any{"node-name": "disk", "size": 2 * g.size}, nil)
 	}
 	if err := resize(); !refused(err) {
 		t.Errorf("during a snapshot: %v", err)

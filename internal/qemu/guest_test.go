@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -151,16 +152,18 @@ func (g *guest) quit() {
 // command executes a command on the guest's own monitor.
 func (g *guest) command(command string, args, result any) {
 	g.tb.Helper()
+	if err := g.try(command, args, result); err != nil {
+		g.tb.Fatal(err)
+	}
+}
+
+// try is command where it may be refused.
+func (g *guest) try(command string, args, result any) error {
 	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
 	if err != nil {
-		g.tb.Fatal(err)
+		return err
 	}
-	if err := m.call(g.tb.Context(), command, args, result); err != nil {
-		g.tb.Fatal(err)
-	}
-	if err := m.Close(); err != nil {
-		g.tb.Fatal(err)
-	}
+	return errors.Join(m.call(g.tb.Context(), command, args, result), m.Close())
 }
 
 // io has the guest's device do something, and returns what qemu-io said of it.

@@ -114,6 +114,9 @@ func (d *Disk) ready(ctx context.Context, m *monitor, o SnapshotOptions) (target
 	if err := checkVersion(ctx, m, t); err != nil {
 		return target{}, err
 	}
+	if !v.stands(t.device) {
+		return target{}, fmt.Errorf("qemu: a block job (a move of the storage, a commit) works on %s: try again when it is done (%w)", d.Node, ErrBusy)
+	}
 	if t.filters >= maxFilters {
 		return target{}, fmt.Errorf("qemu: %s has %d snapshots, or dropped ones below a younger one that lasts: drop some first (%w)", d.Node, t.filters, ErrBusy)
 	}

@@ -175,10 +175,11 @@ func (s *sweep) removeDead(ctx context.Context) (changed bool) {
 	return changed
 }
 
-// liftDevices puts devices on what is below a filter.
+// liftDevices puts devices on what is below a filter, unless a block job has put one of
+// its own in between meanwhile.
 func (s *sweep) liftDevices(ctx context.Context) (changed bool) {
 	for _, dev := range s.v.devices {
-		if dev.Inserted == nil || dev.Qdev == "" || !s.isDead(dev.Inserted.Name, kindFilter) {
+		if dev.Inserted == nil || dev.Qdev == "" || !s.isDead(dev.Inserted.Name, kindFilter) || !s.v.stands(dev) {
 			continue
 		}
 		if below := s.v.files[dev.Inserted.Name]; below != "" && !s.dead {
@@ -219,8 +220,11 @@ func (s *sweep) removeCheckpoints(ctx context.Context, keep func(string) bool) {
 		return
 	}
 	t, err := s.v.resolve(s.d.Node)
-	if err != nil {
-		return // the disk is gone, and what it tracked with it
+	if errors.Is(err, ErrNoDisk) {
+		return // with what it tracked
+	}
+	if !s.note(err) {
+		return
 	}
 	for _, c := range s.d.checkpoints(t.base) {
 		if !keep(c.Name) {

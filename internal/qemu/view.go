@@ -14,6 +14,7 @@ type view struct {
 	devices []device
 	exports []export
 	fdsets  []fdset
+	roots   map[string]string // device -> the node that it really stands on
 	files   map[string]string // node -> what its child "file" is
 	parents map[string]int    // node -> how many have it as a child
 }
@@ -80,7 +81,7 @@ type graph struct {
 
 // look asks qemu for all that it has.
 func look(ctx context.Context, m *monitor) (*view, error) {
-	v := &view{files: map[string]string{}, parents: map[string]int{}}
+	v := &view{roots: map[string]string{}, files: map[string]string{}, parents: map[string]int{}}
 	var g graph
 	for _, q := range []struct {
 		command string
@@ -100,20 +101,31 @@ func look(ctx context.Context, m *monitor) (*view, error) {
 			return nil, noGuest(err)
 		}
 	}
-	names := make(map[uint64]string, len(g.Nodes))
+	v.draw(g)
+	return v, nil
+}
+
+// draw takes from qemu's graph what stands on what.
+func (v *view) draw(g graph) {
+	nodes, backends := map[uint64]string{}, map[uint64]string{}
 	for _, n := range g.Nodes {
-		if n.Type == "block-driver" {
-			names[n.ID] = n.Name
+		switch n.Type {
+		case "block-driver":
+			nodes[n.ID] = n.Name
+		case "block-backend":
+			backends[n.ID] = n.Name
 		}
 	}
 	for _, e := range g.Edges {
-		child := names[e.Child]
+		child := nodes[e.Child]
 		v.parents[child]++
 		if e.Name == "file" {
-			v.files[names[e.Parent]] = child
+			v.files[nodes[e.Parent]] = child
+		}
+		if name := backends[e.Parent]; name != "" && e.Name == "root" {
+			v.roots[name] = child
 		}
 	}
-	return v, nil
 }
 
 // noGuest says what a monitor is that does not know a command.
@@ -151,6 +163,18 @@ func (v *view) stack(root string) []string {
 		all = append(all, root)
 	}
 	return all
+}
+
+// stands reports whether a device stands on the node that query-block names, which
+// leaves out the filters of block jobs. To put another node below the device then would
+// take the guest's writes away from the job.
+func (v *view) stands(d device) bool {
+	for _, name := range []string{d.Drive, d.Qdev, d.qom()} {
+		if root, ok := v.roots[name]; ok && name != "" {
+			return root == d.Inserted.Name
+		}
+	}
+	return false
 }
 
 // qom is the path of a device's object in qemu.
