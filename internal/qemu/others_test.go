@@ -58,6 +58,43 @@ func TestOthersRefused(t *testing.T) {
 	}
 }
 
+// TestOthersBackup: another program's backup that begins during a snapshot has its filter
+// below ours, and keeps it when ours goes: it sees every write of the guest.
+func TestOthersBackup(t *testing.T) {
+	g := newGuest(t, guestOptions{})
+	g.write(1, 0, 4*block)
+	before := g.traces()
+	s := g.snapshot(SnapshotOptions{ID: "one"})
+	want := bytes.Clone(g.model)
+	kept := filepath.Join(g.dir, "kept")
+	if err := os.WriteFile(kept, make([]byte, g.size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.command("blockdev-add", map[string]any{
+		"driver": "raw", "node-name": "kept", "file": map[string]any{"driver": "file", "filename": kept},
+	}, nil)
+	g.command("blockdev-backup", map[string]any{"job-id": "backup", "device": "disk", "target": "kept", "sync": "none"}, nil)
+	g.write(2, block, block)
+	if got, _ := read(t, s); !bytes.Equal(got, want) {
+		t.Error("the snapshot is not what the disk was")
+	}
+	g.drop(s.ID)
+	g.write(3, 2*block, block)
+	got, err := os.ReadFile(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got[block:3*block], want[block:3*block]) {
+		t.Error("the other's backup missed a write")
+	}
+	g.command("job-cancel", map[string]any{"id": "backup"}, nil)
+	g.await(func(v *view) bool { return v.roots["/machine/peripheral/d0/virtio-backend"] == "disk" })
+	g.command("blockdev-del", map[string]any{"node-name": "kept"}, nil)
+	if after := g.traces(); after != before {
+		t.Errorf("before:\n%safter:\n%s", before, after)
+	}
+}
+
 // TestBlockJob: while a job copies what the guest writes, a filter below the device would
 // take it away from the job.
 func TestBlockJob(t *testing.T) {
