@@ -105,7 +105,7 @@ func (d *Door) Serve(ctx context.Context) error {
 		TLS:         d.s.TLS,
 		ConnContext: withConn,
 		MaxConns:    2 * (b.greeting + b.open), // the hall has the bounds; those that it ends take a moment
-		Logger:      d.log,
+		Logger:      newSparing(d.log),
 	})
 	var wg sync.WaitGroup
 	errs := make([]error, len(d.s.Listeners))

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -343,6 +344,79 @@ func TestConnectionsEnd(t *testing.T) {
 		t.Errorf("%d connections and %d greeting are left of %v", h.open, len(h.greeting), h.clients)
 	}
 }
+
+// A list ends where clients stop to take it.
+func TestLongList(t *testing.T) {
+	s := newShelf()
+	for i := range maxListed + 10 {
+		s.ends[fmt.Sprintf("vm%05d", i)] = nil
+	}
+	r := openDoor(t, s, Grants{"a": {"vm*"}}, defaultBounds)
+	c := r.greet(t, "127.0.0.1", "a")
+	names := strings.Fields(c.list())
+	if len(names) != maxListed || names[maxListed-1] != fmt.Sprintf("vm%05d", maxListed-1) {
+		t.Errorf("%d exports are listed", len(names))
+	}
+	if why := c.goTo(fmt.Sprintf("vm%05d", maxListed+1)); why != "" {
+		t.Errorf("one that is not in the list: %s", why)
+	}
+	if r.log.count("only a part of its exports") != 1 {
+		t.Errorf("it is not logged:\n%s", r.log.b.String())
+	}
+}
+
+// Connections that are dropped at any point of the handshake leave nothing behind.
+func TestDroppedConnections(t *testing.T) {
+	s := newShelf("vm1")
+	r := openDoor(t, s, Grants{"a": {"vm1"}}, bounds{greeting: 64, site: 32, open: 8, client: 8})
+	var hello bytes.Buffer
+	_ = tls.Client(&recorder{w: &hello}, &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS12}).HandshakeContext(t.Context()) // there is nobody to answer
+	session := append([]byte{0, 0, 0, 3}, "IHAVEOPT\x00\x00\x00\x05\x00\x00\x00\x00"...)
+	session = append(session, hello.Bytes()...)
+	last := r.greet(t, "127.0.0.1", "a")
+	if why := last.goTo("vm1"); why != "" {
+		t.Fatal(why)
+	}
+	before := runtime.NumGoroutine()
+	for i := range 1000 {
+		c := r.call(t, "127.0.0.1")
+		c.write(session[:i%(len(session)+1)])
+		if i%2 == 0 {
+			if tc, ok := c.Conn.(*net.TCPConn); ok {
+				c.must(tc.SetLinger(0)) // a reset
+			}
+		}
+		c.must(c.Close())
+	}
+	empty := func() bool {
+		r.door.hall.mu.Lock()
+		defer r.door.hall.mu.Unlock()
+		return len(r.door.hall.greeting) == 0 && r.door.hall.open == 1
+	}
+	for end := time.Now().Add(time.Minute); !empty() || runtime.NumGoroutine() > before; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines, %d before; %d greeting and %d open", runtime.NumGoroutine(), before, len(r.door.hall.greeting), r.door.hall.open)
+		}
+	}
+	last.write(append([]byte{0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3}, make([]byte, 20)...)) // FLUSH
+	last.read(16)
+	if n := r.log.count("\n"); n > 4*mostLines { // of some minutes, if need be
+		t.Errorf("%d lines are logged:\n%s", n, r.log.b.String())
+	}
+}
+
+// recorder keeps what a client says first.
+type recorder struct {
+	net.Conn
+	w io.Writer
+}
+
+func (r *recorder) Write(p []byte) (int, error)      { return r.w.Write(p) }
+func (r *recorder) Read([]byte) (int, error)         { return 0, io.EOF }
+func (r *recorder) SetDeadline(time.Time) error      { return nil }
+func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
+func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
+func (r *recorder) Close() error                     { return nil }
 
 // Dead peers are noticed within two minutes, and small replies leave at once.
 func TestSocketOptions(t *testing.T) {
