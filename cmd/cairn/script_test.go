@@ -43,10 +43,13 @@ func TestScripts(t *testing.T) {
 			"patch":    patchCmd,
 			"same":     sameCmd,
 			"endserve": endServeCmd,
-			// pki DIR makes a folder with a server's certificate.
+			// pki DIR NAME makes a folder with the certificates of a server and of a client
+			// that is called so.
 			"pki": func(ts *testscript.TestScript, _ bool, args []string) {
-				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o700))
-				ca.WriteServer(ts.MkAbs(args[0]))
+				dir := ts.MkAbs(args[0])
+				ts.Check(os.Mkdir(dir, 0o700))
+				ca.WriteServer(dir)
+				ca.WriteClient(dir, ca.Client(args[1], time.Now().Add(time.Hour)))
 			},
 		},
 		Condition: func(name string) (bool, error) {
