@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math"
@@ -93,6 +94,54 @@ func TestCVE_2019_14850(t *testing.T) {
 	w.expectEnd()
 	if m.opened.Load() != 0 {
 		t.Error("the device was opened before GO")
+	}
+}
+
+// nbdkit took what a man in the middle had put behind STARTTLS, in plain text, for
+// what the client said inside TLS, and kept what was negotiated before.
+func TestCVE_2021_3716(t *testing.T) {
+	noLeaks(t)
+	a := newAuthority(t)
+	m := newMemory(1 << 20)
+	startTLS := encode("IHAVEOPT", optStartTLS, uint32(0))
+	injected := encode("IHAVEOPT", optStructuredReply, uint32(0))
+	t.Run("injection", func(t *testing.T) {
+		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.server()))
+		t.Run("with STARTTLS", func(t *testing.T) {
+			for n := range injected {
+				w := connect(t, path)
+				w.hello()
+				w.send(startTLS, injected[:n+1])
+				w.expectEnd() // without an acknowledgement
+				closeQuietly(w.nc)
+			}
+		})
+		t.Run("before the client's hello", func(t *testing.T) {
+			w := connect(t, path)
+			w.hello()
+			w.send(startTLS)
+			w.expectReply(optStartTLS, repAck, nil)
+			w.send(injected)
+			nc := tls.Client(w.nc, a.client("c"))
+			if err := nc.Handshake(); err == nil {
+				t.Error("the handshake passed over what was injected")
+			}
+			closeQuietly(w.nc)
+		})
+		t.Run("before STARTTLS", func(t *testing.T) {
+			w := connect(t, path)
+			w.hello()
+			w.send(injected)
+			w.expectReply(optStructuredReply, repErrTLSReqd, nil)
+			w = w.startTLS(a.client("c"))
+			w.option(optExportName, "disk")
+			w.expect(uint64(1<<20), rwFlags&^flagSendDF) // the client did not ask for structured replies
+			w.alive()
+			closeQuietly(w.nc)
+		})
+	})
+	if m.opened.Load() != 1 {
+		t.Errorf("the device was opened %d times", m.opened.Load())
 	}
 }
 

@@ -13,10 +13,28 @@ import (
 // TLS connection ends.
 const goodbyeTime = time.Second
 
-// serverTLS returns c as the server uses it.
+// serverTLS returns c as the server uses it, whichever configuration c then picks for
+// a client.
 func serverTLS(c *tls.Config) *tls.Config {
+	c = hardened(c)
+	if pick := c.GetConfigForClient; pick != nil {
+		c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			picked, err := pick(h)
+			if err != nil || picked == nil {
+				return nil, err
+			}
+			return hardened(picked), nil
+		}
+	}
+	return c
+}
+
+func hardened(c *tls.Config) *tls.Config {
 	c = c.Clone()
 	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
+	// A session that is taken up again goes by the authorities of its first time.
+	// Connections last, so there is little to be saved.
+	c.SessionTicketsDisabled = true
 	// Records that begin small are for browsers; here they only cost calls.
 	c.DynamicRecordSizingDisabled = true
 	return c

@@ -1,0 +1,121 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cairnbackup/cairn/internal/needs"
+)
+
+// Large requests and many of them pass through TLS.
+func TestTLSLarge(t *testing.T) {
+	for i, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			a := newAuthority(t)
+			d, m := kind.device(t, maxPayload)
+			e := m.export("disk")
+			e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
+			w := connect(t, listen(t, withTLS(serverOf(t, e), a.server())))
+			w.extended = i%2 == 0
+			w.hello()
+			w = w.startTLS(a.client("c"))
+			w.enterAfterHello("disk", true)
+			w.large()
+		})
+	}
+}
+
+// large writes 64 MiB in one request, reads them back so, and has more requests in
+// flight than the server defers.
+func (w *wire) large() {
+	w.t.Helper()
+	p := bytes.Repeat([]byte("0123456789abcde\n"), maxPayload/16)
+	w.request(0, cmdWrite, 1, 0, maxPayload, p)
+	w.expectSimple(1, 0)
+	got := make([]byte, maxPayload)
+	w.request(0, cmdRead, 2, 0, maxPayload)
+	w.readChunks(got, 2, maxPayload)
+	if !bytes.Equal(got, p) {
+		w.t.Fatal("read something else than was written")
+	}
+	const many = 200
+	clear(got)
+	go func() {
+		for i := range uint64(many) {
+			w.request(0, cmdRead, 100+i, i*(256<<10), 256<<10)
+		}
+	}()
+	w.readChunks(got, 0, many*(256<<10))
+	if !bytes.Equal(got[:many*(256<<10)], p[:many*(256<<10)]) {
+		w.t.Fatal("many reads read something else than was written")
+	}
+}
+
+// readChunks reads data chunks until total bytes have come; cookie zero takes any.
+func (w *wire) readChunks(p []byte, cookie uint64, total int) {
+	w.t.Helper()
+	for total > 0 {
+		flags, kind, c, n := w.chunkHead()
+		off := binary.BigEndian.Uint64(w.read(8))
+		n -= 8
+		if flags > 1 || kind != chunkOffsetData || cookie != 0 && c != cookie || off+uint64(n) > uint64(len(p)) {
+			w.t.Fatalf("chunk of flags %d, type %d, for %d, %d bytes at %d", flags, kind, c, n, off)
+		}
+		if _, err := io.ReadFull(w.nc, p[off:off+uint64(n)]); err != nil {
+			w.t.Fatal(err)
+		}
+		total -= n
+	}
+}
+
+// Other implementations get in with a certificate, and only with one.
+func TestInteropTLS(t *testing.T) {
+	nbdinfo, nbdcopy := needs.Tool(t, "nbdinfo", "libnbd-bin"), needs.Tool(t, "nbdcopy", "libnbd-bin")
+	img := needs.Tool(t, "qemu-img", "qemu-utils")
+	const size = 32 << 20
+	a := newAuthority(t)
+	d := newFileDisk(t, size, true)
+	e := d.export("disk")
+	e.Open = func(_ context.Context, p Peer) (Device, error) {
+		if p.CommonName != "alice" {
+			t.Errorf("opened by %+v", p)
+		}
+		return d, nil
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := withTLS(serverOf(t, e), a.server())
+	serveUntilEnd(t, s, l)
+	dir, address := a.clientDir("alice"), l.Addr().(*net.TCPAddr)
+	uri := "nbds://" + address.String() + "/disk?tls-certificates=" + dir
+
+	contains(t, run(t, nbdinfo, uri), "newstyle-fixed with TLS", "structured packets", "export-size: 33554432", "base:allocation")
+	contains(t, run(t, nbdinfo, "--list", uri), `export="disk":`)
+	ref, want := image(t, size)
+	run(t, nbdcopy, "--flush", ref, uri)
+	if !bytes.Equal(content(t, d), want) {
+		t.Fatal("nbdcopy wrote something else")
+	}
+	run(t, nbdcopy, "--connections=4", uri, ref+".out")
+	if got, err := os.ReadFile(ref + ".out"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("nbdcopy read something else, %v", err)
+	}
+	creds := []string{"--object", "tls-creds-x509,id=t,endpoint=client,dir=" + dir, "--image-opts"}
+	node := "driver=nbd,host=127.0.0.1,port=" + strings.TrimPrefix(address.String(), "127.0.0.1:") + ",export=disk,tls-creds=t"
+	contains(t, run(t, img, append(append([]string{"compare"}, creds...), "driver=raw,file.driver=file,file.filename="+ref, node)...), "identical")
+	run(t, img, append(append([]string{"convert", "-n"}, creds...), "--target-image-opts", "driver=raw,file.driver=file,file.filename="+ref, node)...)
+
+	for _, plain := range []string{"nbd://" + address.String() + "/disk", "nbds://" + address.String() + "/disk?tls-certificates=" + newAuthority(t).clientDir("mallory")} {
+		if out, err := command(t, nbdinfo, plain).CombinedOutput(); err == nil {
+			t.Errorf("nbdinfo %s got in:\n%s", plain, out)
+		}
+	}
+}
