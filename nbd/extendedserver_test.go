@@ -379,7 +379,7 @@ func TestExtendedVastStatus(t *testing.T) {
 
 // Large requests and many of them are served with extended headers as without.
 func TestExtendedLarge(t *testing.T) {
-	for _, kind := range kinds {
+	for _, kind := range kinds[:3] {
 		t.Run(kind.name, func(t *testing.T) {
 			d, m := kind.device(t, maxPayload)
 			e := m.export("disk")

@@ -67,7 +67,7 @@ func TestProbeServers(t *testing.T) {
 			w.answer(w.readOption(), repErrUnsup)
 			w.readOption()
 			w.send(uint64(512), rwFlags)
-		}, Details{Size: 512, CanFlush: true, CanFUA: true, CanTrim: true, CanZero: true, CanMultiConn: true}},
+		}, Details{Size: 512, CanFlush: true, CanFUA: true, CanTrim: true, CanZero: true, CanFastZero: true, CanMultiConn: true}},
 		{"without options", func(w *wire) {
 			w.send("NBDMAGIC", "IHAVEOPT", uint16(0))
 			w.read(4)
