@@ -179,6 +179,28 @@ func TestHostileServerExtendedHandshake(t *testing.T) {
 	}
 }
 
+// A server that can tell about one context alone is asked for that one.
+func TestExtendedFilter(t *testing.T) {
+	c := dial(t, fakeServer(t, func(w *wire) {
+		w.t = strictTB{t}
+		w.greet()
+		w.answer(w.readOption(), repAck)
+		w.readOption()
+		w.answer(optSetMetaContext, repMetaContext, uint32(5), ContextAllocation)
+		w.answer(optSetMetaContext, repMetaContext, uint32(9), dirtyName)
+		w.answer(optSetMetaContext, repAck)
+		w.readOption()
+		w.answer(optGo, repInfo, infoExport, uint64(1<<40), rwFlags|1<<12)
+		w.answer(optGo, repAck)
+		w.expect(extRequest(1<<5, 7, 1, 4096, 12, uint64(1<<40-4096), uint32(9)))
+		w.send(extChunk(1, 6, 1, 4096, uint32(9), uint32(1), uint64(1<<40), uint64(1)))
+		w.expect(extRequest(0, 2, 0, 0, 0))
+	}), ClientOptions{Contexts: []string{ContextAllocation, dirtyName}})
+	if e, err := c.Map(t.Context(), dirtyName, 4096, 1<<40-4096); err != nil || len(e) != 1 || e[0].End() != 1<<40 || e[0].State != blockmap.Dirty {
+		t.Error(e, err)
+	}
+}
+
 // A state of more than 32 bits is that request's trouble and nobody else's.
 func TestExtendedState(t *testing.T) {
 	c := dial(t, fakeServer(t, func(w *wire) {

@@ -120,7 +120,8 @@ func (l *link) Close() error {
 func (l *link) goodbye() {
 	late := time.AfterFunc(farewellTime, func() { closeQuietly(l.socket) })
 	defer late.Stop()
-	_, _ = l.nc.Write(l.header(nil, &call{command: cmdDisc}, 0))
+	disc, _ := l.message(&call{command: cmdDisc}, 0)
+	_, _ = l.nc.Write(disc)
 	if t, ok := l.nc.(*tls.Conn); ok {
 		_ = t.CloseWrite()
 	}

@@ -36,8 +36,8 @@ func (l *link) do(ctx context.Context, c *call) error {
 		<-l.slots
 		return err
 	}
-	head := make([]byte, 0, extRequestSize+min(len(c.payload), joinPayload))
-	err = l.send(ctx, l.header(head, c, cookie), c.payload)
+	head, payload := l.message(c, cookie)
+	err = l.send(ctx, head, payload)
 	<-l.writing
 	if err != nil {
 		l.fail(&lostError{what: "send", err: err})
@@ -51,25 +51,31 @@ func (l *link) do(ctx context.Context, c *call) error {
 	}
 }
 
-// header appends a request's header.
-func (l *link) header(b []byte, c *call, cookie uint64) []byte {
+// message returns a request's header and payload.
+func (l *link) message(c *call, cookie uint64) (head, payload []byte) {
+	n := uint64(c.n) //nolint:gosec // not negative
+	magic, flags, payload := magicRequest, c.flags, c.payload
 	extended := l.session.framing == extendedHeaders
-	magic, flags := magicRequest, c.flags
 	if extended {
 		magic = magicExtRequest
-		if c.command == cmdWrite {
-			flags |= cmdFlagPayloadLen
+		if c.command == cmdBlockStatus && l.session.filters() {
+			payload = binary.BigEndian.AppendUint64(nil, n)
+			payload = binary.BigEndian.AppendUint32(payload, l.session.id(c.context))
+		}
+		if len(payload) > 0 {
+			flags, n = flags|cmdFlagPayloadLen, uint64(len(payload))
 		}
 	}
+	b := make([]byte, 0, extRequestSize+min(len(payload), joinPayload))
 	b = binary.BigEndian.AppendUint32(b, magic)
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, c.command)
 	b = binary.BigEndian.AppendUint64(b, cookie)
 	b = binary.BigEndian.AppendUint64(b, uint64(c.off)) //nolint:gosec // not negative
 	if extended {
-		return binary.BigEndian.AppendUint64(b, uint64(c.n)) //nolint:gosec // not negative
+		return binary.BigEndian.AppendUint64(b, n), payload
 	}
-	return binary.BigEndian.AppendUint32(b, uint32(c.n)) //nolint:gosec // Client keeps to 32 bits without extended headers
+	return binary.BigEndian.AppendUint32(b, uint32(n)), payload //nolint:gosec // Client keeps to 32 bits without extended headers
 }
 
 // register gives the call a cookie. From then on the receiver owns its slot.

@@ -99,3 +99,15 @@ func (s *session) context(id uint32) (name string, ok bool) {
 	}
 	return "", false
 }
+
+// id returns what the server calls a context that was negotiated.
+func (s *session) id(name string) uint32 {
+	i := slices.IndexFunc(s.contexts, func(c selectedContext) bool { return c.name == name })
+	return s.contexts[i].id
+}
+
+// filters reports whether the server can be asked about one context alone, and
+// there is another that it would tell about.
+func (s *session) filters() bool {
+	return s.flags&flagStatusFilter != 0 && len(s.contexts) > 1
+}
