@@ -49,8 +49,9 @@ func (o ClientOptions) dialTimeout() time.Duration {
 //
 // With ClientOptions.Reconnect a request whose connection ended before its answer
 // is sent again over a new one. The export must still have the same size, flags,
-// block sizes and contexts, else this client has ended. A server that breaks the
-// protocol is not given a second chance.
+// block sizes and contexts, else this client has ended; that the same disk is
+// behind it is for the caller to know. A server that breaks the protocol is not
+// given a second chance.
 //
 // Nothing in the protocol tells a server that was started anew from one that was
 // there all the time. So this is what holds:
