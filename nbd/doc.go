@@ -39,6 +39,11 @@
 // ask what a server has without opening any of it. A Client that may reconnect
 // outlives its connections, see there for what that can promise.
 //
+// # Kernel
+//
+// AttachKernel makes a block device, /dev/nbdN, of an export, and KernelDevice.Keep
+// brings it fresh connections when the server was away.
+//
 // PROTOCOL.md lists which parts of the protocol are spoken, and every limit.
 // The package needs Linux: it uses splice(2), preadv2(2) and SO_PEERCRED.
 //
