@@ -129,6 +129,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			unexportCommand(),
 			mountCommand(),
 			umountCommand(),
+			attachCommand(),
+			detachCommand(),
 			projectCommands(),
 			quotaCommands(),
 			serviceCommands(),
