@@ -78,7 +78,7 @@ func (c *Client) do(ctx context.Context, k *call) error {
 		return err
 	}
 	until := time.Now().Add(c.o.Reconnect)
-	for cut(err) && time.Now().Before(until) {
+	for cut(err) {
 		var failed error
 		if s, failed = c.again(ctx, s, err, until); failed != nil {
 			return failed
@@ -90,7 +90,7 @@ func (c *Client) do(ctx context.Context, k *call) error {
 }
 
 // again returns the connections that are in the place of old, and makes them if
-// nobody has.
+// nobody has. After until it only fails.
 func (c *Client) again(ctx context.Context, old *links, why error, until time.Time) (*links, error) {
 	dctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -104,7 +104,7 @@ func (c *Client) again(ctx context.Context, old *links, why error, until time.Ti
 	select {
 	case c.redialing <- struct{}{}:
 		defer func() { <-c.redialing }()
-		if s := c.current(); s != old {
+		if s := c.current(); s != old && dctx.Err() == nil {
 			return s, nil
 		}
 		if old.end(&lostError{what: "connection lost", err: why}) {
