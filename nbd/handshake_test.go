@@ -314,7 +314,7 @@ func TestHandshakeDeadline(t *testing.T) {
 	for _, n := range []int{0, 2, 4, 12, len(begun)} {
 		w := connect(t, path)
 		w.expect("NBDMAGIC", "IHAVEOPT", uint16(3))
-		w.send(begun[:n])
+		_, _ = w.nc.Write(begun[:n]) // the time may be up before
 		w.expectEnd()
 	}
 }
@@ -325,11 +325,11 @@ func TestHandshakeSlowOpen(t *testing.T) {
 	e := m.export("disk")
 	open := e.Open
 	e.Open = func(ctx context.Context, p Peer) (Device, error) {
-		pause(ctx, 150*time.Millisecond)
+		pause(ctx, 800*time.Millisecond)
 		return open(ctx, p)
 	}
 	s := serverOf(t, e)
-	s.o.HandshakeTimeout = 100 * time.Millisecond
+	s.o.HandshakeTimeout = 600 * time.Millisecond
 	w := connect(t, listen(t, s))
 	w.enter("disk", true)
 	w.alive()

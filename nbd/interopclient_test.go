@@ -255,8 +255,13 @@ func TestInteropReconnect(t *testing.T) {
 	}
 	kill := start()
 	defer func() { kill() }()
-	for _, err := os.Stat(socket); err != nil; _, err = os.Stat(socket) {
-		<-time.After(5 * time.Millisecond)
+	for { // the socket is there before anybody listens
+		nc, err := net.Dial("unix", socket)
+		if err == nil {
+			closeQuietly(nc)
+			break
+		}
+		pause(t.Context(), 5*time.Millisecond)
 	}
 	c := dial(t, URI(socket, ""), ClientOptions{Contexts: []string{ContextAllocation}, Conns: 2, Reconnect: time.Minute})
 	for i := range 3 {
