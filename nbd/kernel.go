@@ -29,8 +29,8 @@ type KernelOptions struct {
 	DeadTimeout time.Duration
 }
 
-// KernelDevice is a block device of the kernel's that is attached to an export. Its
-// methods are not called concurrently.
+// KernelDevice is a block device of the kernel's that is attached to an export;
+// [DetachKernel] ends that.
 type KernelDevice struct {
 	o        KernelOptions
 	uri      string
@@ -246,12 +246,6 @@ func (d *KernelDevice) replace(l *kernelLink) error {
 		}
 	}
 	return err
-}
-
-// Detach makes what was written durable, and takes the device away from the export. A
-// device that is mounted, or that a program has to itself, is refused, but with force.
-func (d *KernelDevice) Detach(force bool) error {
-	return detach(d.driver, d.index, force)
 }
 
 // Close frees what this program has of the device; it stays attached if it is, but with

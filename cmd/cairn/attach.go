@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -109,20 +110,38 @@ func keepAttached(c *cli.Context, d *nbd.KernelDevice, uri string) error {
 		}
 		t.row(fmt.Sprintf("%s is %s; %s", d.Path(), uri, end))
 	})
-	if !stay {
-		return err
-	}
-	if err == nil {
+	if err == nil && stay {
 		err = notify("READY=1")
 	}
-	if err == nil {
-		err = d.Keep(c.Context)
+	switch {
+	case err != nil:
+		return errors.Join(err, nbd.DetachKernel(d.Path(), false))
+	case stay:
+		return untilDetached(c.Context, d)
 	}
-	if errors.Is(err, nbd.ErrDetached) {
-		return nil
+	return nil
+}
+
+// untilDetached brings the device fresh connections until somebody detaches it, or ctx
+// ends: then it is detached here, for which the server may be needed again.
+func untilDetached(ctx context.Context, d *nbd.KernelDevice) error {
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	kept := make(chan error, 1)
+	go func() { kept <- d.Keep(keeping) }()
+	select {
+	case err := <-kept:
+		if errors.Is(err, nbd.ErrDetached) {
+			return nil
+		}
+		return fmt.Errorf("%s stays attached, and what is asked of it fails; \"cairn detach --force %s\" ends it: %w", d.Path(), d.Path(), err)
+	case <-ctx.Done():
 	}
-	if derr := d.Detach(false); derr != nil {
-		err = errors.Join(err, derr, fmt.Errorf("%s stays attached, and gets no fresh connection any more: \"cairn detach %s\" ends it", d.Path(), d.Path()))
+	err := nbd.DetachKernel(d.Path(), false)
+	stop()
+	why := <-kept // ErrDetached or nil, or why there was no connection for the flush
+	if err != nil {
+		return fmt.Errorf("%s stays attached, and gets no fresh connection any more; \"cairn detach %s\" ends it: %w", d.Path(), d.Path(), errors.Join(err, why))
 	}
-	return err
+	return nil
 }
