@@ -8,7 +8,7 @@ GOTESTSUM     = gotest.tools/gotestsum@v1.13.0
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION       = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: help build demo demo-openstack test tools lint race fuzz crash model soak bench bench-go bench-nbd bench-peers bench-s3 clean
+.PHONY: help build demo demo-openstack test tools lint race fuzz crash guests model soak bench bench-go bench-nbd bench-peers bench-s3 clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,7 +47,10 @@ fuzz: ## every fuzz target for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
 
 crash: build ## a long kill -9 and power-loss campaign: make crash ROUNDS=5000
-	CAIRN_ROUNDS=$(or $(ROUNDS),2000) $(GO) test -count=1 -timeout 0 -v -run 'Kill|PowerLoss' ./internal/e2e/
+	CAIRN_ROUNDS=$(or $(ROUNDS),2000) $(GO) test -count=1 -timeout 0 -v -run '^Test(Kill|PowerLoss)$$' ./internal/e2e/
+
+guests: ## guests under qemu: one that is backed up, one that is a host whose power fails again and again: make guests ROUNDS=100
+	CAIRN_ROUNDS=$(or $(ROUNDS),20) $(GO) test -count=1 -timeout 0 -v -run '^TestGuest' ./internal/e2e/
 
 model: ## up to 40 million states of each configuration of the protocol's model; takes gigabytes of memory
 	CAIRN_ROUNDS=1 $(GO) test -count=1 -timeout 0 -v ./internal/protocol/

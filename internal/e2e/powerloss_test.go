@@ -82,9 +82,7 @@ type world struct {
 	vol  *volume.Volume
 	repo *repository.Repository
 
-	shadow  []byte             // what a guest that never lost power would read
-	durable []byte             // as of the last acknowledged flush
-	maybe   map[int64][][]byte // by sector: what was written since
+	content
 	snaps   map[uuid.UUID]*taken
 	backups map[string]*made
 	last    string // newest backup told committed
@@ -124,8 +122,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
 	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 1)), mem: vfs.NewMem(), mac: &machine{},
-		shadow: make([]byte, lossSize), durable: make([]byte, lossSize),
-		maybe: map[int64][][]byte{}, snaps: map[uuid.UUID]*taken{}, backups: map[string]*made{},
+		content: newContent(lossSize), snaps: map[uuid.UUID]*taken{}, backups: map[string]*made{},
 	}
 	w.mac.reboot()
 	w.mem.SetClock(w.mac.Now)
@@ -246,11 +243,7 @@ func (w *world) write() error {
 	if kind > 1 {
 		fill(data, w.rng)
 	}
-	// From now on the disk may hold it.
-	for i := int64(0); i < n; i += sector {
-		s := (off + i) / sector
-		w.maybe[s] = append(w.maybe[s], data[i:i+sector])
-	}
+	w.begin(off, data)
 	var err error
 	switch kind {
 	case 0:
@@ -263,7 +256,7 @@ func (w *world) write() error {
 	if err != nil {
 		return err
 	}
-	copy(w.shadow[off:], data)
+	w.wrote(off, data)
 	w.Writes++
 	return nil
 }
@@ -275,12 +268,6 @@ func (w *world) flush() error {
 	w.settled()
 	w.Flushes++
 	return nil
-}
-
-// settled takes the present content as durable.
-func (w *world) settled() {
-	copy(w.durable, w.shadow)
-	clear(w.maybe)
 }
 
 func (w *world) snapshot(ctx context.Context) error {
@@ -391,18 +378,9 @@ func (w *world) check() error {
 	if _, err := w.vol.ReadAt(got, 0); err != nil {
 		return err
 	}
-	for s := range int64(lossSize / sector) {
-		now := got[s*sector:][:sector]
-		ok := bytes.Equal(now, w.durable[s*sector:][:sector])
-		for _, p := range w.maybe[s] {
-			ok = ok || bytes.Equal(now, p)
-		}
-		if !ok {
-			return fmt.Errorf("sector %d holds neither what was flushed nor what was written since", s)
-		}
+	if err := w.adopt(got); err != nil {
+		return err
 	}
-	copy(w.shadow, got)
-	w.settled()
 	if err := w.checkSnapshots(); err != nil {
 		return err
 	}

@@ -51,11 +51,16 @@ func NBDDisk(node, socket, export string) []string {
 	}
 }
 
+// FileDisk is the arguments of a disk that is a raw file, as in [NBDDisk].
+func FileDisk(node, file string) []string {
+	return []string{
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=%s,discard=unmap", node, file),
+		"-device", "virtio-blk-pci,drive=" + node,
+	}
+}
+
 // VM is a running guest.
 type VM struct {
-	// Monitor is the unix socket on which qemu speaks QMP with one client at a time.
-	Monitor string
-
 	tb      testing.TB
 	cmd     *exec.Cmd
 	port    *link
@@ -63,8 +68,19 @@ type VM struct {
 	done    chan struct{} // closed when qemu has ended
 }
 
-// Start boots a guest and waits until it can be spoken to.
-func Start(tb testing.TB, o Options) *VM {
+// Machine is a guest that can be booted again and again.
+type Machine struct {
+	// Monitor is the unix socket on which qemu speaks QMP with one client at a time.
+	Monitor string
+
+	tb      testing.TB
+	options Options
+	qemu    string // program
+	dir     string
+}
+
+// New makes a guest that is off.
+func New(tb testing.TB, o Options) *Machine {
 	tb.Helper()
 	qemu := needs.Tool(tb, "qemu-system-x86_64", "qemu-system-x86")
 	// A unix socket's path must be short, which tb.TempDir is not.
@@ -77,18 +93,32 @@ func Start(tb testing.TB, o Options) *VM {
 			tb.Error(rerr)
 		}
 	})
-	initramfs := filepath.Join(dir, "initramfs")
-	if err = makeInitramfs(tb, initramfs, o); err != nil {
+	m := &Machine{Monitor: filepath.Join(dir, "qmp"), tb: tb, options: o, qemu: qemu, dir: dir}
+	if err = makeInitramfs(tb, m.initramfs(), o); err != nil {
 		tb.Fatalf("make the initramfs: %v", err)
 	}
-	v := &VM{tb: tb, Monitor: filepath.Join(dir, "qmp"), console: filepath.Join(dir, "console"), done: make(chan struct{})}
+	return m
+}
+
+// Start makes a guest and boots it.
+func Start(tb testing.TB, o Options) *VM {
+	tb.Helper()
+	return New(tb, o).Boot()
+}
+
+// Boot boots the guest and waits until it can be spoken to. What ran of it before must
+// have ended.
+func (m *Machine) Boot() *VM {
+	tb := m.tb
+	tb.Helper()
+	v := &VM{tb: tb, console: filepath.Join(m.dir, "console"), done: make(chan struct{})}
 	var lc net.ListenConfig
-	l, err := lc.Listen(tb.Context(), "unix", filepath.Join(dir, "port"))
+	l, err := lc.Listen(tb.Context(), "unix", filepath.Join(m.dir, "port"))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer l.Close()
-	if err = v.start(qemu, initramfs, l.Addr().String(), o); err != nil {
+	if err = v.start(m, l.Addr().String()); err != nil {
 		tb.Fatalf("start qemu: %v", err)
 	}
 	if err = v.awaitBoot(l); err != nil {
@@ -97,6 +127,8 @@ func Start(tb testing.TB, o Options) *VM {
 	}
 	return v
 }
+
+func (m *Machine) initramfs() string { return filepath.Join(m.dir, "initramfs") }
 
 func makeInitramfs(tb testing.TB, file string, o Options) error {
 	tb.Helper()
@@ -125,13 +157,15 @@ func makeInitramfs(tb testing.TB, file string, o Options) error {
 	return f.Close()
 }
 
-func (v *VM) start(qemu, initramfs, port string, o Options) error {
+func (v *VM) start(m *Machine, port string) error {
+	o := m.options
 	memory := o.Memory
 	if memory == 0 {
 		memory = 192
 	}
-	// If the guest's first process ends, the kernel panics, and qemu ends instead of starting anew.
-	line := "console=ttyS0 quiet panic=-1"
+	// If the guest's first process ends, the kernel panics, and qemu ends instead of starting
+	// anew. On a busy machine the kernel finds the emulated timer too slow, and panics.
+	line := "console=ttyS0 quiet panic=-1 no_timer_check"
 	if o.Root != "" {
 		line += " root=" + o.Root
 	}
@@ -139,13 +173,13 @@ func (v *VM) start(qemu, initramfs, port string, o Options) error {
 		// Not KVM: where it is there and does not work, qemu hangs instead of saying so.
 		"-accel", "tcg", "-cpu", "max", "-m", strconv.Itoa(memory), "-smp", "1",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", tool(v.tb, "vmlinuz"), "-initrd", initramfs, "-append", line,
+		"-kernel", tool(v.tb, "vmlinuz"), "-initrd", m.initramfs(), "-append", line,
 		"-serial", "file:" + v.console,
 		"-chardev", "socket,id=port,path=" + port,
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port",
-		"-qmp", "unix:" + v.Monitor + ",server=on,wait=off",
+		"-qmp", "unix:" + m.Monitor + ",server=on,wait=off",
 	}
-	v.cmd = exec.Command(qemu, append(args, o.Args...)...) //nolint:gosec,noctx // the test ends it in its own time
+	v.cmd = exec.Command(m.qemu, append(args, o.Args...)...) //nolint:gosec,noctx // the test ends it in its own time
 	var said bytes.Buffer
 	v.cmd.Stdout, v.cmd.Stderr = &said, &said
 	if err := v.cmd.Start(); err != nil {

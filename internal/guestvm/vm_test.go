@@ -87,16 +87,16 @@ func TestRootOnDisk(t *testing.T) {
 	tree, image := filepath.Join(dir, "tree"), filepath.Join(dir, "image")
 	Tree(t, tree, nil)
 	run(t, mke2fs, "-q", "-t", "ext4", "-d", tree, image, "48M")
-	disk := Options{Root: "/dev/vda", Args: []string{"-blockdev", "driver=file,node-name=d0,discard=unmap,filename=" + image, "-device", "virtio-blk-pci,drive=d0"}}
+	m := New(t, Options{Root: "/dev/vda", Args: FileDisk("d0", image)})
 
-	v := Start(t, disk)
+	v := m.Boot()
 	if out, err := v.Run(t.Context(), "echo kept >/kept; sync; grep -w / /proc/mounts"); err != nil || !strings.Contains(out, "/dev/vda / ext4 rw") {
 		t.Errorf("%q: %v", out, err)
 	}
 	v.Kill()
 	<-v.Done()
 
-	v = Start(t, disk)
+	v = m.Boot()
 	if out, err := v.Run(t.Context(), "cat /kept"); err != nil || out != "kept\n" {
 		t.Errorf("what was synced before the kill reads %q: %v", out, err)
 	}

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/cairnbackup/cairn/internal/guestvm/wire"
 )
@@ -32,7 +30,7 @@ type stream struct {
 
 // answer does what the test asks for, until it says Off.
 func answer(ctx context.Context) error {
-	p, err := openPort()
+	p, err := openDevice(port, os.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -53,20 +51,6 @@ func answer(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// openPort waits a little for the port: the driver makes it when the host has told of it.
-func openPort() (*os.File, error) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for range 500 {
-		p, err := os.OpenFile(port, os.O_RDWR, 0)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return p, err
-		}
-		<-tick.C
-	}
-	return nil, fmt.Errorf("there is no %s", port)
 }
 
 func (g *guest) write(f wire.Frame) error {

@@ -9,9 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,18 +78,40 @@ func loadModules() error {
 	return nil
 }
 
+// openDevice waits a little for a device: its driver makes it when the host has told of
+// it, and takes a moment longer to be ready.
+func openDevice(name string, flags int) (*os.File, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 3000 {
+		f, err := os.OpenFile(name, flags, 0)
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENXIO) {
+			return f, err
+		}
+		<-tick.C
+	}
+	return nil, fmt.Errorf("there is no %s", name)
+}
+
 // switchRoot goes on as the init of an ext4 file system, over the present root.
 func switchRoot(dev string) error {
-	if err := unix.Mount(dev, newRoot, "ext4", 0, "discard"); err != nil {
-		return fmt.Errorf("mount %s: %w", dev, err)
-	}
-	if err := os.Chdir(newRoot); err != nil {
+	f, err := openDevice(dev, os.O_RDONLY)
+	if err != nil {
 		return err
 	}
-	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = unix.Mount(dev, newRoot, "ext4", 0, "discard"); err != nil {
+		return fmt.Errorf("mount %s: %w", dev, err)
+	}
+	if err = os.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err = unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("move the root: %w", err)
 	}
-	if err := unix.Chroot("."); err != nil {
+	if err = unix.Chroot("."); err != nil {
 		return err
 	}
 	return unix.Exec("/sbin/init", []string{"/sbin/init"}, os.Environ())
