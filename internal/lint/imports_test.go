@@ -39,6 +39,7 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/protocol", "internal/protocol/explore"},
 
 	// One leaf away.
+	{"internal/jsonfile", "internal/vfs"},
 	{"blockmap", "internal/vfs"},
 	{"nbd", "blockmap"},
 	{"internal/tcpdoor", "nbd"},
