@@ -85,10 +85,10 @@ func (r *backupRun) plan(ctx context.Context, c *nbd.Client) (backup.Plan, error
 		Bad:       r.sess.Bad(),
 	}
 	if c.Size() != r.rec.Size {
-		return p, fmt.Errorf("the snapshot of volume %s has %d bytes over NBD and %d in the data plane's records", r.vol.Name, c.Size(), r.rec.Size)
+		return p, fmt.Errorf("the snapshot of volume %s has %d bytes over NBD and had %d when it was made", r.vol.Name, c.Size(), r.rec.Size)
 	}
 	var err error
-	if p.Allocated, err = c.Map(ctx, nbd.ContextAllocation, 0, c.Size()); err != nil {
+	if p.Allocated, err = allocation(ctx, c, 0, c.Size()); err != nil {
 		return p, fmt.Errorf("read the allocation of volume %s: %w", r.vol.Name, err)
 	}
 	if r.parent.backup.ID == "" {
@@ -118,7 +118,7 @@ func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan
 	}
 	r.parent.doubt(vol)
 	if !ok && r.parent.checkpoint != "" {
-		r.parent.checkpoint, r.parent.reason = "", "the data plane does not say what changed since backup "+r.parent.backup.ID
+		r.parent.checkpoint, r.parent.reason = "", "nobody says what changed since backup "+r.parent.backup.ID
 	}
 	if r.parent.checkpoint != "" {
 		if dirty == nil {
@@ -133,7 +133,7 @@ func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan
 func (r *backupRun) run(ctx context.Context, c *nbd.Client, p backup.Plan) (backup.Result, error) {
 	limit, done := r.hub.reads.of(r.vol.ID)
 	defer done()
-	res, err := backup.Run(ctx, source{c, limit}, session{r.sess}, p, func(g backup.Progress) {
+	res, err := backup.Run(ctx, reading{c, limit}, session{r.sess}, p, func(g backup.Progress) {
 		p := backupProgress(g)
 		r.task.update(func(j *Job) { j.Progress = p })
 		r.tellProgress(ctx, p)

@@ -148,6 +148,9 @@ func (r *backupRun) steps(ctx context.Context) (repository.Outcome, error) {
 	}
 	root, err := r.copy(ctx)
 	if err == nil {
+		err = r.serve.VerifySnapshot(ctx, r.snap.ID)
+	}
+	if err == nil {
 		err = r.stillElsewhere(ctx)
 	}
 	if err != nil {
@@ -220,10 +223,11 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	if r.rec.SnapshotID != "" {
 		return r.nameSnapshot(ctx)
 	}
+	still := r.hub.quiescing(r.vol)
 	l, err := r.serve.CreateSnapshots(ctx, serve.CreateSnapshots{
-		Volumes: []string{r.vol.ID}, Name: tempSnapshot(r.rec.ID), Temporary: true, Checkpoints: []string{r.rec.ID}, Force: r.req.Force,
-		Fresh: len(r.others) > 0,
-	})
+		Volumes: []string{r.vol.ID}, Name: tempSnapshot(r.rec.ID), Temporary: true, Checkpoints: []string{r.rec.ID},
+		Force: r.req.Force || still != nil, Fresh: len(r.others) > 0,
+	}, still.around())
 	if err != nil {
 		return err
 	}
@@ -232,6 +236,7 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	}
 	r.snap = l[0]
 	r.rec.Size, r.rec.DataTime = r.snap.Size, r.snap.Created
+	r.rec.Quiesced, r.rec.Warning = still.done(), joinSentences(r.snap.Caveat, still.warning())
 	return r.put(ctx)
 }
 
@@ -246,7 +251,7 @@ func (r *backupRun) nameSnapshot(ctx context.Context) error {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "no checkpoint for the backup of a snapshot", slog.String("snapshot", r.snap.ID), slog.Any("error", err))
 		r.rec.Checkpoint = ""
 	}
-	r.rec.Size = r.snap.Size
+	r.rec.Size, r.rec.Quiesced = r.snap.Size, notesOf(r.vol).Snapshots[r.snap.ID].Quiesced
 	return r.put(ctx)
 }
 
@@ -320,14 +325,14 @@ func joinSentences(a, b string) string {
 	return a + "; " + b
 }
 
-// source reads the snapshot, at most as fast as the limit allows.
-type source struct {
+// reading reads the snapshot, at most as fast as the limit allows.
+type reading struct {
 	c     *nbd.Client
 	limit *throttle
 }
 
 // ReadAt waits for its turn and reads.
-func (s source) ReadAt(ctx context.Context, p []byte, off int64) error {
+func (s reading) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := s.limit.wait(ctx, len(p)); err != nil {
 		return err
 	}

@@ -103,16 +103,14 @@ func (b *blockStorage) CreateSnapshot(ctx context.Context, by Caller, req cinder
 }
 
 func (b *blockStorage) takeSnapshot(ctx context.Context, by Caller, v Volume, id string, req cinderapi.NewSnapshot) (cinderapi.Snapshot, error) {
-	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, IDs: []string{id}, Force: req.Force, Fresh: b.freshly(ctx, v.ID)})
+	still := b.hub.quiescing(v)
+	l, err := b.serve.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{v.ID}, IDs: []string{id}, Force: req.Force, Fresh: b.freshly(ctx, v.ID)}, still.around())
 	if err != nil {
 		return cinderapi.Snapshot{}, fault(err, "Invalid volume: ")
 	}
 	x := l[0]
 	v, err = b.note(context.WithoutCancel(ctx), v.ID, func(n *volumeNotes) {
-		if n.Snapshots == nil {
-			n.Snapshots = map[string]snapshotNotes{}
-		}
-		n.Snapshots[x.ID] = snapshotNotes{User: by.UserID, Name: &req.Name, Description: req.Description, Metadata: req.Metadata, Updated: time.Now().UTC()}
+		n.noteSnapshot(x.ID, snapshotNotes{User: by.UserID, Name: &req.Name, Description: req.Description, Metadata: req.Metadata, Quiesced: still.done(), Updated: time.Now().UTC()})
 	})
 	if err != nil { // nobody is told of it, and so it must not stay
 		return cinderapi.Snapshot{}, errors.Join(fault(err, "Invalid volume: "), b.serve.DeleteSnapshot(context.WithoutCancel(ctx), x.ID))
@@ -140,10 +138,7 @@ func (b *blockStorage) UpdateSnapshot(ctx context.Context, id string, u cinderap
 			s.Metadata = *u.Metadata
 		}
 		s.Updated = time.Now().UTC()
-		if n.Snapshots == nil {
-			n.Snapshots = map[string]snapshotNotes{}
-		}
-		n.Snapshots[x.ID] = s
+		n.noteSnapshot(x.ID, s)
 	})
 	if err != nil {
 		return cinderapi.Snapshot{}, notThere(err, "Snapshot", id)

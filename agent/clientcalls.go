@@ -45,9 +45,20 @@ func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/volumes/"+unixhttp.Segment(ref), nil)
 }
 
+// SetQuiesce says how a volume is quiesced for backups; [Quiesce.Empty]: it is not.
+func (c *Client) SetQuiesce(ctx context.Context, volumeRef string, q Quiesce) (Volume, error) {
+	return ask[Volume](ctx, c, http.MethodPut, "/v1/volumes/"+unixhttp.Segment(volumeRef)+"/quiesce", q)
+}
+
 // CreateSnapshots snapshots volumes at one instant: all of them or none.
 func (c *Client) CreateSnapshots(ctx context.Context, req CreateSnapshots) ([]Snapshot, error) {
 	return ask[[]Snapshot](ctx, c, http.MethodPost, "/v1/snapshots", req)
+}
+
+// CreateQuiescedSnapshots is CreateSnapshots while the volumes are quiesced, each of which
+// has to say how.
+func (c *Client) CreateQuiescedSnapshots(ctx context.Context, req CreateSnapshots) ([]Snapshot, error) {
+	return ask[[]Snapshot](ctx, c, http.MethodPost, "/v1/snapshots", newSnapshots{req, true})
 }
 
 // Snapshots returns the snapshots of a volume, or all with "".

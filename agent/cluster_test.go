@@ -155,7 +155,7 @@ func TestCluster(t *testing.T) {
 	b.get(bob, "volumes/"+v)
 	h := &hub{o: Options{Serve: a.serve}, host: "a"}
 	before := "a"
-	stale := &blockStorage{server: &server{hub: h, serve: a.serve}, host: "a"}
+	stale := &blockStorage{server: &server{hub: h, serve: plane{a.serve}}, host: "a"}
 	if _, err = remoteDeleteVolume.do(stale, ctx, askDelete{whose: whose{&before}, ID: v}); !isFault(err, 404) {
 		t.Errorf("deleted as whose it was: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/source"
 )
 
 // export finds what is meant by a name or ID and says where it is served.
@@ -28,6 +29,9 @@ func (s *server) export(ctx context.Context, r request) (any, error) {
 	v, volumeErr := s.serve.Volume(ctx, req.Ref)
 	switch {
 	case volumeErr == nil:
+		if err := source.Refuse(v, source.Attach); err != nil {
+			return nil, err
+		}
 		found = append(found, ExportInfo{Name: v.Name, URI: v.URI, TCPURI: v.TCPURI, Socket: v.Socket, Kind: "volume", Size: v.Size, Clients: v.Writers + v.Readers, Created: v.Created})
 	case errors.Is(volumeErr, serve.ErrUnreachable) && backupErr == nil:
 		// Backups are served without the data plane.

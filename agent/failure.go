@@ -11,6 +11,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/source"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -83,7 +84,7 @@ func (c Code) httpStatus() int {
 }
 
 // errPlaneGone: the connection to a volume broke while a job worked on it.
-var errPlaneGone = errors.New("the data plane went away: \"cairn status\" tells whether it is back, then start the job again")
+var errPlaneGone = errors.New("what serves the volume went away: \"cairn status\" tells whether the data plane is back, then start the job again")
 
 // planeGone marks an error of an NBD request that is not the server's answer,
 // or is its farewell.
@@ -116,7 +117,7 @@ func asError(err error) *Error {
 		code = Code(e.Code) // the same words
 	}
 	switch {
-	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone), errors.Is(err, catalog.ErrUnavailable),
+	case errors.Is(err, serve.ErrUnreachable), errors.Is(err, source.ErrAway), errors.Is(err, repository.ErrTooFewStores), errors.Is(err, errPlaneGone), errors.Is(err, catalog.ErrUnavailable),
 		errors.Is(err, errFailed), errors.Is(err, errStopping), errors.Is(err, errInterrupted), errors.Is(err, errLeft):
 		code = CodeUnavailable
 	case errors.Is(err, catalog.ErrNotFound), errors.Is(err, repository.ErrNotFound):

@@ -12,6 +12,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/source"
+	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
 // DefaultRepository is the name of the repository that is meant when none is
@@ -35,6 +38,9 @@ var (
 type hub struct {
 	o       Options      // with a logger that adds the request
 	plain   *slog.Logger // that does not
+	volumes control      // of all
+	foreign *router      // the same, once the agent runs
+	icebox  *icebox      // the same
 	pool    *pool
 	reads   *throttles // of volumes
 	servers []*server  // the default first; never changes
@@ -69,7 +75,7 @@ func newHub(o Options) *hub {
 	o.Logger = slog.New(requestLog{plain.Handler()})
 	host := orElse(o.Host, hostName())
 	return &hub{
-		o: o, plain: plain, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
+		o: o, plain: plain, volumes: plane{o.Serve}, pool: newPool(o.Limits.ConcurrentJobs), reads: newThrottles(o.Limits.ReadBytesPerSecond),
 		host: host, told: told{wake: make(chan struct{}, 1)}, notify: newNotifier(o.Logger, host, o.Webhook), failed: make(chan error, 3),
 	}
 }
@@ -131,6 +137,15 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 	if ierr := os.MkdirAll(o.NBDDir, 0o750); ierr != nil {
 		return fmt.Errorf("make folder: %w", ierr)
 	}
+	foreign, err := source.Open(vfs.OS(), filepath.Join(o.State, "sources"))
+	if err != nil {
+		return err
+	}
+	h.foreign = &router{control: plane{o.Serve}, foreign: foreign}
+	h.volumes = h.foreign
+	if h.icebox, err = openIcebox(filepath.Join(o.State, "frozen"), h.o.Logger); err != nil {
+		return err
+	}
 	if _, err = h.add(ctx, DefaultRepository, o.State); err != nil {
 		return err
 	}
@@ -182,6 +197,7 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		wg.Go(func() { h.exportTCP(exporting) })
 	}
 	wg.Go(func() { h.notify.run(exporting) })
+	h.thawLeft(ctx)
 	working, stopWork := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -194,6 +210,7 @@ func (h *hub) run(ctx context.Context, l net.Listener, openers []Opener, ready f
 		close(s.tried)
 		s.work(working, &work)
 	}
+	work.Go(func() { h.keepSweeping(working) })
 	h.openAll(working, &work, openers)
 	webs := []*http.Server{{
 		Handler: h.audited(h.routes()), ReadHeaderTimeout: stopTimeout, IdleTimeout: idleTimeout,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/attributes"
@@ -25,6 +26,7 @@ type volumeNotes struct {
 	Metadata    map[string]string        `json:"metadata,omitempty"`
 	Backup      string                   `json:"backup,omitempty"` // that it was restored from, ID
 	Status      string                   `json:"status,omitempty"` // one that outlasts what caused it; empty = as the data plane says
+	Quiesce     *Quiesce                 `json:"quiesce,omitempty"`
 	Updated     time.Time                `json:"updated,omitzero"`
 	Snapshots   map[string]snapshotNotes `json:"snapshots,omitempty"` // by ID
 }
@@ -35,6 +37,7 @@ type snapshotNotes struct {
 	Name        *string           `json:"name,omitempty"`
 	Description string            `json:"description,omitempty"`
 	Metadata    map[string]string `json:"metadata,omitempty"`
+	Quiesced    bool              `json:"quiesced,omitempty"` // see [Backup]
 	Updated     time.Time         `json:"updated,omitzero"`
 }
 
@@ -214,10 +217,16 @@ type backupNotes struct {
 	Snapshot  string            `json:"snapshot,omitempty"`
 	DataTime  time.Time         `json:"data_time,omitzero"`
 	Volume    json.RawMessage   `json:"volume,omitempty"` // notes of the volume
+	Quiesced  bool              `json:"quiesced,omitempty"`
+	Warning   string            `json:"warning,omitempty"` // of before the commit, at most maxNotedWarning
 }
 
+// maxNotedWarning is how many bytes of a backup's warning its root record keeps.
+const maxNotedWarning = 512
+
 func notesForRoot(b Backup) (json.RawMessage, error) {
-	data, err := json.Marshal(backupNotes{b.User, b.Container, b.Metadata, b.SnapshotID, b.DataTime, b.VolumeNotes})
+	warning := strings.ToValidUTF8(b.Warning[:min(len(b.Warning), maxNotedWarning)], "")
+	data, err := json.Marshal(backupNotes{b.User, b.Container, b.Metadata, b.SnapshotID, b.DataTime, b.VolumeNotes, b.Quiesced, warning})
 	if err != nil {
 		return nil, fmt.Errorf("notes of backup %s: %w", b.ID, err)
 	}
@@ -227,7 +236,7 @@ func notesForRoot(b Backup) (json.RawMessage, error) {
 // fitNotes refuses a backup with more notes than its root record keeps, before anything
 // is read.
 func fitNotes(b Backup) error {
-	b.DataTime = time.Unix(0, 1).UTC() // as long as any
+	b.DataTime, b.Quiesced, b.Warning = time.Unix(0, 1).UTC(), true, strings.Repeat("x", maxNotedWarning) // as long as any
 	data, err := notesForRoot(b)
 	if err != nil {
 		return err
@@ -246,4 +255,5 @@ func takeNotes(b *Backup, data json.RawMessage) {
 		return
 	}
 	b.User, b.Container, b.Metadata, b.SnapshotID, b.DataTime, b.VolumeNotes = n.User, n.Container, n.Metadata, n.Snapshot, n.DataTime, n.Volume
+	b.Quiesced, b.Warning = n.Quiesced, n.Warning
 }

@@ -13,12 +13,10 @@ import (
 type (
 	// Caller is who calls the Block Storage API.
 	Caller = identity.Caller
-	// Volume is a volume of the data plane.
+	// Volume is a volume, of the data plane or a foreign one.
 	Volume = serve.Volume
-	// Snapshot is a snapshot of the data plane.
+	// Snapshot is a snapshot of a volume.
 	Snapshot = serve.Snapshot
-	// CreateVolume asks for a volume.
-	CreateVolume = serve.CreateVolume
 	// CreateSnapshots asks for snapshots of volumes at one instant.
 	CreateSnapshots = serve.CreateSnapshots
 	// Backup is the record of a backup.
@@ -65,13 +63,14 @@ type CreateBackup struct {
 }
 
 // Restore asks for a backup's content. At most one of Volume (existing),
-// NewVolume and File is set; without any a volume is made and named
+// NewVolume, File and NBD is set; without any a volume is made and named
 // restore_backup_ and the first eight characters of its ID.
 type Restore struct {
 	Backup    string `json:"backup"`               // name or ID
 	Volume    string `json:"volume,omitempty"`     // name or ID; only blocks that differ are written
 	NewVolume string `json:"new_volume,omitempty"` // name
 	File      string `json:"file,omitempty"`       // absolute path on the agent's machine
+	NBD       string `json:"nbd,omitempty"`        // URI of an export of any NBD server; only blocks that differ are written
 	Overwrite bool   `json:"overwrite,omitempty"`  // replace File if it exists
 	// SkipDamaged restores all that can be read, and says what could not.
 	SkipDamaged bool `json:"skip_damaged,omitempty"`
@@ -84,8 +83,10 @@ type RestoreResult struct {
 	Volume       string `json:"volume,omitempty"`
 	VolumeID     string `json:"volume_id,omitempty"`
 	File         string `json:"file,omitempty"`
-	BytesRead    int64  `json:"bytes_read"`    // from the repository
-	BytesWritten int64  `json:"bytes_written"` // to the target
+	NBD          string `json:"nbd,omitempty"`
+	BytesRead    int64  `json:"bytes_read"`        // from the repository
+	BytesWritten int64  `json:"bytes_written"`     // to the target
+	Warning      string `json:"warning,omitempty"` // what the target could not promise
 
 	// With SkipDamaged: what could not be read. A new volume or file reads as
 	// zeros there, an existing volume keeps what it had.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
+	"github.com/cairnbackup/cairn/internal/serve"
 )
 
 // An agent that stops in the middle gives its jobs up, and the next one goes on.
@@ -167,7 +168,7 @@ func TestKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	half, err := r.serve.CreateVolume(ctx, CreateVolume{Name: "half", Size: 1 << 20})
+	half, err := r.serve.CreateVolume(ctx, serve.CreateVolume{Name: "half", Size: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,12 +9,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
-	"github.com/cairnbackup/cairn/nbd"
 )
 
 // createTimeout is how long making a volume may take.
@@ -66,6 +64,9 @@ func (s *server) submitRestore(ctx context.Context, req Restore, b Backup) (Job,
 	if b, err = s.findBackup(ctx, b.ID); err != nil { // its state may be another by now
 		return Job{}, err
 	}
+	if err = s.unusedTarget(req); err != nil {
+		return Job{}, err
+	}
 	if b.Status == catalog.Available {
 		if ierr := s.cat.SetBackupStatus(ctx, b.ID, catalog.Available, catalog.Restoring); ierr != nil {
 			return Job{}, ierr
@@ -78,6 +79,14 @@ func (s *server) submitRestore(ctx context.Context, req Restore, b Backup) (Job,
 	return queued, nil
 }
 
+// inWords is what a thing is and its name, "" without one.
+func inWords(what, name string) string {
+	if name == "" {
+		return ""
+	}
+	return what + " " + name
+}
+
 func inBrackets(s string) string {
 	if s == "" {
 		return ""
@@ -88,7 +97,7 @@ func inBrackets(s string) string {
 // runRestore is the work of a restore job.
 func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup) (any, error) {
 	clean := context.WithoutCancel(ctx)
-	target := map[string]any{"restore_target": orElse(t.volumeID(), req.File)}
+	target := map[string]any{"restore_target": orElse(t.volumeID(), orElse(req.File, req.NBD))}
 	s.tell(ctx, eventRestoreStart, b, target)
 	res, err := s.restoreTo(ctx, t, req, b)
 	ended := b
@@ -119,15 +128,15 @@ func (s *server) runRestore(ctx context.Context, t *task, req Restore, b Backup)
 	if errors.Is(err, repository.ErrDamaged) {
 		failed.Text = joinSentences(failed.Text, "--skip-damaged restores all the rest")
 	}
-	if req.Volume != "" && res.BytesWritten > 0 {
-		failed.Text = joinSentences(failed.Text, fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", res.Volume))
+	if where := orElse(inWords("volume", res.Volume), req.NBD); res.BytesWritten > 0 && (req.Volume != "" || req.NBD != "") {
+		failed.Text = joinSentences(failed.Text, where+" holds a mixture of old and new: restore to it again")
 	}
 	return res, failed
 }
 
 // restoreTo restores to the target that is asked for.
 func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) (res RestoreResult, err error) {
-	res = RestoreResult{Backup: b.ID, File: req.File}
+	res = RestoreResult{Backup: b.ID, File: req.File, NBD: req.NBD}
 	if ctx.Err() != nil {
 		return res, context.Cause(ctx)
 	}
@@ -158,7 +167,9 @@ func (s *server) restoreTo(ctx context.Context, t *task, req Restore, b Backup) 
 			return res, err
 		}
 		res.Volume, res.VolumeID = v.Name, v.ID
-		p, err = toVolume(ctx, img, v, o)
+		p, res.Warning, err = toExport(ctx, img, "volume "+v.Name, v.URI, o)
+	case req.NBD != "":
+		p, res.Warning, err = toExport(ctx, img, req.NBD, req.NBD, o)
 	default:
 		res.Volume = req.NewVolume
 		p, err = s.toNewVolume(ctx, t, img, &res, o)
@@ -203,7 +214,8 @@ func (s *server) fillNewVolume(ctx context.Context, t *task, img restore.Image, 
 	}
 	t.update(func(j *Job) { j.VolumeID = v.ID })
 	o.Fresh = true
-	return toVolume(ctx, img, v, o)
+	p, _, err := toExport(ctx, img, "volume "+v.Name, v.URI, o)
+	return p, err
 }
 
 // dropUnfinished deletes a new volume whose restore did not end well. The data
@@ -232,53 +244,6 @@ func (s *server) tidyUnfinished(ctx context.Context) error {
 		}
 	}
 	return err
-}
-
-// toVolume restores to a volume over NBD, as its one writer.
-func toVolume(ctx context.Context, img restore.Image, v Volume, o restore.Options) (p restore.Progress, err error) {
-	c, err := nbd.Dial(ctx, v.URI, nbd.ClientOptions{Contexts: []string{nbd.ContextAllocation}, Conns: 2})
-	if err != nil {
-		return p, fmt.Errorf("connect to volume %s: %w", v.Name, err)
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	if c.ReadOnly() {
-		return p, refuse(CodeConflict, "volume %s cannot be written", v.Name)
-	}
-	if p, err = restore.Copy(ctx, img, volumeTarget{c}, o); err != nil {
-		return p, fmt.Errorf("restore to volume %s: %w", v.Name, err)
-	}
-	return p, nil
-}
-
-// volumeTarget is a volume that is restored to.
-type volumeTarget struct{ *nbd.Client }
-
-var _ restore.Target = volumeTarget{}
-
-// ReadAt reads.
-func (t volumeTarget) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return planeGone(ctx, t.Client.ReadAt(ctx, p, off))
-}
-
-// WriteAt writes; Flush makes it durable.
-func (t volumeTarget) WriteAt(ctx context.Context, p []byte, off int64) error {
-	return planeGone(ctx, t.Client.WriteAt(ctx, p, off, false))
-}
-
-// Flush makes what was written durable.
-func (t volumeTarget) Flush(ctx context.Context) error {
-	return planeGone(ctx, t.Client.Flush(ctx))
-}
-
-// Zero makes a range zero and frees its space.
-func (t volumeTarget) Zero(ctx context.Context, off, n int64) error {
-	return planeGone(ctx, t.Client.Zero(ctx, off, n, true))
-}
-
-// Extents asks the server.
-func (t volumeTarget) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
-	l, err := t.Map(ctx, nbd.ContextAllocation, off, n)
-	return l, planeGone(ctx, err)
 }
 
 // tidyRestoring makes the backups available again that no job restores any

@@ -10,20 +10,21 @@ import (
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/restore"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/source"
 )
 
 // restoreTarget checks where a restore goes and describes its job.
 func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job, error) {
 	j := Job{Kind: catalog.RestoreJob, Backup: b.ID, Progress: Progress{Phase: "waiting", Total: b.Size}}
 	given := 0
-	for _, x := range []string{req.Volume, req.NewVolume, req.File} {
+	for _, x := range []string{req.Volume, req.NewVolume, req.File, req.NBD} {
 		if x != "" {
 			given++
 		}
 	}
 	switch {
 	case given > 1:
-		return j, refuse(CodeInvalid, "several targets are named: restore to a volume, to a new volume or to a file")
+		return j, refuse(CodeInvalid, "several targets are named: restore to a volume, to a new volume, to a file or to an NBD server")
 	case req.Overwrite && req.File == "":
 		return j, refuse(CodeInvalid, "overwrite is for files: an existing volume named as the target is overwritten anyway")
 	case req.Volume != "":
@@ -49,6 +50,9 @@ func (s *server) restoreTarget(ctx context.Context, req *Restore, b Backup) (Job
 			return j, refuse(CodeConflict, "%v", err)
 		}
 		return j, nil
+	case req.NBD != "":
+		j.Target = req.NBD
+		return j, s.exportTarget(ctx, req.NBD, b)
 	case req.NewVolume == "":
 		// The whole ID would be too long for the socket in the default folder.
 		req.NewVolume = "restore_backup_" + b.ID[:8]
@@ -126,6 +130,9 @@ func realPath(path string) string {
 
 // mayRestoreTo refuses a volume that cannot take the backup.
 func mayRestoreTo(v Volume, b Backup) error {
+	if err := source.Refuse(v, source.Fill); err != nil {
+		return err
+	}
 	switch {
 	case v.Status == serve.StatusError:
 		return refuse(CodeConflict, "volume %s cannot be restored to: %s", v.Name, v.Error)

@@ -25,6 +25,7 @@ func (s *server) routes() http.Handler {
 	handle(m, "DELETE /v1/volumes/{ref}", s.deleteVolume)
 	handle(m, "GET /v1/volumes/{ref}/policy", s.policy)
 	handle(m, "PUT /v1/volumes/{ref}/policy", s.setPolicy)
+	handle(m, "PUT /v1/volumes/{ref}/quiesce", s.setQuiesce)
 	handle(m, "POST /v1/volumes/{ref}/assign", s.assignVolume)
 	handle(m, "GET /v1/volumes/{ref}/checkpoints", s.checkpoints)
 	handle(m, "POST /v1/volumes/{ref}/checkpoints", s.createCheckpoint)

@@ -80,7 +80,7 @@ func newServer(ctx context.Context, h *hub, name, dir string) (*server, error) {
 		log = log.With(slog.String("repository", name))
 	}
 	s := &server{
-		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.o.Serve, started: time.Now().UTC(), tidy: make(chan struct{}, 1), claims: map[string]int{},
+		o: h.o, hub: h, name: name, log: log, cat: cat, serve: h.volumes, started: time.Now().UTC(), tidy: make(chan struct{}, 1), claims: map[string]int{},
 		reason: "it is being opened",
 		tried:  make(chan struct{}), open: make(chan struct{}), ended: make(chan struct{}),
 	}

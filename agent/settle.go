@@ -132,8 +132,8 @@ func (s *server) recoverJob(ctx context.Context, j Job, cause error, put func(co
 			j.Error = b.FailReason
 		}
 	case catalog.RestoreJob:
-		if j.VolumeID != "" {
-			j.Error = joinSentences(cause.Error(), fmt.Sprintf("volume %s holds a mixture of old and new: restore to it again", j.Target))
+		if where := mixedTarget(j); where != "" {
+			j.Error = joinSentences(cause.Error(), where+" holds a mixture of old and new: restore to it again")
 		}
 	}
 	return put(ctx, j)

@@ -55,7 +55,22 @@ func (s *server) createVolume(ctx context.Context, r request) (any, error) {
 			return nil, err
 		}
 	}
-	return s.serve.CreateVolume(ctx, req)
+	if req.Quiesce != nil {
+		if err := req.Quiesce.check(Volume{Name: req.Name, Kind: req.kind()}); err != nil {
+			return nil, err
+		}
+	}
+	if err := req.noteQuiesce(); err != nil {
+		return nil, err
+	}
+	if !req.foreign() {
+		return s.serve.CreateVolume(ctx, req.plane())
+	}
+	x, err := req.record()
+	if err != nil {
+		return nil, err
+	}
+	return s.hub.foreign.create(ctx, x)
 }
 
 // freeVolumeName refuses a volume's name that is not one or that an export
@@ -134,28 +149,6 @@ func (s *server) snapshots(ctx context.Context, r request) (any, error) {
 
 func (s *server) snapshot(ctx context.Context, r request) (any, error) {
 	return s.serve.Snapshot(ctx, r.ref)
-}
-
-func (s *server) createSnapshots(ctx context.Context, r request) (any, error) {
-	var req CreateSnapshots
-	if err := r.decode(&req); err != nil {
-		return nil, err
-	}
-	if req.Name != "" {
-		if err := checkName("a snapshot", req.Name); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.pairable(ctx, req); err != nil {
-		return nil, err
-	}
-	for _, ref := range req.Volumes {
-		// One that there is not is refused by the data plane.
-		if v, err := s.serve.Volume(ctx, ref); err == nil {
-			req.Fresh = req.Fresh || s.freshly(ctx, v.ID)
-		}
-	}
-	return list(s.serve.CreateSnapshots(ctx, req))
 }
 
 func (s *server) deleteSnapshot(ctx context.Context, r request) (any, error) {

@@ -17,7 +17,7 @@ func backupCommands() *cli.Command {
 		leaf("create", "VOLUME", "back a volume up, in full unless told otherwise", agentRepoFlags(
 			&cli.BoolFlag{Name: "incremental", Usage: "read only what changed since the last backup; refused when there is none to start from"},
 			&cli.BoolFlag{Name: "auto", Usage: "incremental when it can be, else full"},
-			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume: as after a power failure of the guest"},
+			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume and it is not quiesced: as after a power failure of the guest"},
 			&cli.StringFlag{Name: "snapshot", Usage: "back this `snapshot` of the volume up, not its present content"},
 			&cli.StringFlag{Name: "name", Usage: "`name` of the backup"},
 			&cli.StringFlag{Name: "description", Usage: "`text` to keep with it"},
@@ -30,10 +30,11 @@ func backupCommands() *cli.Command {
 		forgetCommand(),
 		leaf("trash", "", "deleted backups that no prune has removed yet", agentRepoFlags(), withAgent(listTrash)),
 		leaf("undelete", "BACKUP", "take a backup out of the trash", agentRepoFlags(), withAgent(undeleteBackup)),
-		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, or to a file", agentRepoFlags(
+		leaf("restore", "BACKUP", "restore a backup to a new volume, over an existing one, to a file or to an NBD server", agentRepoFlags(
 			&cli.StringFlag{Name: "volume", Usage: "over this existing `volume`: only blocks that differ are written"},
 			&cli.StringFlag{Name: "name", Usage: "to a new volume of this `name`"},
 			&cli.StringFlag{Name: "file", Usage: "to this `file` of the agent's machine"},
+			&cli.StringFlag{Name: "nbd", Usage: "over this export of any NBD server, by its `URI`: only blocks that differ are written"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace the file if it exists"},
 			verifyFlag(), skipDamagedFlag(),
 			noWaitFlag(),
@@ -126,6 +127,9 @@ func backupFields(t *table, b agent.Backup) {
 	t.field("kind", kind)
 	t.field("compared in full because", b.FullCompareReason)
 	t.field("created", when(b.Created))
+	if b.Quiesced {
+		t.field("quiesced", "yes")
+	}
 	if !b.RetainUntil.IsZero() {
 		t.field("retained until", when(b.RetainUntil))
 	}
@@ -228,7 +232,7 @@ func undeleteBackup(c *cli.Context, a *agent.Client) error {
 
 func restoreBackup(c *cli.Context, a *agent.Client) error {
 	req := agent.Restore{
-		Backup: c.Args().First(), Volume: c.String("volume"), NewVolume: c.String("name"), Overwrite: c.Bool("overwrite"),
+		Backup: c.Args().First(), Volume: c.String("volume"), NewVolume: c.String("name"), NBD: c.String("nbd"), Overwrite: c.Bool("overwrite"),
 		Verify: c.Bool("verify"), SkipDamaged: c.Bool("skip-damaged"),
 	}
 	var err error
@@ -236,13 +240,13 @@ func restoreBackup(c *cli.Context, a *agent.Client) error {
 		return err
 	}
 	targets := 0
-	for _, s := range []string{req.Volume, req.NewVolume, req.File} {
+	for _, s := range []string{req.Volume, req.NewVolume, req.File, req.NBD} {
 		if s != "" {
 			targets++
 		}
 	}
 	if targets > 1 {
-		return usagef("--volume, --name and --file exclude each other: restore to one place at a time")
+		return usagef("--volume, --name, --file and --nbd exclude each other: restore to one place at a time")
 	}
 	if req.Overwrite && req.File == "" {
 		return usagef("--overwrite goes with --file; an existing volume is named with --volume")
@@ -265,6 +269,8 @@ func restoreBackup(c *cli.Context, a *agent.Client) error {
 		t.field("backup", r.Backup)
 		t.field("volume", r.Volume)
 		t.field("file", r.File)
+		t.field("nbd", r.NBD)
+		t.field("warning", r.Warning)
 		t.field("read", exact(r.BytesRead))
 		t.field("written", exact(r.BytesWritten))
 		t.field("took", took(job.Finished.Sub(job.Started)))

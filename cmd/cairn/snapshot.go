@@ -14,6 +14,7 @@ func snapshotCommands() *cli.Command {
 		leaf("create", "VOLUME ...", "snapshot one volume, or several at one instant", agentFlags(
 			&cli.StringFlag{Name: "name", Usage: "`name` of the snapshot"},
 			&cli.BoolFlag{Name: "force", Usage: "also while a guest uses the volume: as after a power failure of the guest"},
+			&cli.BoolFlag{Name: "quiesce", Usage: "while the volumes are quiesced, each as volume quiesce has it"},
 			&cli.StringFlag{Name: "checkpoint", Usage: "`name` of a checkpoint of each volume at the same instant, for the next incremental of a backup tool other than Cairn (see cairn checkpoint)"},
 		), withAgent(createSnapshots)),
 		leaf("list", "[VOLUME]", "all snapshots, or those of a volume", agentFlags(), withAgent(listSnapshots)),
@@ -28,7 +29,11 @@ func createSnapshots(c *cli.Context, a *agent.Client) error {
 	if name := c.String("checkpoint"); name != "" {
 		req.Checkpoints = slices.Repeat([]string{name}, len(req.Volumes))
 	}
-	snaps, err := a.CreateSnapshots(c.Context, req)
+	create := a.CreateSnapshots
+	if c.Bool("quiesce") {
+		create = a.CreateQuiescedSnapshots
+	}
+	snaps, err := create(c.Context, req)
 	if err != nil {
 		return err
 	}

@@ -11,12 +11,18 @@ import (
 
 func volumeCommands() *cli.Command {
 	return group("volume", "the disks that are served and backed up",
-		leaf("create", "NAME", "make a volume, or take an existing raw file or block device as one", agentFlags(
+		leaf("create", "NAME", "make a volume, or take an existing raw file, block device or NBD export, or the disk of a running qemu, as one", agentFlags(
 			&cli.StringFlag{Name: "size", Usage: "a new sparse file of this `size`, such as 4GiB"},
 			&cli.StringFlag{Name: "file", Usage: "an existing raw image `file`, which stays where it is"},
 			&cli.StringFlag{Name: "device", Usage: "a block `device`"},
+			&cli.StringFlag{Name: "nbd", Usage: "an export of any NBD server, by its `URI`: nbd://HOST[:PORT]/NAME or nbd+unix:///NAME?socket=PATH; it stays there and is backed up from there"},
+			&cli.StringFlag{Name: "qmp", Usage: "with --node: a disk of the running qemu whose QMP monitor is this `socket`; it stays there and is backed up from there"},
+			&cli.StringFlag{Name: "node", Usage: "the `node` name of that disk, or the name of its device"},
 			&cli.StringFlag{Name: "id", Usage: "the `UUID` that the volume is to have, such as the one under which another host has the same file or device; without it one is drawn"},
 			&cli.BoolFlag{Name: "allow-format", Usage: "take a file that looks like qcow2, VMDK, LUKS… as raw bytes"},
+			&cli.StringFlag{Name: "quiesce-agent", Usage: "as volume quiesce --agent"},
+			&cli.StringFlag{Name: "quiesce-command", Usage: "as volume quiesce --command"},
+			&cli.BoolFlag{Name: "quiesce-try", Usage: "as volume quiesce --try"},
 			&cli.StringFlag{Name: "project", Usage: "whose it is, name or ID of a `project`: who may see it through the Block Storage API"}, usersFlag(), stateFlag(),
 		), withAgent(createVolume)),
 		leaf("list", "", "all volumes", agentFlags(), withAgent(listVolumes)),
@@ -25,7 +31,7 @@ func volumeCommands() *cli.Command {
 			&cli.StringFlag{Name: "size", Usage: "the new `size`"},
 		), withAgent(extendVolume)),
 		leaf("reopen", "VOLUME", "open a volume again whose data had gone or whose disk had failed", agentFlags(), withAgent(reopenVolume)),
-		policyCommand(),
+		policyCommand(), quiesceCommand(),
 		leaf("assign", "VOLUME", "say whose a volume is: which project sees it through the Block Storage API; backups that there are stay whose they are", agentFlags(
 			&cli.StringFlag{Name: "project", Usage: "name or ID of a `project`"},
 			&cli.BoolFlag{Name: "none", Usage: "nobody's but the operator's"}, usersFlag(), stateFlag(),
@@ -36,24 +42,37 @@ func volumeCommands() *cli.Command {
 
 func createVolume(c *cli.Context, a *agent.Client) error {
 	given := 0
-	for _, f := range []string{"size", "file", "device"} {
+	for _, f := range []string{"size", "file", "device", "nbd", "qmp"} {
 		if c.String(f) != "" {
 			given++
 		}
 	}
-	if given != 1 {
-		return usagef("volume create needs one of --size, --file and --device: a new file of a size, an existing raw file, or a block device")
+	switch {
+	case given != 1:
+		return usagef("volume create needs one of --size, --file, --device, --nbd and --qmp: a new file of a size, an existing raw file, a block device, an NBD server's export, or a running qemu")
+	case (c.String("qmp") == "") != (c.String("node") == ""):
+		return usagef("--qmp and --node go together: the socket of the qemu, and which of its disks")
 	}
 	size, err := positiveSize(c, "size")
 	if err != nil && c.String("size") != "" {
 		return err
 	}
-	req := agent.CreateVolume{ID: c.String("id"), Name: c.Args().First(), Size: size, AllowFormat: c.Bool("allow-format")}
+	req := agent.CreateVolume{ID: c.String("id"), Name: c.Args().First(), Size: size, AllowFormat: c.Bool("allow-format"), NBD: c.String("nbd"), Node: c.String("node")}
 	if req.File, err = absolute(c.String("file")); err != nil {
 		return err
 	}
 	if req.Device, err = absolute(c.String("device")); err != nil {
 		return err
+	}
+	if req.QMP, err = absolute(c.String("qmp")); err != nil {
+		return err
+	}
+	q, err := quiesceFlags(c, "quiesce-")
+	if err != nil {
+		return err
+	}
+	if q != (agent.Quiesce{}) {
+		req.Quiesce = &q
 	}
 	project, err := projectOf(c, a, c.String("project"))
 	if err != nil {
@@ -101,7 +120,11 @@ func listVolumes(c *cli.Context, a *agent.Client) error {
 	return emit(c, list(vols), func(t *table) {
 		t.row("NAME", "SIZE", "USED", "STATUS", "URI", "ID")
 		for _, v := range vols {
-			t.row(dash(v.Name), human(v.Size), human(v.Allocated), v.Status, v.URI, v.ID)
+			used, where := human(v.Allocated), v.URI
+			if agent.Foreign(v) {
+				used, where = "-", v.Path
+			}
+			t.row(dash(v.Name), human(v.Size), used, v.Status, where, v.ID)
 		}
 	})
 }
@@ -119,7 +142,9 @@ func emitVolume(c *cli.Context, v agent.Volume) error {
 		t.field("name", v.Name)
 		t.field("id", v.ID)
 		t.field("size", exact(v.Size))
-		t.field("used", exact(v.Allocated))
+		if !agent.Foreign(v) {
+			t.field("used", exact(v.Allocated))
+		}
 		t.field("status", v.Status)
 		t.field("error", v.Error)
 		t.field("writer", v.Writer)
@@ -127,10 +152,13 @@ func emitVolume(c *cli.Context, v agent.Volume) error {
 			t.field("epoch", *v.Epoch)
 		}
 		t.field(v.Kind, v.Path)
-		t.field("uri", v.URI)
+		if v.URI != v.Path {
+			t.field("uri", v.URI)
+		}
 		t.field("over TCP", v.TCPURI)
 		t.field("socket", v.Socket)
 		t.field("created", when(v.Created))
+		t.field("quiesced by", quiescedBy(agent.QuiesceOf(v)))
 		t.field("snapshots", v.Snapshots)
 		for _, p := range v.Checkpoints {
 			changed := "nobody knows what changed since"

@@ -47,6 +47,7 @@ type Backup struct { //nolint:recvcheck // JSON wants a value to write and a poi
 	Created           time.Time     `json:"created_at"`
 	Updated           time.Time     `json:"updated_at,omitzero"`
 	DataTime          time.Time     `json:"data_timestamp,omitzero"` // of the content: when its snapshot was made
+	Quiesced          bool          `json:"quiesced,omitempty"`      // whoever writes to the volume stood still then, with all written
 	FailReason        string        `json:"fail_reason"`
 	Warning           string        `json:"warning,omitempty"`
 	RetainUntil       time.Time     `json:"retain_until,omitzero"` // it cannot be deleted before
@@ -94,7 +95,7 @@ func (b *Backup) UnmarshalJSON(data []byte) error {
 
 const backupColumns = `id, name, description, metadata, unwanted, shown, project, user_id, container, status, volume, volume_id, volume_notes, snapshot_id,
 	size, incremental, parent, bytes_read, bytes_audited, bytes_changed, bytes_new, bytes_stored, bytes_shards,
-	duration_ns, full_compare_reason, created, updated, data_time, fail_reason, warning, session, checkpoint, undecided, retain_until, stored_as, host`
+	duration_ns, full_compare_reason, created, updated, data_time, fail_reason, warning, session, checkpoint, undecided, retain_until, stored_as, host, quiesced`
 
 // kept is how many of the first columns PutBackup leaves as they are.
 const kept = 6
@@ -105,7 +106,7 @@ func (b *Backup) values(host string) ([]any, error) {
 	return []any{
 		b.ID, b.Name, b.Description, metadata, b.Unwanted, b.Shown, b.Project, b.User, b.Container, b.Status, b.Volume, b.VolumeID, string(b.VolumeNotes), b.SnapshotID,
 		b.Size, b.Incremental, b.Parent, b.BytesRead, b.BytesAudited, b.BytesChanged, b.BytesNew, b.BytesStored, b.BytesShards,
-		int64(b.Duration), sentence(b.FullCompareReason), stamp(b.Created), stamp(b.Updated), stamp(b.DataTime), sentence(b.FailReason), sentence(b.Warning), b.Session, b.Checkpoint, b.Undecided, stamp(b.RetainUntil), b.StoredAs, cmp.Or(b.Host, host),
+		int64(b.Duration), sentence(b.FullCompareReason), stamp(b.Created), stamp(b.Updated), stamp(b.DataTime), sentence(b.FailReason), sentence(b.Warning), b.Session, b.Checkpoint, b.Undecided, stamp(b.RetainUntil), b.StoredAs, cmp.Or(b.Host, host), b.Quiesced,
 	}, err
 }
 
@@ -127,7 +128,7 @@ func scanBackup(r *sql.Rows) (Backup, error) {
 	err := r.Scan(
 		&b.ID, &b.Name, &b.Description, &metadata, &b.Unwanted, &b.Shown, &b.Project, &b.User, &b.Container, &b.Status, &b.Volume, &b.VolumeID, &notes, &b.SnapshotID,
 		&b.Size, &b.Incremental, &b.Parent, &b.BytesRead, &b.BytesAudited, &b.BytesChanged, &b.BytesNew, &b.BytesStored, &b.BytesShards,
-		&duration, &b.FullCompareReason, &created, &updated, &data, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided, &retain, &b.StoredAs, &b.Host)
+		&duration, &b.FullCompareReason, &created, &updated, &data, &b.FailReason, &b.Warning, &b.Session, &b.Checkpoint, &b.Undecided, &retain, &b.StoredAs, &b.Host, &b.Quiesced)
 	b.Created, b.Updated, b.DataTime = moment(created), moment(updated), moment(data)
 	b.Duration, b.RetainUntil = time.Duration(duration), moment(retain)
 	if notes != "" {

@@ -27,7 +27,7 @@ var drawBackup = rapid.Custom(func(t *rapid.T) Backup {
 		Created: time.Unix(0, rapid.Int64Range(1, 1<<61).Draw(t, "created")).UTC(), FailReason: text.Draw(t, "fail"), Warning: text.Draw(t, "warning"),
 		Session: text.Draw(t, "session"), Checkpoint: text.Draw(t, "checkpoint"), Undecided: rapid.Bool().Draw(t, "undecided"),
 		RetainUntil: moment(rapid.Int64Range(0, 1<<62).Draw(t, "retain until")),
-		User:        text.Draw(t, "user"), Host: text.Draw(t, "host"), Container: text.Draw(t, "container"), StoredAs: text.Draw(t, "stored as"), Unwanted: rapid.Bool().Draw(t, "unwanted"),
+		User:        text.Draw(t, "user"), Host: text.Draw(t, "host"), Container: text.Draw(t, "container"), StoredAs: text.Draw(t, "stored as"), Quiesced: rapid.Bool().Draw(t, "quiesced"), Unwanted: rapid.Bool().Draw(t, "unwanted"),
 		Shown:       rapid.SampledFrom([]Status{"", Failed}).Draw(t, "shown"),
 		Metadata:    rapid.SampledFrom([]map[string]string{nil, {"a": "b"}, {"ä": "", "x": "\x00"}}).Draw(t, "metadata"),
 		VolumeNotes: rapid.SampledFrom([]json.RawMessage{nil, json.RawMessage(`{"name":"x"}`)}).Draw(t, "notes"),

@@ -183,4 +183,5 @@ var migrations = []string{
 	) STRICT;
 	CREATE INDEX calls_host ON calls (host, expires);
 	ALTER TABLE checkpoints ADD COLUMN others TEXT NOT NULL DEFAULT '';`,
+	`ALTER TABLE backups ADD COLUMN quiesced BOOLEAN NOT NULL DEFAULT FALSE;`,
 }

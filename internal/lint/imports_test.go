@@ -66,8 +66,9 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/repocopy", "blockmap internal/backup internal/manifest internal/objstore internal/repository"},
 
 	// The control plane.
+	{"internal/source", "internal/attributes internal/jsonfile internal/qemu internal/serve internal/vfs nbd"},
 	{"internal/cinderapi", "internal/identity"},
-	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/manifest internal/repository internal/restore internal/serve internal/tcpdoor internal/unixhttp internal/vfs nbd"},
+	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/jsonfile internal/manifest internal/quiesce internal/repository internal/restore internal/serve internal/source internal/tcpdoor internal/unixhttp internal/vfs nbd"},
 	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/tcpdoor internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.

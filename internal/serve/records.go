@@ -90,7 +90,8 @@ type Snapshot struct {
 	Readers       int       `json:"readers"`
 	Temporary     bool      `json:"temporary"` // gone when the data plane restarts
 	PreimageBytes int64     `json:"preimage_bytes"`
-	BytesRead     int64     `json:"bytes_read"` // since the data plane started
+	Caveat        string    `json:"caveat,omitempty"` // why it may not be of one instant; the data plane's always are
+	BytesRead     int64     `json:"bytes_read"`       // since the data plane started
 }
 
 // Status is the state of the data plane itself.
