@@ -69,8 +69,8 @@ bench-s3: ## storing and reading through four local S3 servers, as a share of fo
 bench-peers: build ## full, incrementals and restore beside restic and borg
 	scripts/bench-peers.sh
 
-bench-nbd: ## the NBD server beside nbdkit and qemu-nbd
-	scripts/bench-nbd.sh
+bench-nbd: build ## the NBD server, with change tracking, beside nbdkit, qemu-nbd, nbd-server and go-nbd: make bench-nbd ROUNDS=5 SECONDS=1
+	scripts/bench-nbd.py --cairn bin/cairn $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 clean: ## what the targets above made
 	rm -rf bin $(CACHE)
