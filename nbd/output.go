@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ const (
 // unless another is about to, which then takes both along.
 type output struct {
 	nc     net.Conn
+	w      io.Writer       // to nc
 	socket net.Conn        // under nc, or nc itself
 	raw    syscall.RawConn // of nc, nil when it is not a kernel socket
 
@@ -88,7 +90,7 @@ func (o *output) flushLocked() error {
 	if o.err != nil || len(o.buf) == 0 {
 		return o.err
 	}
-	_, err := o.nc.Write(o.buf)
+	_, err := o.w.Write(o.buf)
 	o.buf = o.buf[:0]
 	return o.written(err)
 }

@@ -97,20 +97,20 @@ func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 	var failed error
 	err := raw.Read(func(fd uintptr) bool {
 		for done < n {
-			m, err := unix.Splice(int(fd), nil, p.w, nil, n-done, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			m, err := spliceNoWait(int(fd), p.w, n-done)
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:
 				// Either side may be the reason.
 				return done > 0 && p.full()
-			case err != nil:
+			case err != 0:
 				failed = fmt.Errorf("nbd: splice from socket: %w", err)
 				return true
 			case m == 0:
 				failed = io.ErrUnexpectedEOF
 				return true
 			default:
-				done += int(m)
+				done += m
 			}
 		}
 		return true
@@ -158,12 +158,12 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 	var failed error
 	err := o.raw.Write(func(fd uintptr) bool {
 		for len(b) > 0 {
-			m, err := unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			m, err := sendNoWait(int(fd), b, unix.MSG_MORE)
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:
 				return false
-			case err != nil:
+			case err != 0:
 				failed = err
 				return true
 			default:
@@ -171,19 +171,19 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 			}
 		}
 		for n > 0 {
-			m, err := unix.Splice(p.r, nil, int(fd), nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			m, err := spliceNoWait(p.r, int(fd), n)
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:
 				return false
-			case err != nil:
+			case err != 0:
 				failed = fmt.Errorf("nbd: splice to socket: %w", err)
 				return true
 			case m == 0:
 				failed = io.ErrUnexpectedEOF
 				return true
 			default:
-				n -= int(m)
+				n -= m
 			}
 		}
 		return true
@@ -199,9 +199,12 @@ func (o *output) spliced(head []byte, p *pipe, n int) error {
 // tell it reads like any other.
 func (t *transmission) peek(fd int, p []byte, off int64) int {
 	if t.nowait {
-		n, err := unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
-		if !errors.Is(err, unix.EOPNOTSUPP) {
-			return max(n, 0)
+		n, errno := readNoWait(fd, p, off)
+		if errno == 0 {
+			return n
+		}
+		if errno != unix.EOPNOTSUPP {
+			return 0
 		}
 		t.nowait = false
 	}

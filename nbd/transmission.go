@@ -89,7 +89,7 @@ func newTransmission(c *conn) *transmission {
 	c.in.resize(readBuffer)
 	t := &transmission{
 		in:         &c.in,
-		out:        output{nc: c.nc, socket: c.socket},
+		out:        output{nc: c.nc, w: c.nc, socket: c.socket},
 		dev:        c.dev,
 		counters:   c.export.Counters,
 		readOnly:   c.export.ReadOnly,
@@ -117,8 +117,10 @@ func newTransmission(c *conn) *transmission {
 	if raw := rawConn(c.socket); raw != nil {
 		raiseSendBuffer(raw)
 	}
-	t.raw = rawConn(c.nc)
-	t.out.raw = t.raw
+	if t.raw = rawConn(c.nc); t.raw != nil {
+		t.out.raw, t.out.w = t.raw, newQuickWriter(t.raw)
+		t.in.nc = newQuickReader(c.nc, t.raw)
+	}
 	return t
 }
 
