@@ -97,7 +97,7 @@ func (t *transmission) readSpliced(r request, fd int) (done bool, err error) {
 		if err != nil {
 			return false, nil //nolint:nilerr // no descriptors left: copy
 		}
-		n := min(rest, p.size)
+		n := min(rest, p.room(off))
 		n, readErr := p.fromFile(fd, int64(off), n) //nolint:gosec // within the device's size
 		if n < rest && (t.single(r) || readErr != nil) {
 			if off == r.offset {

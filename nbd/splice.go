@@ -13,7 +13,7 @@ import (
 // program. It belongs to one connection's loop, and is empty between requests.
 type pipe struct {
 	r, w int
-	size int // bytes that fit wherever in a page they begin
+	size int // bytes that fit if they begin with a page
 }
 
 // openPipe returns the connection's pipe.
@@ -26,17 +26,22 @@ func (t *transmission) openPipe() (*pipe, error) {
 		return nil, fmt.Errorf("nbd: pipe: %w", err)
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
-	page := unix.Getpagesize()
-	p.size = 16*page - page // what every pipe has, less the page that an odd offset costs
+	p.size = 16 * pageSize // what every pipe has
 	for size := 2 * maxPiece; size > 64<<10; size /= 2 {
 		if got, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, size); err == nil {
-			p.size = got - page
+			p.size = got
 			break
 		}
 	}
 	t.pipe = p
 	return p, nil
 }
+
+var pageSize = unix.Getpagesize()
+
+// room returns how many bytes of a file from off on fit: each page of it takes one
+// place, however little of it is wanted.
+func (p *pipe) room(off uint64) int { return p.size - int(off%uint64(pageSize)) } //nolint:gosec // a page is small
 
 // dropPipe discards the pipe with whatever is in it.
 func (t *transmission) dropPipe() error {
@@ -90,8 +95,12 @@ func (p *pipe) toFile(fd int, off int64, n int) error {
 	return nil
 }
 
-// fromSocket waits until n more bytes of the socket are in the pipe, or it is full, and
-// returns how many came. There has to be room for one.
+// enough is how much of a payload is worth being written before the rest has come: the
+// client can go on sending meanwhile.
+const enough = 128 << 10
+
+// fromSocket waits until n more bytes of the socket are in the pipe, or enough and no more
+// have come, or it is full, and returns how many came. There has to be room for one.
 func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 	done := 0
 	var failed error
@@ -102,7 +111,7 @@ func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:
 				// Either side may be the reason.
-				return done > 0 && p.full()
+				return done >= enough || done > 0 && p.full()
 			case err != 0:
 				failed = fmt.Errorf("nbd: splice from socket: %w", err)
 				return true
