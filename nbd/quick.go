@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -53,10 +54,10 @@ func (r *quickReader) Read(p []byte) (int, error) {
 // receive reports whether there is an outcome.
 func (r *quickReader) receive(fd uintptr) bool {
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(r.p))), uintptr(len(r.p)))
+		n, errno := receiveNoWait(int(fd), r.p)
 		switch errno {
 		case 0:
-			r.n = int(n)
+			r.n = n
 			return true
 		case unix.EINTR:
 		case unix.EAGAIN:
@@ -122,8 +123,27 @@ func readNoWait(fd int, p []byte, off int64) (int, syscall.Errno) {
 	return int(n), errno
 }
 
+// receiveNoWait takes what has come.
+func receiveNoWait(fd int, p []byte) (int, syscall.Errno) {
+	if raceDetector {
+		return plain(syscall.Read(fd, p))
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return int(n), errno
+}
+
+// plain is the outcome of a system call as the calls here have it.
+func plain(n int, err error) (int, syscall.Errno) {
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	return n, errno
+}
+
 // sendNoWait sends as much of p as the socket takes.
 func sendNoWait(fd int, p []byte, flags uintptr) (int, syscall.Errno) {
+	if raceDetector && flags == 0 {
+		return plain(syscall.Write(fd, p))
+	}
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
 		flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	return int(n), errno
