@@ -22,6 +22,8 @@ type conn struct {
 	outErr error  // of sending replies; what follows is dropped
 
 	noZeroes bool
+	options  int  // how many more the client may send
+	listed   bool // it has had its list
 	// What options have chosen. STARTTLS throws all of it away.
 	chosen
 
@@ -94,13 +96,13 @@ func (c *conn) negotiate(ctx context.Context) error {
 		return fmt.Errorf("nbd: client sent the unknown handshake flags %#x", flags)
 	}
 	c.noZeroes = flags&uint32(flagNoZeroes) != 0
-	for range maxOptions {
+	for c.options = maxOptions; c.options > 0; c.options-- {
 		done, err := c.option(ctx)
 		if err != nil || done {
 			return err
 		}
 	}
-	return fmt.Errorf("nbd: client sent more than %d options", maxOptions)
+	return fmt.Errorf("nbd: client sent more options than the %d, and %d for each export in its list, that are served", maxOptions, maxPerListed)
 }
 
 // option reads one option and answers it. done means that no other follows.
@@ -208,7 +210,8 @@ func (c *conn) exportName(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// list answers LIST: one reply for each export, then an acknowledgement.
+// list answers LIST: one reply for each export, then an acknowledgement. The first
+// list lets the client ask about each export that is in it.
 func (c *conn) list(data []byte) {
 	switch {
 	case len(data) != 0:
@@ -223,7 +226,11 @@ func (c *conn) list(data []byte) {
 			return
 		}
 		c.reply(optList, repServer, append(appendName(nil, e.Name), clipText(e.Description)...))
+		if !c.listed {
+			c.options += maxPerListed
+		}
 	}
+	c.listed = true
 	c.reply(optList, repAck, nil)
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -241,6 +242,34 @@ func TestHandshake(t *testing.T) {
 			test.talk(w)
 		})
 	}
+}
+
+// A client may ask about every export that it was told of, as nbdinfo --list does, but
+// not for ever.
+func TestHandshakeOptionsOfListed(t *testing.T) {
+	const count = 100
+	var exports []*Export
+	for i := range count {
+		exports = append(exports, newMemory(1).export(strconv.Itoa(i)))
+	}
+	w := connect(t, listen(t, serverOf(t, exports...)))
+	w.hello()
+	left := maxOptions + count*maxPerListed
+	for range 2 { // the second adds nothing
+		w.option(optList)
+		for range count {
+			if rep, _ := w.reply(optList); rep != repServer {
+				t.Fatalf("reply %#x", rep)
+			}
+		}
+		w.expectReply(optList, repAck, nil)
+		left--
+	}
+	for i := range left {
+		w.option(optListMetaContext, name(strconv.Itoa(i%count)), uint32(0))
+		w.expectReply(optListMetaContext, repErrInvalid, nil) // as nobody has asked for structured replies
+	}
+	w.expectEnd()
 }
 
 func TestHandshakeZeroes(t *testing.T) {

@@ -128,6 +128,7 @@ const (
 	maxText         = 4096     // of a message or description, by the protocol
 	maxOptionData   = 64 << 10 // of one option, or one option's reply
 	maxOptions      = 32       // in one handshake
+	maxPerListed    = 4        // options more for each export in a list
 	maxPayload      = 64 << 20 // of one READ or WRITE that the server takes
 	offeredPayload  = 32 << 20 // what it tells clients
 	preferredBlock  = 4096
