@@ -5,13 +5,8 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"net"
-	"os"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/cairnbackup/cairn/internal/needs"
 )
 
 // Large requests and many of them pass through TLS.
@@ -75,51 +70,5 @@ func (w *wire) readChunks(p []byte, cookie uint64, total int) {
 			w.t.Fatal(err)
 		}
 		total -= n
-	}
-}
-
-// Other implementations get in with a certificate, and only with one.
-func TestInteropTLS(t *testing.T) {
-	nbdinfo, nbdcopy := needs.Tool(t, "nbdinfo", "libnbd-bin"), needs.Tool(t, "nbdcopy", "libnbd-bin")
-	img := needs.Tool(t, "qemu-img", "qemu-utils")
-	const size = 32 << 20
-	a := newAuthority(t)
-	d := newFileDisk(t, size, true)
-	e := d.export("disk")
-	e.Open = func(_ context.Context, p Peer) (Device, error) {
-		if p.CommonName != "alice" {
-			t.Errorf("opened by %+v", p)
-		}
-		return d, nil
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := withTLS(serverOf(t, e), a.server())
-	serveUntilEnd(t, s, l)
-	dir, address := a.clientDir("alice"), l.Addr().(*net.TCPAddr)
-	uri := "nbds://" + address.String() + "/disk?tls-certificates=" + dir
-
-	contains(t, run(t, nbdinfo, uri), "newstyle-fixed with TLS", "structured packets", "export-size: 33554432", "base:allocation")
-	contains(t, run(t, nbdinfo, "--list", uri), `export="disk":`)
-	ref, want := image(t, size)
-	run(t, nbdcopy, "--flush", ref, uri)
-	if !bytes.Equal(content(t, d), want) {
-		t.Fatal("nbdcopy wrote something else")
-	}
-	run(t, nbdcopy, "--connections=4", uri, ref+".out")
-	if got, err := os.ReadFile(ref + ".out"); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("nbdcopy read something else, %v", err)
-	}
-	creds := []string{"--object", "tls-creds-x509,id=t,endpoint=client,dir=" + dir, "--image-opts"}
-	node := "driver=nbd,host=127.0.0.1,port=" + strings.TrimPrefix(address.String(), "127.0.0.1:") + ",export=disk,tls-creds=t"
-	contains(t, run(t, img, append(append([]string{"compare"}, creds...), "driver=raw,file.driver=file,file.filename="+ref, node)...), "identical")
-	run(t, img, append(append([]string{"convert", "-n"}, creds...), "--target-image-opts", "driver=raw,file.driver=file,file.filename="+ref, node)...)
-
-	for _, plain := range []string{"nbd://" + address.String() + "/disk", "nbds://" + address.String() + "/disk?tls-certificates=" + newAuthority(t).clientDir("mallory")} {
-		if out, err := command(t, nbdinfo, plain).CombinedOutput(); err == nil {
-			t.Errorf("nbdinfo %s got in:\n%s", plain, out)
-		}
 	}
 }

@@ -10,7 +10,7 @@ strict=0
 [ "${1:-}" = --strict ] && strict=1
 
 # program:package
-wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
+wanted="nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils fio:fio \
 mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs fusermount3:fuse3 nbdkit:nbdkit nbdsh:python3-libnbd qemu-system-x86_64:qemu-system-x86 \
 openstack:python3-openstackclient cinder:python3-cinderclient keystone-manage:python3-keystone keystone-wsgi-public:python3-keystone initdb:postgresql ip:iproute2"
 

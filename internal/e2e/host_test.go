@@ -129,9 +129,11 @@ func cairnBinary(t *testing.T) string {
 
 func (h *host) path(elem ...string) string { return filepath.Join(append([]string{h.dir}, elem...)...) }
 
-func (h *host) startServe() {
+// startServe starts the data plane, with these settings besides those that each has.
+func (h *host) startServe(settings ...string) {
 	h.t.Helper()
-	h.serve = h.start("serve", "serve", "--state", h.path("state"), "--control", h.path("serve.sock"), "--nbd-dir", h.path("nbd"))
+	args := []string{"serve", "--state", h.path("state"), "--control", h.path("serve.sock"), "--nbd-dir", h.path("nbd")}
+	h.serve = h.start("serve", append(args, settings...)...)
 	h.await("serve", h.serve, func(ctx context.Context) error { _, err := h.data.Status(ctx); return err })
 }
 
