@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
-	"io"
 	"math"
-	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -209,47 +207,6 @@ func TestCVE_2023_5215(t *testing.T) {
 		})
 		if _, err := Dial(t.Context(), uri, ClientOptions{}); err == nil {
 			t.Errorf("a size of %d was taken", size)
-		}
-	}
-}
-
-// A client that comes and goes leaves nothing behind.
-func TestManyConnects(t *testing.T) {
-	noLeaks(t)
-	d := newFileDisk(t, 1<<20, true)
-	d.WriteAt(make([]byte, 1<<20), 0)
-	path := listen(t, serverOf(t, d.export("disk")))
-	for i := range 300 {
-		switch i % 4 {
-		case 0:
-			c, err := Dial(t.Context(), URI(path, "disk"), ClientOptions{Conns: 4})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := c.ReadAt(t.Context(), make([]byte, 256<<10), 0); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.Close(); err != nil {
-				t.Fatal(err)
-			}
-		case 1:
-			if _, err := Dial(t.Context(), URI(path, "nope"), ClientOptions{}); err == nil {
-				t.Fatal("no error")
-			}
-		case 2:
-			if _, err := List(t.Context(), URI(path, "")); err != nil {
-				t.Fatal(err)
-			}
-		case 3:
-			nc, err := net.Dial("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w := &wire{t: t, nc: nc}
-			w.enter("disk", true)
-			w.request(0, cmdRead, 1, 0, 1<<20) // and leaves with the reply on its way
-			_, _ = io.CopyN(io.Discard, nc, 100)
-			closeQuietly(nc)
 		}
 	}
 }
