@@ -2,12 +2,15 @@ package nbd
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"math"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Holes that other implementations had, each as a test of this one.
@@ -48,7 +51,15 @@ func TestCVE_2022_26496(t *testing.T) {
 // qemu aborted on an option whose name was longer than its buffer, before any
 // export was chosen.
 func TestCVE_2017_15118(t *testing.T) {
-	path := listen(t, serverOf(t, newMemory(1<<20).export("disk")))
+	s := serverOf(t, newMemory(1<<20).export("disk"))
+	lookup := s.o.Lookup
+	s.o.Lookup = func(name string, p Peer) (*Export, bool) {
+		if len(name) > maxName {
+			t.Errorf("a name of %d bytes is looked up", len(name))
+		}
+		return lookup(name, p)
+	}
+	path := listen(t, s)
 	w := connect(t, path)
 	w.hello()
 	w.option(optGo, name(strings.Repeat("n", 4097)), uint16(0))
@@ -63,17 +74,37 @@ func TestCVE_2017_15118(t *testing.T) {
 // qemu crashed when its server was stopped while clients sat in the handshake,
 // and let any number of them sit there.
 func TestCVE_2024_7409(t *testing.T) {
+	noLeaks(t)
 	s := serverOf(t, newMemory(1<<20).export("disk"))
-	t.Run("clients in the handshake", func(t *testing.T) {
-		noLeaks(t)
-		path := listen(t, s) // stopped when this subtest ends
-		for i := range 40 {
-			w := connect(t, path)
-			if i%2 == 0 {
-				w.hello()
-			}
+	s.o.HandshakeTimeout, s.o.MaxConns = time.Hour, 40
+	path := t.TempDir() + "/s"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Serve(ctx, l) }()
+	var waiting []*wire
+	for i := range 40 {
+		w := connect(t, path)
+		w.expect("NBDMAGIC", "IHAVEOPT", uint16(3))
+		switch i % 3 {
+		case 1:
+			w.send(uint32(3))
+		case 2:
+			w.send(uint32(3), "IHAVEOPT", optGo, uint32(1000), "half of it")
 		}
-	})
+		waiting = append(waiting, w)
+	}
+	connect(t, path).expectEnd() // no more may sit there
+	cancel()
+	for _, w := range waiting {
+		w.expectEnd()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // nbdkit opened the plugin for any client that connected, so that a port scan
