@@ -170,6 +170,10 @@ func (r *backupRun) explain(ctx context.Context, err error) error {
 // runAgain compares everything, as the audit found blocks that changed
 // without being marked; the backups since the parent may lack others.
 func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, n int64) (backup.Result, error) {
+	// A snapshot that broke shows newer content, and nothing was missed then.
+	if err := r.serve.VerifySnapshot(ctx, r.snap.ID); err != nil {
+		return backup.Result{}, err
+	}
 	r.parent.reason = fmt.Sprintf("the audit found %d blocks that changed since backup %s without being marked", n, r.parent.backup.ID)
 	r.log.LogAttrs(ctx, slog.LevelError, "changes of a volume were missed", slog.String("volume", r.vol.Name), slog.Int64("blocks", n))
 	if err := r.flagEarlier(ctx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/backup"
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
@@ -81,6 +82,29 @@ func TestFlagEarlier(t *testing.T) {
 	}
 	if w := l[1].Warning; !strings.HasPrefix(w, "shards are owed; ") {
 		t.Errorf("warning %q", w)
+	}
+}
+
+// brokenSnapshots is a control whose snapshots have broken.
+type brokenSnapshots struct{ control }
+
+var errBroken = errors.New("the snapshot broke")
+
+func (brokenSnapshots) VerifySnapshot(context.Context, string) error { return errBroken }
+
+// What an audit finds in a snapshot that broke says nothing about earlier backups.
+func TestFlagNothingForBroken(t *testing.T) {
+	s := bareServer(t)
+	if err := s.cat.PutBackup(t.Context(), Backup{ID: "old", VolumeID: "v", Incremental: true, Status: catalog.Available}); err != nil {
+		t.Fatal(err)
+	}
+	s.serve = brokenSnapshots{}
+	r := &backupRun{server: s, rec: Backup{ID: "new"}, vol: Volume{ID: "v"}, log: s.log}
+	if _, err := r.runAgain(t.Context(), nil, backup.Plan{}, 7); !errors.Is(err, errBroken) {
+		t.Errorf("read again: %v", err)
+	}
+	if b, err := s.cat.Backup(t.Context(), "old"); err != nil || b.Warning != "" {
+		t.Errorf("%+v, %v", b, err)
 	}
 }
 
