@@ -319,8 +319,8 @@ func (r *backupRun) warnOwed(st repository.SessionStats) {
 }
 
 func joinSentences(a, b string) string {
-	if a == "" {
-		return b
+	if a == "" || b == "" {
+		return a + b
 	}
 	return a + "; " + b
 }
