@@ -146,7 +146,7 @@ func (r *router) CreateSnapshots(ctx context.Context, req CreateSnapshots, still
 
 // VerifySnapshot says whether what was read of one was good.
 func (r *router) VerifySnapshot(ctx context.Context, ref string) error {
-	if r.foreign.Has(ref) {
+	if r.foreign.HasSnapshot(ref) {
 		return r.foreign.VerifySnapshot(ctx, ref)
 	}
 	return r.control.VerifySnapshot(ctx, ref)
@@ -167,7 +167,7 @@ func (r *router) Snapshots(ctx context.Context, ref string) ([]Snapshot, error) 
 
 // Snapshot returns one.
 func (r *router) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
-	if r.foreign.Has(ref) {
+	if r.foreign.HasSnapshot(ref) {
 		return r.foreign.Snapshot(ref)
 	}
 	return r.control.Snapshot(ctx, ref)
@@ -192,7 +192,7 @@ func (r *router) RevertVolume(ctx context.Context, ref string) error {
 
 // DeleteSnapshot deletes a snapshot.
 func (r *router) DeleteSnapshot(ctx context.Context, ref string) error {
-	if r.foreign.Has(ref) {
+	if r.foreign.HasSnapshot(ref) {
 		return r.foreign.DeleteSnapshot(ctx, ref)
 	}
 	return r.control.DeleteSnapshot(ctx, ref)

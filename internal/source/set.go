@@ -90,14 +90,21 @@ func (s *Set) load(id string) *volume {
 	return v
 }
 
-// Has reports whether ref is the name or ID of one of the volumes, or of one of their
-// snapshots.
+// Has reports whether ref is the name or ID of one of the volumes.
 func (s *Set) Has(ref string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, v := s.findLocked(ref)
+	return v != nil
+}
+
+// HasSnapshot reports whether ref is the ID or name of one of the volumes' snapshots, or
+// VOLUME@NAME.
+func (s *Set) HasSnapshot(ref string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	_, x := s.snapshotLocked(ref)
-	return v != nil || x != nil
+	return x != nil
 }
 
 func (s *Set) findLocked(ref string) (id string, v *volume) {
@@ -193,21 +200,30 @@ func (s *Set) Create(ctx context.Context, r Record) (serve.Volume, error) {
 	if r.Size, err = s.drivers[r.Kind].look(ctx, r); err != nil {
 		return serve.Volume{}, err
 	}
+	v, err := s.add(r)
+	if err != nil {
+		return serve.Volume{}, err
+	}
+	return s.show(ctx, v, 0), nil
+}
+
+// add makes a new record a volume.
+func (s *Set) add(r Record) (*volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id, v := s.findLocked(r.Name); v != nil {
-		return serve.Volume{}, refuse(serve.CodeConflict, "there is a volume %s already (%s): name this one otherwise", r.Name, id)
+		return nil, refuse(serve.CodeConflict, "there is a volume %s already (%s): name this one otherwise", r.Name, id)
 	}
 	if _, v := s.findLocked(r.ID); v != nil {
-		return serve.Volume{}, refuse(serve.CodeConflict, "volume %s has the ID %s already", v.rec.Name, r.ID)
+		return nil, refuse(serve.CodeConflict, "volume %s has the ID %s already", v.rec.Name, r.ID)
 	}
-	if err = s.save(r); err != nil {
-		return serve.Volume{}, err
+	if err := s.save(r); err != nil {
+		return nil, err
 	}
+	// An earlier volume may have had the ID, and have left something there.
 	v := newVolume(r)
-	v.swept = true
 	s.volumes[r.ID] = v
-	return s.shownLocked(v, s.drivers[r.Kind].state(ctx, r)), nil
+	return v, nil
 }
 
 // Delete forgets a volume, and drops what was made for it where it is served, if that

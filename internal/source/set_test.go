@@ -72,6 +72,67 @@ func (f *fake) sweep(_ context.Context, r Record) error {
 	return nil
 }
 
+// slow is a server that is asked how a disk is while a test looks at the set.
+type slow struct {
+	*fake
+
+	asked, answer chan struct{}
+}
+
+func (s slow) state(ctx context.Context, r Record) state {
+	s.asked <- struct{}{}
+	<-s.answer
+	return s.fake.state(ctx, r)
+}
+
+// TestOthersDoNotWait: whoever asks for a volume does not wait for the server of another one
+// that is just being made.
+func TestOthersDoNotWait(t *testing.T) {
+	f := &fake{size: 1 << 20}
+	s := open(t, vfs.NewMem(), f)
+	create(t, s, "first")
+	d := slow{f, make(chan struct{}), make(chan struct{})}
+	s.drivers[KindNBD] = d
+	made := make(chan error, 1)
+	go func() {
+		_, err := s.Create(t.Context(), Record{Name: "second", Kind: KindNBD, URI: "nbd://host/second"})
+		made <- err
+	}()
+	<-d.asked
+	if !s.Has("first") || !s.Has("second") {
+		t.Error("not there")
+	}
+	close(d.answer)
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSameIDAgain: what a volume has left where it was served goes with the next one of its
+// ID, also when its record could not be read.
+func TestSameIDAgain(t *testing.T) {
+	ctx := t.Context()
+	fsys, f := vfs.NewMem(), &fake{size: 1 << 20}
+	s := open(t, fsys, f)
+	v := create(t, s, "disk")
+	if _, err := s.CreateSnapshots(ctx, temporary("disk", "first"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := vfs.WriteFile(fsys, filepath.Join("/state/sources", fileName(v.ID)), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, fsys, f)
+	if err := s.Delete(ctx, v.ID); err != nil || len(f.there) != 2 {
+		t.Fatalf("%v, there is %q", err, f.there)
+	}
+	if _, err := s.Create(ctx, Record{ID: v.ID, Name: "disk", Kind: KindNBD, URI: "nbd://host/disk"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(ctx); err != nil || len(f.there) != 0 {
+		t.Errorf("%v, there is %q", err, f.there)
+	}
+}
+
 func open(t *testing.T, fsys vfs.FS, f *fake) *Set {
 	t.Helper()
 	s, err := Open(fsys, "/state/sources")

@@ -87,13 +87,12 @@ func (s *Set) drop(ctx context.Context, x serve.Snapshot) {
 	if x.ID == "" {
 		return
 	}
-	s.mu.Lock()
-	v, _ := s.snapshotLocked(x.ID)
-	s.mu.Unlock()
 	_ = s.DeleteSnapshot(ctx, x.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v.swept = false
+	if _, v := s.findLocked(x.VolumeID); v != nil {
+		v.swept = false
+	}
 }
 
 // Snapshots returns the snapshots of one volume, or of all with "".
