@@ -48,6 +48,11 @@ func TestLiveGuest(t *testing.T) {
 		t.Errorf("again: %+v", third)
 	}
 	r.until("two bitmaps", func() bool { return len(g.bitmaps()) == keepCheckpoints })
+	l, err := r.agent.Checkpoints(ctx, "guest")
+	l = l[max(0, len(l)-keepCheckpoints):] // the record of a dropped one goes after its bitmap
+	if err != nil || len(l) != keepCheckpoints || l[0].DirtyBytes == nil || *l[0].DirtyBytes != 2<<16 || l[1].DirtyBytes == nil || *l[1].DirtyBytes != 0 {
+		t.Errorf("what changed since: %+v, %v", l, err)
+	}
 
 	g.kill()
 	if v, err = r.agent.Volume(ctx, "guest"); err != nil || v.Status != "error" || !strings.Contains(v.Error, "guest") {

@@ -77,6 +77,10 @@ func (d *qemuDisk) state(ctx context.Context, r Record) state {
 	case err != nil:
 		return state{err: err, doubts: s.doubts}
 	}
+	s.dirty = make(map[string]int64, len(info.Checkpoints))
+	for _, c := range info.Checkpoints {
+		s.dirty[c.Name] = c.Dirty
+	}
 	for _, c := range r.Checkpoints {
 		if c.Doubt == "" {
 			s.doubts[c.Name] = fault(info, c.Name)

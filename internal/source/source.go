@@ -58,6 +58,7 @@ type state struct {
 	writer string            // who uses it; "" = nobody, or nobody can tell
 	err    error             // why it cannot be backed up
 	doubts map[string]string // by checkpoint: why everything since it counts as changed
+	dirty  map[string]int64  // by checkpoint: bytes that changed since, where that is known
 }
 
 // beginning says what begin is to make.

@@ -78,7 +78,11 @@ func (s *Set) shownLocked(v *volume, st state) serve.Volume {
 		out.Status, out.Error = serve.StatusError, st.err.Error()
 	}
 	for _, c := range r.Checkpoints {
-		out.Checkpoints = append(out.Checkpoints, serve.Checkpoint{Name: c.Name, Created: c.Made, Doubt: st.doubts[c.Name]})
+		shown := serve.Checkpoint{Name: c.Name, Created: c.Made, Doubt: st.doubts[c.Name]}
+		if dirty, known := st.dirty[c.Name]; known && shown.Doubt == "" {
+			shown.DirtyBytes = &dirty
+		}
+		out.Checkpoints = append(out.Checkpoints, shown)
 	}
 	return out
 }
