@@ -45,11 +45,15 @@ func (s *server) createSnapshots(ctx context.Context, r request) (any, error) {
 }
 
 // quiescedSnapshots makes snapshots while their volumes stand still, and notes of each that
-// it is such a one: a snapshot of which that cannot be noted does not stay.
+// it is such a one: a snapshot of which that cannot be noted does not stay. Where standing
+// still was only to be tried, the answer says what came of it.
 func (s *server) quiescedSnapshots(ctx context.Context, req CreateSnapshots, volumes []Volume) ([]Snapshot, error) {
 	still := s.hub.quiescing(volumes...)
 	req.Force = true
 	l, err := s.serve.CreateSnapshots(ctx, req, still.around())
+	for i := range l {
+		l[i].Caveat = joinSentences(l[i].Caveat, still.warning())
+	}
 	if err != nil || !still.done() {
 		return l, err
 	}

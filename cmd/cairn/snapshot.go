@@ -54,6 +54,11 @@ func emitSnapshots(c *cli.Context, snaps []agent.Snapshot) error {
 		for _, s := range snaps {
 			t.row(dash(s.Name), s.Volume, human(s.Size), s.Status, when(s.Created), human(s.PreimageBytes), s.ID)
 		}
+		for _, s := range snaps {
+			if s.Caveat != "" {
+				t.row("warning: " + s.Caveat)
+			}
+		}
 	})
 }
 

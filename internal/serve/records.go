@@ -90,7 +90,7 @@ type Snapshot struct {
 	Readers       int       `json:"readers"`
 	Temporary     bool      `json:"temporary"` // gone when the data plane restarts
 	PreimageBytes int64     `json:"preimage_bytes"`
-	Caveat        string    `json:"caveat,omitempty"` // why it may not be of one instant; the data plane's always are
+	Caveat        string    `json:"caveat,omitempty"` // why it may not be of one instant, or not of the state that was asked for; the data plane says none
 	BytesRead     int64     `json:"bytes_read"`       // since the data plane started
 }
 
