@@ -39,6 +39,9 @@ func withoutPlaces(text string) string {
 	head := text[:at[0]]
 	if ends := partEnd.FindAllStringIndex(head+" ", -1); len(ends) > 0 {
 		head = head[:ends[len(ends)-1][0]]
+		if !strings.Contains(head, " ") { // the name of a part of the program
+			return onlyOperator
+		}
 	} else if head = firstWords(head); head == "" {
 		return onlyOperator
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore/s3store"
 	"github.com/cairnbackup/cairn/internal/repository"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/source"
 )
 
 // missing is what a store says that is not there, in the repository's words about it.
@@ -91,6 +92,10 @@ func TestFailReasonsWithoutPlaces(t *testing.T) {
 		{"an IPv6 address", errors.New("no answer in time: [fe80::1:secret]:90 [fe80::1]:9000"), "no answer in time (the operator"},
 		{"a bracket that stays open", errors.New("it is away (for how long nobody knows: /srv/secret)"), "it is away (for how long nobody knows) (the operator"},
 		{"a cause that is told whole", failure(ended, context.Canceled), errStopping.Error()},
+		{"a command's words", refuse(CodeConflict, "volume v could not be quiesced: %v: mend that", errors.New("quiesce: /etc/secret freeze v: exit status 1; it said: secret")), "volume v could not be quiesced: quiesce (the operator"},
+		{"a guest's monitor", errors.New("qemu: there is no monitor /run/secret.qmp: is the guest running? (qemu cannot be reached)"), onlyOperator},
+		{"a fleece", errors.New("qemu: what the guest overwrote could not be saved (no room in /var/secret, or too slow)"), onlyOperator},
+		{"an NBD server", fmt.Errorf("%w: volume v (%s): refused", source.ErrAway, "nbd://me:secret@filer/secret"), "a foreign volume does not answer (the operator"},
 		{"an object and a time", errors.New("pack packs/ab/cd is on 3 stores, 4 are needed, since 2026-01-02 03:04:05"), "pack packs/ab/cd is on 3 stores, 4 are needed, since 2026-01-02 03:04:05"},
 	}
 	r := apiRig(t, nil)
