@@ -112,8 +112,11 @@ func (a *agentConn) sync(ctx context.Context) error {
 		_ = a.conn.SetDeadline(time.Unix(1, 0)) // fails only on a closed connection
 	})
 	err := a.inStep(rand.Int64N(1 << 52)) //nolint:gosec // not a secret; what JSON can say exactly
-	if !stop() {
-		err = errors.Join(err, wait.Err())
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case !stop():
+		err = fmt.Errorf("it said nothing for %v", syncLimit)
 	}
 	if err != nil {
 		return fmt.Errorf("quiesce: the guest agent behind %s does not answer: is it running in the guest, "+

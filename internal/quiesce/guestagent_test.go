@@ -180,6 +180,22 @@ func TestGuestAgentFails(t *testing.T) {
 	}
 }
 
+// TestGuestAgentSilent: of an agent that takes a connection and says nothing it is said so,
+// in one line.
+func TestGuestAgentSilent(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // nothing was written
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("it took too long"))
+	defer cancel()
+	err = GuestAgent{l.Addr().String()}.Freeze(ctx)
+	if !errors.Is(err, ErrUntouched) || !strings.Contains(err.Error(), "it took too long") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestThawStays: a guest that is still frozen after a thaw is told.
 func TestThawStays(t *testing.T) {
 	a := newAgent(t)
