@@ -23,6 +23,9 @@ import (
 const (
 	thawAtMost = 20 * time.Second
 	firstThaw  = 5 * time.Second
+	// orphanLimit is how long after its beginning a freeze may still come to its end whose
+	// agent was killed: its command goes on without it.
+	orphanLimit = 2 * quiesce.DefaultLimit
 )
 
 // frozenFormat is that of the notes of what is frozen (FORMAT.md).
@@ -40,6 +43,7 @@ type frozenNote struct {
 // thawed within a limit whatever happens, or by the next process, before all else.
 type icebox struct {
 	dir    string
+	opened time.Time
 	log    *slog.Logger
 	one    keyed // by volume, held while it is frozen
 	hook   func(n frozenNote) quiesce.Hook
@@ -51,7 +55,7 @@ func openIcebox(dir string, log *slog.Logger) (*icebox, error) {
 	if err := vfs.MkdirAll(vfs.OS(), dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &icebox{dir: dir, log: log, hook: frozenNote.hook, around: quiesce.Around}, nil
+	return &icebox{dir: dir, opened: time.Now().UTC(), log: log, hook: frozenNote.hook, around: quiesce.Around}, nil
 }
 
 // thawLeft thaws what the last agent left frozen, before anything else. What does not
@@ -227,7 +231,8 @@ func (b *icebox) thawOne(ctx context.Context, id string) error {
 	return b.thawNoted(ctx, id)
 }
 
-// thawNoted thaws a volume if it is noted that it is frozen.
+// thawNoted thaws a volume if it is noted that it is frozen. What an earlier process noted
+// stays noted for a while, and so is thawed again.
 func (b *icebox) thawNoted(ctx context.Context, id string) error {
 	var n frozenNote
 	err := frozenFormat.Read(vfs.OS(), b.file(id), &n)
@@ -239,6 +244,9 @@ func (b *icebox) thawNoted(ctx context.Context, id string) error {
 	}
 	if err = bounded(ctx, thawAtMost, b.hook(n).Thaw); err != nil {
 		return fmt.Errorf("volume %s is frozen since %s: %w", n.Volume, n.Since.Format(time.RFC3339), err)
+	}
+	if n.Since.Before(b.opened) && time.Since(n.Since) < orphanLimit {
+		return nil
 	}
 	return b.forget(n)
 }

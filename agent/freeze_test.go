@@ -63,6 +63,27 @@ func TestNotedWhileFrozen(t *testing.T) {
 	}
 }
 
+// TestFreezeOutlivesAgent: what a killed agent began to freeze may be frozen only after its
+// successor has thawed it, which does so once more.
+func TestFreezeOutlivesAgent(t *testing.T) {
+	b, f := testIcebox(t)
+	if err := b.note(frozenNote{VolumeID: "id", Volume: "disk", Since: b.opened.Add(-time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := b.thawAll(t.Context()); err != nil || !f.noted() {
+			t.Errorf("%v, noted %t", err, f.noted())
+		}
+	}
+	if err := b.note(frozenNote{VolumeID: "id", Volume: "disk", Since: b.opened.Add(-orphanLimit)}); err != nil {
+		t.Fatal(err)
+	}
+	err := errors.Join(b.thawAll(t.Context()), b.thawAll(t.Context()))
+	if want := slices.Repeat([]string{"thaw, noted true"}, 3); err != nil || f.noted() || !slices.Equal(f.calls, want) {
+		t.Errorf("%v, noted %t, %q", err, f.noted(), f.calls)
+	}
+}
+
 // TestHowItEnded: what went wrong around an instant decides whether it counts, and whether
 // there is something to be thawed later.
 func TestHowItEnded(t *testing.T) {
@@ -238,7 +259,7 @@ func TestThawedFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err = b.note(frozenNote{VolumeID: v.ID, Volume: "disk", Quiesce: Quiesce{Command: h.program}, Since: time.Now()}); err != nil {
+	if err = b.note(frozenNote{VolumeID: v.ID, Volume: "disk", Quiesce: Quiesce{Command: h.program}, Since: time.Now().Add(-orphanLimit)}); err != nil {
 		t.Fatal(err)
 	}
 	r.startAgent()
