@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // upgrade answers STARTTLS, the first option, and goes on in TLS.
@@ -54,8 +56,8 @@ func trusting(dir string) string { return "tls-certificates=" + url.QueryEscape(
 // configuration needs no files.
 func TestClientTLS(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
-	config, dir := a.server(), a.clientDir("alice")
+	a := tlstest.New(t)
+	config, dir := a.ServerConfig(), a.ClientDir("alice")
 	uri := fakeServer(t, func(w *wire) {
 		w.t = strictTB{t}
 		w.upgrade(config)
@@ -71,7 +73,7 @@ func TestClientTLS(t *testing.T) {
 		own *tls.Config
 	}{
 		{secured(uri, trusting(dir)), nil},
-		{secured(uri, ""), a.client("alice")},
+		{secured(uri, ""), a.ClientConfig("alice")},
 	} {
 		c, err := Dial(t.Context(), strings.TrimSuffix(test.uri, "&"), ClientOptions{TLS: test.own, Contexts: []string{ContextAllocation}})
 		if err != nil {
@@ -93,8 +95,8 @@ func TestClientTLS(t *testing.T) {
 // A server that does not speak TLS as it should gets an error, and nothing that
 // was meant for the inside.
 func TestHostileServerTLS(t *testing.T) {
-	a := newAuthority(t)
-	config, old, stranger := a.open(), a.open(), newAuthority(t).open()
+	a := tlstest.New(t)
+	config, old, stranger := a.OpenConfig(), a.OpenConfig(), tlstest.New(t).OpenConfig()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 	tests := []struct {
 		name, want string
@@ -122,7 +124,7 @@ func TestHostileServerTLS(t *testing.T) {
 		{"TLS required in TLS", "requires TLS", func(w *wire) { w.upgrade(config); w.answer(w.readOption(), repErrTLSReqd) }},
 		{"hang up inside", "showed no certificate", func(w *wire) { w.upgrade(config); w.readOption() }},
 	}
-	dir := without(t, a.clientDir("alice"), certFile, keyFile)
+	dir := without(t, a.ClientDir("alice"), certFile, keyFile)
 	noLeaks(t)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -137,10 +139,10 @@ func TestHostileServerTLS(t *testing.T) {
 // A name that the server's certificate does not have is refused, unless the URI
 // says not to look.
 func TestClientTLSName(t *testing.T) {
-	a := newAuthority(t)
-	config := a.open()
+	a := tlstest.New(t)
+	config := a.OpenConfig()
 	uri := fakeServer(t, func(w *wire) { w.upgrade(config); w.readOption(); w.answer(optList, repAck) })
-	uri = strings.Replace(uri, "nbd+unix", "nbds+unix", 1) + "&" + trusting(a.clientDir("alice"))
+	uri = strings.Replace(uri, "nbd+unix", "nbds+unix", 1) + "&" + trusting(a.ClientDir("alice"))
 	if _, err := List(t.Context(), uri+"&tls-hostname=elsewhere"); err == nil || !strings.Contains(err.Error(), "elsewhere") {
 		t.Error(err)
 	}
@@ -173,14 +175,14 @@ func TestPlainClientOfTLSServer(t *testing.T) {
 }
 
 func TestClientCertificates(t *testing.T) {
-	a := newAuthority(t)
-	dir := a.clientDir("alice")
+	a := tlstest.New(t)
+	dir := a.ClientDir("alice")
 	open := without(t, dir)
 	if err := os.Chmod(filepath.Join(open, keyFile), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	mixed := without(t, dir, keyFile)
-	if err := os.Link(filepath.Join(a.clientDir("bob"), keyFile), filepath.Join(mixed, keyFile)); err != nil {
+	if err := os.Link(filepath.Join(a.ClientDir("bob"), keyFile), filepath.Join(mixed, keyFile)); err != nil {
 		t.Fatal(err)
 	}
 	huge := without(t, dir)
@@ -225,8 +227,8 @@ func TestClientCertificates(t *testing.T) {
 // keeps a client for longer than it allows.
 func TestClientTLSBounded(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
-	config, dir := a.open(), a.clientDir("alice")
+	a := tlstest.New(t)
+	config, dir := a.OpenConfig(), a.ClientDir("alice")
 	release := make(chan struct{})
 	uri := fakeServer(t, func(w *wire) { w.greet(); w.answer(w.readOption(), repAck); <-release })
 	_, err := Dial(t.Context(), secured(uri, trusting(dir)), ClientOptions{DialTimeout: 30 * time.Millisecond})

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // noLeaks checks when the test ends that it left no goroutine and no descriptor.
@@ -185,9 +187,9 @@ func TestCutServer(t *testing.T) {
 		cutEverywhere(t, m, hiding(t, plain, optExtendedHeaders), func(path string) string { return URI(path, "disk") }, 1, 0)
 	})
 	t.Run("TLS", func(t *testing.T) {
-		a := newAuthority(t)
-		dir := a.clientDir("alice")
-		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.server()))
+		a := tlstest.New(t)
+		dir := a.ClientDir("alice")
+		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig()))
 		// Signatures differ in length, and a goodbye is in TLS at the end.
 		cutEverywhere(t, m, path, func(path string) string { return secured(URI(path, "disk"), trusting(dir)) }, 7, 100)
 	})

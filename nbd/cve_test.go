@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // Holes that other implementations had, each as a test of this one.
@@ -130,12 +132,12 @@ func TestCVE_2019_14850(t *testing.T) {
 // what the client said inside TLS, and kept what was negotiated before.
 func TestCVE_2021_3716(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	m := newMemory(1 << 20)
 	startTLS := encode("IHAVEOPT", optStartTLS, uint32(0))
 	injected := encode("IHAVEOPT", optStructuredReply, uint32(0))
 	t.Run("injection", func(t *testing.T) {
-		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.server()))
+		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig()))
 		t.Run("with STARTTLS", func(t *testing.T) {
 			for n := range injected {
 				w := connect(t, path)
@@ -151,7 +153,7 @@ func TestCVE_2021_3716(t *testing.T) {
 			w.send(startTLS)
 			w.expectReply(optStartTLS, repAck, nil)
 			w.send(injected)
-			nc := tls.Client(w.nc, a.client("c"))
+			nc := tls.Client(w.nc, a.ClientConfig("c"))
 			if err := nc.Handshake(); err == nil {
 				t.Error("the handshake passed over what was injected")
 			}
@@ -162,7 +164,7 @@ func TestCVE_2021_3716(t *testing.T) {
 			w.hello()
 			w.send(injected)
 			w.expectReply(optStructuredReply, repErrTLSReqd, nil)
-			w = w.startTLS(a.client("c"))
+			w = w.startTLS(a.ClientConfig("c"))
 			w.option(optExportName, "disk")
 			w.expect(uint64(1<<20), rwFlags&^flagSendDF) // the client did not ask for structured replies
 			w.alive()

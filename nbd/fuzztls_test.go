@@ -6,14 +6,16 @@ import (
 	"io"
 	"net"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // FuzzServerTLS lets a client of a server that insists on TLS say anything: in plain text,
 // in the place of the handshake of TLS, or, with a certificate, inside TLS.
 func FuzzServerTLS(f *testing.F) {
-	a := newAuthority(f)
-	client := a.client("c")
-	server := a.server()
+	a := tlstest.New(f)
+	client := a.ClientConfig("c")
+	server := a.ServerConfig()
 	startTLS := encode("IHAVEOPT", optStartTLS, uint32(0))
 	f.Add(encode(uint32(3), startTLS), uint8(0))
 	f.Add(encode(uint32(3), startTLS, "IHAVEOPT", optStructuredReply, uint32(0)), uint8(0))
@@ -74,8 +76,8 @@ func talk(t *testing.T, s *Server, then func(net.Conn)) {
 // FuzzClientTLS lets a server say anything in the place of the handshake of TLS: the
 // client never goes on without TLS.
 func FuzzClientTLS(f *testing.F) {
-	a := newAuthority(f)
-	conf := a.client("c")
+	a := tlstest.New(f)
+	conf := a.ClientConfig("c")
 	hello := encode("NBDMAGIC", "IHAVEOPT", uint16(3))
 	ack := encode(magicOptReply, optStartTLS, repAck, uint32(0))
 	f.Add(encode(hello, ack, []byte{22, 3, 3, 0, 4, 2, 0, 0, 0}))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/needs"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // program runs a server that listens on a unix socket until the test ends. SOCKET
@@ -191,8 +192,8 @@ func TestInteropServerErrors(t *testing.T) {
 // TLS with the two servers that most have, with one certificate for all
 // connections.
 func TestInteropClientTLS(t *testing.T) {
-	a := newAuthority(t)
-	dir, own := a.clientDir("alice"), a.serverDir()
+	a := tlstest.New(t)
+	dir, own := a.ClientDir("alice"), a.ServerDir()
 	servers := map[string]func(t *testing.T) (socket string){
 		"nbdkit": func(t *testing.T) string {
 			t.Helper()
@@ -226,7 +227,7 @@ func TestInteropClientTLS(t *testing.T) {
 			for where, want := range map[string]string{
 				plain: "use an nbds:// or nbds+unix:// URI",
 				secured(plain, trusting(without(t, dir, certFile, keyFile))):    "showed no certificate",
-				secured(plain, trusting(newAuthority(t).clientDir("alice"))):    "unknown authority",
+				secured(plain, trusting(tlstest.New(t).ClientDir("alice"))):     "unknown authority",
 				strings.Replace(uri, "hostname=localhost", "hostname=other", 1): "not other",
 			} {
 				if _, err := Dial(t.Context(), where, ClientOptions{}); err == nil || !strings.Contains(err.Error(), want) {

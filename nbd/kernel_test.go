@@ -17,6 +17,8 @@ import (
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // fakeKernel does with the sockets of one device what the kernel's driver does.
@@ -389,11 +391,11 @@ func TestRelay(t *testing.T) {
 
 // TestKernelTLS: the kernel speaks to a server that wants TLS through this program.
 func TestKernelTLS(t *testing.T) {
-	a, m := newAuthority(t), newMemory(1<<20)
+	a, m := tlstest.New(t), newMemory(1<<20)
 	copy(m.data, bytes.Repeat([]byte("secret! "), 1<<17))
 	s := serverOf(t, m.export("disk"))
-	s.o.TLS = a.server()
-	uri := secured(URI(listen(t, s), "disk"), trusting(a.clientDir("alice")))
+	s.o.TLS = a.ServerConfig()
+	uri := secured(URI(listen(t, s), "disk"), trusting(a.ClientDir("alice")))
 	k := newFakeKernel(t)
 	d, err := attachKernel(t.Context(), uri, KernelOptions{Conns: 2}, k.open)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // A thousand clients that leave at any point, of the handshake, of TLS and of what they
@@ -32,8 +34,8 @@ func TestManyConnections(t *testing.T) {
 			s.o.MaxConns = 1 << 20 // clients leave faster than the server notices
 			var conf *tls.Config
 			if secret {
-				a := newAuthority(t)
-				s, conf = withTLS(s, a.server()), a.client("c")
+				a := tlstest.New(t)
+				s, conf = withTLS(s, a.ServerConfig()), a.ClientConfig("c")
 			}
 			path := listen(t, s)
 			idle := runtime.NumGoroutine()

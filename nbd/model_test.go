@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // kind is a way a device can be served.
@@ -89,9 +90,9 @@ func serveDevice(tb testing.TB, network string, d Device, m *memory) string {
 	}
 	scheme, query := "nbd", ""
 	if network == "tls" {
-		a := newAuthority(tb)
-		withTLS(s, a.server())
-		scheme, query = "nbds", "?"+trusting(a.clientDir("alice"))
+		a := tlstest.New(tb)
+		withTLS(s, a.ServerConfig())
+		scheme, query = "nbds", "?"+trusting(a.ClientDir("alice"))
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

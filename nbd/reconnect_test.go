@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/blockmap"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // flaky passes connections on to a server, and lets of the replies on the one
@@ -265,10 +266,10 @@ func TestReconnectRestart(t *testing.T) {
 // again with TLS.
 func TestReconnectTLS(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	m := newMemory(64 << 10)
 	m.WriteAt(bytes.Repeat([]byte{7}, 600), 300)
-	target, dir := listen(t, withTLS(serverOf(t, m.export("disk")), a.server())), a.clientDir("alice")
+	target, dir := listen(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig())), a.ClientDir("alice")
 	limits := []int64{never, 900, 18, 40, 500, 1500, never} // the first is cut from the inside
 	path, count := flaky(t, target, func(i int) int64 { return limits[min(i, len(limits)-1)] })
 	c := dial(t, secured(URI(path, "disk"), trusting(dir)), ClientOptions{Reconnect: time.Minute})

@@ -10,6 +10,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // drip sends bytes one by one until the server hangs up, which it has to do before the
@@ -37,9 +39,9 @@ func drip(t *testing.T, nc net.Conn, p []byte) {
 func TestSlowHandshake(t *testing.T) {
 	noLeaks(t)
 	t.Run("cut off", func(t *testing.T) {
-		a := newAuthority(t)
+		a := tlstest.New(t)
 		plain := serverOf(t, newMemory(1<<20).export("disk"))
-		secret := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.server())
+		secret := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.ServerConfig())
 		for _, s := range []*Server{plain, secret} {
 			s.o.HandshakeTimeout = 100 * time.Millisecond
 		}
@@ -63,7 +65,7 @@ func TestSlowHandshake(t *testing.T) {
 		t.Run("options in TLS", func(t *testing.T) {
 			w := connect(t, listen(t, secret))
 			w.hello()
-			w = w.startTLS(a.client("c"))
+			w = w.startTLS(a.ClientConfig("c"))
 			drip(t, w.nc, long)
 		})
 	})
@@ -73,9 +75,9 @@ func TestSlowHandshake(t *testing.T) {
 func slowClients(t *testing.T, fn func(t *testing.T, s *Server, enter func() *wire)) {
 	t.Helper()
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	for _, kind := range kinds[:2] {
-		for _, conf := range []*tls.Config{nil, a.client("c")} {
+		for _, conf := range []*tls.Config{nil, a.ClientConfig("c")} {
 			name := kind.name
 			if conf != nil {
 				name += " in TLS"
@@ -91,7 +93,7 @@ func slowClients(t *testing.T, fn func(t *testing.T, s *Server, enter func() *wi
 				e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
 				s := serverOf(t, e)
 				if conf != nil {
-					s = withTLS(s, a.server())
+					s = withTLS(s, a.ServerConfig())
 				}
 				path := listen(t, s)
 				fn(t, s, func() *wire {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"io"
 	"log/slog"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // withTLS returns a server that requires TLS.
@@ -48,8 +49,8 @@ func TestStartTLSNotOffered(t *testing.T) {
 
 // Before TLS a client learns nothing, not even which options there are.
 func TestStartTLSRequired(t *testing.T) {
-	a := newAuthority(t)
-	path := listen(t, withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.server()))
+	a := tlstest.New(t)
+	path := listen(t, withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.ServerConfig()))
 	w := connect(t, path)
 	w.hello()
 	for _, opt := range []struct {
@@ -73,7 +74,7 @@ func TestStartTLSRequired(t *testing.T) {
 	}
 	w.option(optStartTLS, "data")
 	w.expectReply(optStartTLS, repErrInvalid, nil)
-	secure := w.startTLS(a.client("c"))
+	secure := w.startTLS(a.ClientConfig("c"))
 	secure.enterAfterHello("disk", true)
 	secure.alive()
 
@@ -95,15 +96,15 @@ func TestStartTLSRequired(t *testing.T) {
 
 // Options count across the upgrade, which can be had once.
 func TestStartTLSOnce(t *testing.T) {
-	a := newAuthority(t)
-	path := listen(t, withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.server()))
+	a := tlstest.New(t)
+	path := listen(t, withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.ServerConfig()))
 	w := connect(t, path)
 	w.hello()
 	for range 10 {
 		w.option(optStructuredReply)
 		w.expectReply(optStructuredReply, repErrTLSReqd, nil)
 	}
-	w = w.startTLS(a.client("c"))
+	w = w.startTLS(a.ClientConfig("c"))
 	w.option(optSetMetaContext, name("disk"), uint32(0))
 	w.expectReply(optSetMetaContext, repErrInvalid, nil) // as nobody has asked for structured replies
 	for range maxOptions - 12 {
@@ -115,7 +116,7 @@ func TestStartTLSOnce(t *testing.T) {
 
 // Exports are chosen with the client's certificate in view.
 func TestStartTLSPeer(t *testing.T) {
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	var mu sync.Mutex
 	seen := map[string]Peer{}
 	m := newMemory(1 << 20)
@@ -128,7 +129,7 @@ func TestStartTLSPeer(t *testing.T) {
 		return m, nil
 	}
 	s := NewServer(ServerOptions{
-		TLS: a.server(),
+		TLS: a.ServerConfig(),
 		Lookup: func(_ string, p Peer) (*Export, bool) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -144,7 +145,7 @@ func TestStartTLSPeer(t *testing.T) {
 	})
 	w := connect(t, listen(t, s))
 	w.hello()
-	w = w.startTLS(a.client("vm-17"))
+	w = w.startTLS(a.ClientConfig("vm-17"))
 	w.option(optList)
 	w.expectReply(optList, repAck, nil)
 	w.enterAfterHello("disk", true)
@@ -160,8 +161,8 @@ func TestStartTLSPeer(t *testing.T) {
 
 // A name that nobody vouches for is not one.
 func TestStartTLSUnverifiedName(t *testing.T) {
-	a := newAuthority(t)
-	c := a.server()
+	a := tlstest.New(t)
+	c := a.ServerConfig()
 	c.ClientAuth = tls.RequestClientCert
 	names := make(chan Peer, 1)
 	s := NewServer(ServerOptions{
@@ -170,7 +171,7 @@ func TestStartTLSUnverifiedName(t *testing.T) {
 	})
 	w := connect(t, listen(t, s))
 	w.hello()
-	w = w.startTLS(a.client("root"))
+	w = w.startTLS(a.ClientConfig("root"))
 	w.option(optGo, name("disk"), uint16(0))
 	w.expectReply(optGo, repErrUnknown, nil)
 	if p := <-names; p.CommonName != "" || p.DNSNames != nil {
@@ -199,10 +200,10 @@ func (l *lines) String() string {
 // Who has no certificate, the wrong one, or an old TLS does not get in, and the
 // log says why.
 func TestStartTLSRefused(t *testing.T) {
-	a, other := newAuthority(t), newAuthority(t)
-	anonymous, stranger, old, expired := a.client("a"), other.client("b"), a.client("c"), a.client("d")
+	a, other := tlstest.New(t), tlstest.New(t)
+	anonymous, stranger, old, expired := a.ClientConfig("a"), other.ClientConfig("b"), a.ClientConfig("c"), a.ClientConfig("d")
 	anonymous.Certificates = nil
-	stranger.RootCAs = a.pool()
+	stranger.RootCAs = a.Pool()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 	expired.Time = func() time.Time { return time.Now().Add(48 * time.Hour) } // takes the server's for expired
 	for _, test := range []struct {
@@ -219,7 +220,7 @@ func TestStartTLSRefused(t *testing.T) {
 			noLeaks(t)
 			log := new(lines)
 			m := newMemory(1 << 20)
-			s := withTLS(serverOf(t, m.export("disk")), a.server())
+			s := withTLS(serverOf(t, m.export("disk")), a.ServerConfig())
 			s.o.Logger = slog.New(slog.NewTextHandler(log, nil))
 			t.Run("connect", func(t *testing.T) {
 				w := connect(t, listen(t, s))
@@ -245,15 +246,15 @@ func TestStartTLSRefused(t *testing.T) {
 // A client that was let in once shows its certificate again the next time, also to
 // a configuration that is picked for it.
 func TestStartTLSAnew(t *testing.T) {
-	a, later := newAuthority(t), newAuthority(t)
-	fixed, picked := a.server(), a.server()
+	a, later := tlstest.New(t), tlstest.New(t)
+	fixed, picked := a.ServerConfig(), a.ServerConfig()
 	var trusted atomic.Pointer[tls.Config]
 	trusted.Store(fixed)
 	picked.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return trusted.Load(), nil }
 	for kind, c := range map[string]*tls.Config{"fixed": fixed, "picked": picked} {
 		t.Run(kind, func(t *testing.T) {
 			path := listen(t, withTLS(serverOf(t, newMemory(1<<20).export("disk")), c))
-			client := a.client("c")
+			client := a.ClientConfig("c")
 			client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 			for range 3 {
 				w := connect(t, path)
@@ -269,11 +270,11 @@ func TestStartTLSAnew(t *testing.T) {
 				return
 			}
 			next := fixed.Clone()
-			next.ClientCAs, next.MinVersion = later.pool(), tls.VersionTLS10
+			next.ClientCAs, next.MinVersion = later.Pool(), tls.VersionTLS10
 			trusted.Store(next)
-			old := a.client("c")
+			old := a.ClientConfig("c")
 			old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-			old.Certificates = []tls.Certificate{later.issue("c", x509.ExtKeyUsageClientAuth)}
+			old.Certificates = []tls.Certificate{later.Client("c", time.Now().Add(time.Hour))}
 			for _, client := range []*tls.Config{client, old} {
 				w := connect(t, path)
 				w.hello()
@@ -292,8 +293,8 @@ func TestStartTLSAnew(t *testing.T) {
 // The handshake of TLS is part of the handshake that must end in time.
 func TestStartTLSSilent(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
-	s := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.server())
+	a := tlstest.New(t)
+	s := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.ServerConfig())
 	s.o.HandshakeTimeout = 50 * time.Millisecond
 	t.Run("silent", func(t *testing.T) {
 		w := connect(t, listen(t, s))

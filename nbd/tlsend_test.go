@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // endSpy notes whether the end of a socket has been read: with TLS on it that is only
@@ -26,7 +28,7 @@ func (s *endSpy) Read(p []byte) (int, error) {
 // Whichever side ends the connection in order, the client is told inside TLS.
 func TestTLSGoodbye(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	for _, end := range []struct {
 		name string
 		talk func(w *wire)
@@ -43,11 +45,11 @@ func TestTLSGoodbye(t *testing.T) {
 	} {
 		t.Run(end.name, func(t *testing.T) {
 			m := newMemory(1 << 20)
-			w := connect(t, listen(t, withTLS(serverOf(t, m.export("disk")), a.server())))
+			w := connect(t, listen(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig())))
 			w.hello()
 			socket := &endSpy{Conn: w.nc}
 			w.nc = socket
-			w = w.startTLS(a.client("c"))
+			w = w.startTLS(a.ClientConfig("c"))
 			end.talk(w)
 			if b, err := io.ReadAll(w.nc); err != nil || len(b) > 0 || socket.ended {
 				t.Errorf("got %x, %v; the end came from the socket: %v", b, err, socket.ended)
@@ -60,14 +62,14 @@ func TestTLSGoodbye(t *testing.T) {
 // A client that does not listen any more keeps the server from nothing.
 func TestTLSDeafClient(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
-	s := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.server())
+	a := tlstest.New(t)
+	s := withTLS(serverOf(t, newMemory(1<<20).export("disk")), a.ServerConfig())
 	near, far := net.Pipe() // where a write waits until it is read
 	done := make(chan struct{})
 	go func() { s.ServeConn(t.Context(), far); close(done) }()
 	w := &wire{t: t, nc: near}
 	w.hello()
-	w = w.startTLS(a.client("c"))
+	w = w.startTLS(a.ClientConfig("c"))
 	w.enterAfterHello("disk", true)
 	w.request(0, cmdDisc, 0, 0, 0)
 	<-done // and nobody has read the close_notify
@@ -99,16 +101,16 @@ func (l *leaky) Write(p []byte) (int, error) {
 // not say goodbye.
 func TestCutTLS(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	d := newFileDisk(t, 1<<20, true)
 	e := d.export("disk")
 	e.Open = func(context.Context, Peer) (Device, error) {
 		d.opened.Add(1)
 		return d, nil
 	}
-	s := withTLS(serverOf(t, e), a.server())
+	s := withTLS(serverOf(t, e), a.ServerConfig())
 	s.o.MaxConns = 1 << 20
-	client := a.client("c")
+	client := a.ClientConfig("c")
 	options := script(500, true)[4:]
 	session := func(t *testing.T, path string, n int) (all bool) {
 		t.Helper()
@@ -150,7 +152,7 @@ func TestCutTLS(t *testing.T) {
 // The end of Serve waits no longer for a client inside TLS that takes no replies.
 func TestTLSServeStops(t *testing.T) {
 	noLeaks(t)
-	a := newAuthority(t)
+	a := tlstest.New(t)
 	m := newMemory(64 << 20)
 	m.WriteAt(bytes.Repeat([]byte{1}, 64<<20), 0)
 	path := t.TempDir() + "/s"
@@ -160,7 +162,7 @@ func TestTLSServeStops(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- withTLS(serverOf(t, m.export("disk")), a.server()).Serve(ctx, l) }()
+	go func() { done <- withTLS(serverOf(t, m.export("disk")), a.ServerConfig()).Serve(ctx, l) }()
 	waiting := connect(t, path) // in the middle of the handshake of TLS
 	waiting.hello()
 	waiting.option(optStartTLS)
@@ -168,7 +170,7 @@ func TestTLSServeStops(t *testing.T) {
 	w := connect(t, path)
 	w.hello()
 	socket := w.nc
-	w = w.startTLS(a.client("c"))
+	w = w.startTLS(a.ClientConfig("c"))
 	w.enterAfterHello("disk", true)
 	for i := range 4 { // and never takes the replies
 		w.request(0, cmdRead, uint64(i), 0, 32<<20)

@@ -7,20 +7,22 @@ import (
 	"io"
 	"testing"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // Large requests and many of them pass through TLS.
 func TestTLSLarge(t *testing.T) {
 	for i, kind := range kinds[:2] {
 		t.Run(kind.name, func(t *testing.T) {
-			a := newAuthority(t)
+			a := tlstest.New(t)
 			d, m := kind.device(t, maxPayload)
 			e := m.export("disk")
 			e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
-			w := connect(t, listen(t, withTLS(serverOf(t, e), a.server())))
+			w := connect(t, listen(t, withTLS(serverOf(t, e), a.ServerConfig())))
 			w.extended = i%2 == 0
 			w.hello()
-			w = w.startTLS(a.client("c"))
+			w = w.startTLS(a.ClientConfig("c"))
 			w.enterAfterHello("disk", true)
 			w.large()
 		})

@@ -72,11 +72,12 @@ func (a *Authority) Server() tls.Certificate {
 	})
 }
 
-// Client returns a new certificate with this common name that ends at a time.
+// Client returns a new certificate with this common name, and a DNS name made from it,
+// that ends at a time.
 func (a *Authority) Client(name string, end time.Time) tls.Certificate {
 	a.tb.Helper()
 	return a.issue(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, NotAfter: end,
+		Subject: pkix.Name{CommonName: name}, NotAfter: end, DNSNames: []string{name + ".example"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
@@ -109,6 +110,13 @@ func (a *Authority) ServerConfig() *tls.Config {
 	}
 }
 
+// OpenConfig is that of a server which lets anybody in.
+func (a *Authority) OpenConfig() *tls.Config {
+	c := a.ServerConfig()
+	c.ClientAuth = tls.NoClientCert
+	return c
+}
+
 // ClientConfig is that of a client with this common name.
 func (a *Authority) ClientConfig(name string) *tls.Config {
 	a.tb.Helper()
@@ -128,6 +136,14 @@ func (a *Authority) WriteServer(dir string) {
 func (a *Authority) WriteClient(dir string, cert tls.Certificate) {
 	a.tb.Helper()
 	a.write(dir, ClientCert, ClientKey, cert)
+}
+
+// ServerDir returns a new folder with the files of a server.
+func (a *Authority) ServerDir() string {
+	a.tb.Helper()
+	dir := a.tb.TempDir()
+	a.WriteServer(dir)
+	return dir
 }
 
 // ClientDir returns a new folder with the files of a client of this common name.
