@@ -34,7 +34,11 @@ func FuzzServerTLS(f *testing.F) {
 			s.ServeConn(t.Context(), canned{bytes.NewReader(said)})
 		case 1: // the bytes come after the acknowledgement, or they would count as injected
 			talk(t, s, func(nc net.Conn) {
-				_, _ = nc.Write(said) // the server may have hung up
+				done := make(chan struct{})
+				go func() { defer close(done); _, _ = io.Copy(io.Discard, nc) }() // an alert, for which the server would wait
+				_, _ = nc.Write(said)                                             // the server may have hung up
+				closeQuietly(nc)
+				<-done
 			})
 		case 2:
 			talk(t, s, func(nc net.Conn) {
