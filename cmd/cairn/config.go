@@ -203,13 +203,19 @@ func (s *agentSettings) read(name string) error {
 	return storesBeside(name, s.Stores)
 }
 
+// readSmall reads a file that people write, of at most 1 MiB. A pipe would be waited for, or
+// read as empty.
+func readSmall(name string) ([]byte, error) {
+	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() {
+		return nil, usagef("%s is no regular file: name one", name)
+	}
+	return vfs.ReadFile(vfs.OS(), name, 1<<20)
+}
+
 // readYAML reads a settings file into v. Keys that v does not have are refused: a
 // typing error shall not be a default.
 func readYAML(name string, v any) error {
-	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() { // a pipe would read as empty
-		return usagef("settings file %s is no regular file: name one", name)
-	}
-	b, err := vfs.ReadFile(vfs.OS(), name, 1<<20)
+	b, err := readSmall(name)
 	if err != nil {
 		return fmt.Errorf("read settings: %w", err)
 	}

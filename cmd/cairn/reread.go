@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -116,7 +117,23 @@ func same(a, b []os.FileInfo) bool {
 // newKeyPair reads a certificate and its key, and again when they are replaced.
 func newKeyPair(what, cert, key string, every time.Duration, log *slog.Logger) (*reread[*tls.Certificate], error) {
 	return newReread(what, log, every, func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		return &pair, err
+		return loadKeyPair(cert, key)
 	}, cert, key)
+}
+
+// loadKeyPair reads a certificate and its key.
+func loadKeyPair(cert, key string) (*tls.Certificate, error) {
+	c, err := readSmall(cert)
+	if err != nil {
+		return nil, err
+	}
+	k, err := readSmall(key)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(c, k)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with key %s: %w", cert, key, err)
+	}
+	return &pair, nil
 }

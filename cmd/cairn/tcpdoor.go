@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/cairnbackup/cairn/internal/tcpdoor"
-	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
 // tlsFiles are what NBD over TCP needs.
@@ -142,11 +141,11 @@ func (s *agentSettings) serveTCP() []string {
 
 // tls reads the files. What it returns is used for every connection until they change.
 func (f *tlsFiles) tls() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	pair, err := loadKeyPair(f.Cert, f.Key)
 	if err != nil {
 		return nil, err
 	}
-	pem, err := vfs.ReadFile(vfs.OS(), f.ClientCA, 1<<20)
+	pem, err := readSmall(f.ClientCA)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +154,7 @@ func (f *tlsFiles) tls() (*tls.Config, error) {
 		return nil, fmt.Errorf("%s has no certificate of an authority in PEM", f.ClientCA)
 	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*pair},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
 		SessionTicketsDisabled:      true, // a certificate is verified for each connection
 		DynamicRecordSizingDisabled: true, // that is for browsers

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/cairnbackup/cairn/internal/tcpdoor"
@@ -171,6 +172,10 @@ func TestDoorSettings(t *testing.T) {
 		writeFile(t, name, text)
 		return with(func(f *tlsFiles) { f.Exports = name })
 	}
+	pipe := filepath.Join(t.TempDir(), "pipe") // that nobody writes to
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	const alone, together = "there is no address for that: give one with --nbd-listen", "NBD is served over TCP only with TLS and to clients that show a certificate: give --nbd-listen together with"
 	for _, tt := range []struct {
 		name   string
@@ -193,6 +198,9 @@ func TestDoorSettings(t *testing.T) {
 		{"no certificate there", with(func(f *tlsFiles) { f.Cert = f.Exports }), "127.0.0.1:0", "", "the certificate for NBD over TCP cannot be used: "},
 		{"another key", with(func(f *tlsFiles) { f.Key = testFiles(t, ca, "a: [b]\n").Key }), "127.0.0.1:0", "", "the certificate for NBD over TCP cannot be used: "},
 		{"no authority there", with(func(f *tlsFiles) { f.ClientCA = f.Exports }), "127.0.0.1:0", "", "has no certificate of an authority in PEM"},
+		{"a pipe as certificate", with(func(f *tlsFiles) { f.Cert = pipe }), "127.0.0.1:0", "", "pipe is no regular file: name one"},
+		{"a pipe as key", with(func(f *tlsFiles) { f.Key = pipe }), "127.0.0.1:0", "", "pipe is no regular file: name one"},
+		{"an authority without end", with(func(f *tlsFiles) { f.ClientCA = "/dev/zero" }), "127.0.0.1:0", "", "/dev/zero is no regular file: name one"},
 		{"no list", with(func(f *tlsFiles) { f.Exports += "x" }), "127.0.0.1:0", "", "no such file"},
 		{"an empty list", bad(""), "127.0.0.1:0", "", "nobody is named: give a line for each certificate"},
 		{"no list of names", bad("alice: vm1\n"), "127.0.0.1:0", "", "line 1: string was used where sequence is expected"},
