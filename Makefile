@@ -27,7 +27,7 @@ tools: ## the Debian packages, the S3 servers and the guests' kernel that the te
 	@scripts/tools.sh
 
 test: tools build ## all tests; what is skipped is named at the end
-	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 25m ./...
+	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 40m ./...
 
 # One step after the other, at each store call in turn: nothing for the race detector that other tests have not.
 IN_TURN = ^Test(.*KilledAtAnyCall|(GiveUp|Prune|Replace|Rotate)Killed|CrashAtEveryCall|PruneAgainst|(Replace|Writer)AgainstPrune|RetentionModel|IndexOf10TiB|CheckInParts|NextBackupHeals)$$
