@@ -49,8 +49,8 @@ func Dial(ctx context.Context, uri string, o ClientOptions) (*Client, error) {
 }
 
 // connect makes all connections of a client.
-func (c *Client) connect(ctx context.Context) (*links, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.dialTimeout())
+func (c *Client) connect(parent context.Context) (*links, error) {
+	ctx, cancel := context.WithTimeout(parent, c.o.dialTimeout())
 	defer cancel()
 	s := new(links)
 	for {
@@ -63,6 +63,9 @@ func (c *Client) connect(ctx context.Context) (*links, error) {
 		}
 		if err != nil {
 			closeQuietly(s)
+			if ctx.Err() != nil && parent.Err() == nil {
+				err = fmt.Errorf("no answer within %v (%w)", c.o.dialTimeout(), err)
+			}
 			return nil, err
 		}
 		if l.session.flags&flagCanMultiConn == 0 || len(s.all) >= c.o.Conns {

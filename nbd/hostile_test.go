@@ -201,7 +201,7 @@ func TestHostileServerSilent(t *testing.T) {
 	uri := fakeServer(t, func(w *wire) { w.greetOption(); <-release })
 	_, err := Dial(t.Context(), uri, ClientOptions{DialTimeout: 30 * time.Millisecond})
 	close(release)
-	if !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer within 30ms") {
 		t.Fatal(err)
 	}
 }
