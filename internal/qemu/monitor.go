@@ -86,6 +86,8 @@ func openMonitor(ctx context.Context, socket string, dial func(context.Context, 
 		conn, err = dial(turn, socket)
 	}
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // in the queue of those who wait
+		return nil, notServed(ctx, socket)
 	case errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("qemu: there is no monitor %s: is the guest running, with -qmp unix:%[1]s,server=on,wait=off? (%w: %w)", socket, ErrUnreachable, ErrEnded)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -109,7 +111,7 @@ func notServed(ctx context.Context, socket string) error {
 }
 
 func busy(socket string) error {
-	return fmt.Errorf("qemu: another client (libvirt?) holds the monitor %s, which serves one at a time: "+
+	return fmt.Errorf("qemu: another client (libvirt?) holds the monitor %s, which serves one at a time, or qemu stands still: "+
 		"give qemu a second one with -qmp unix:PATH,server=on,wait=off (%w)", socket, ErrBusy)
 }
 
