@@ -86,6 +86,11 @@ func attachable(c *cli.Context, a *agent.Client) (string, error) {
 	}
 	v, err := a.Volume(c.Context, name)
 	switch {
+	case err == nil && agent.Foreign(v) && c.Bool("read-only"):
+		return "", usagef("volume %s of kind %s has no export that only reads, as Cairn does not serve it: leave --read-only out, or attach an export of its server that only reads", v.Name, v.Kind)
+	case err == nil && agent.Foreign(v):
+		x, xerr := a.Export(c.Context, agent.Export{Ref: v.ID}) // refused, if it has no address
+		return x.URI, xerr
 	case err == nil && c.Bool("read-only"):
 		return nbd.URI(v.Socket, v.Name+"@ro"), nil
 	case err == nil:
