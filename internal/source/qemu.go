@@ -2,6 +2,8 @@ package source
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"sync"
@@ -28,7 +30,7 @@ var _ driver = (*qemuDisk)(nil)
 func newQEMUDisk(dir string) *qemuDisk { return &qemuDisk{dir: dir, turns: map[string]chan struct{}{}} }
 
 // with calls f with the disk of a record, while nothing else of this process wants the
-// monitor. Names in qemu have room for the first part of the volume's ID.
+// monitor.
 func (d *qemuDisk) with(ctx context.Context, r Record, f func(*qemu.Disk) error) error {
 	d.mu.Lock()
 	turn, ok := d.turns[r.Socket]
@@ -43,11 +45,18 @@ func (d *qemuDisk) with(ctx context.Context, r Record, f func(*qemu.Disk) error)
 		return context.Cause(ctx)
 	}
 	defer func() { <-turn }()
-	err := f(&qemu.Disk{Monitor: r.Socket, Node: r.Node, Tag: r.ID[:8], Dir: d.dir})
+	err := f(&qemu.Disk{Monitor: r.Socket, Node: r.Node, Tag: tag(r.ID), Dir: d.dir})
 	if errors.Is(err, qemu.ErrUnreachable) {
 		return away(r, err)
 	}
 	return err
+}
+
+// tag stands for a volume in the names of what belongs to it in its qemu, which have no
+// room for its ID. IDs that somebody chose may well begin alike.
+func tag(volumeID string) string {
+	sum := sha256.Sum256([]byte(volumeID))
+	return hex.EncodeToString(sum[:4])
 }
 
 func (d *qemuDisk) info(ctx context.Context, r Record) (info qemu.Info, err error) {
