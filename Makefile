@@ -26,8 +26,11 @@ demo-openstack: build ## an agent with the OpenStack Block Storage API, and what
 tools: ## the Debian packages, the S3 servers and the guests' kernel that the tests drive
 	@scripts/tools.sh
 
+# Begun first, so that the others run beside it and not before it.
+LONGEST = ./internal/e2e
+
 test: tools build ## all tests; what is skipped is named at the end
-	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 40m ./...
+	CAIRN_ROUNDS=$(ROUNDS) $(GO) run $(GOTESTSUM) --format pkgname-and-test-fails -- -count=1 -timeout 40m $(LONGEST) ./...
 
 # One step after the other, at each store call in turn: nothing for the race detector that other tests have not.
 IN_TURN = ^Test(.*KilledAtAnyCall|(GiveUp|Prune|Replace|Rotate)Killed|CrashAtEveryCall|PruneAgainst|(Replace|Writer)AgainstPrune|RetentionModel|IndexOf10TiB|CheckInParts|NextBackupHeals)$$
