@@ -242,8 +242,8 @@ func (g *guest) migrate() string {
 // TestMigration: while one goes on there are no snapshots.
 func TestMigration(t *testing.T) {
 	g := newGuest(t, guestOptions{})
-	g.command("migrate", map[string]any{"uri": "exec:cat > /dev/null; sleep 60"}, nil)
-	g.command("migrate-set-parameters", map[string]any{"max-bandwidth": 1}, nil)
+	g.command("migrate-set-parameters", map[string]any{"max-bandwidth": 1}, nil) // before it is over
+	g.command("migrate", map[string]any{"uri": "exec:cat > /dev/null"}, nil)
 	if _, err := g.disk.Snapshot(t.Context(), SnapshotOptions{ID: "one"}); !errors.Is(err, ErrState) {
 		t.Errorf("during the migration: %v", err)
 	}
