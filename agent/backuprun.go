@@ -60,10 +60,10 @@ func (s *server) runBackup(ctx context.Context, t *task, req newBackup, rec Back
 	s.tell(ctx, eventCreateStart, rec, nil)
 	defer func() { s.tell(context.WithoutCancel(ctx), eventCreateEnd, r.rec, nil) }()
 	outcome, err := r.steps(ctx)
+	r.dropSnapshot(ctx)
 	// What follows must happen whatever ended ctx.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	r.dropSnapshot(clean)
 	if outcome != repository.OutcomeCommitted && r.sess != nil && !r.committing {
 		if aerr := r.sess.Abort(clean); aerr != nil {
 			r.log.LogAttrs(clean, slog.LevelWarn, "session not aborted: its packs wait for a prune", slog.Any("error", aerr))
@@ -255,11 +255,14 @@ func (r *backupRun) nameSnapshot(ctx context.Context) error {
 	return r.put(ctx)
 }
 
-// dropSnapshot deletes the temporary snapshot; if that fails, the tidying does it.
+// dropSnapshot deletes the temporary snapshot, also when ctx has ended: one that is cut off
+// in the middle can be gone for us and still cost the guest. If it fails, the tidying does it.
 func (r *backupRun) dropSnapshot(ctx context.Context) {
 	if r.rec.SnapshotID != "" || r.snap.ID == "" {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
 	if err := r.serve.DeleteSnapshot(ctx, r.snap.ID); err != nil && !errors.Is(err, serve.ErrNotFound) {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not deleted yet", slog.String("snapshot", r.snap.ID), slog.Any("error", err))
 		return
