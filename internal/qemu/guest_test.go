@@ -225,7 +225,7 @@ func read(tb testing.TB, s Snapshot) ([]byte, map[string][]blockmap.Extent) {
 	tb.Helper()
 	var contexts []string
 	for _, name := range s.Since {
-		contexts = append(contexts, Context(name))
+		contexts = append(contexts, nbd.ContextDirtyBitmap+name)
 	}
 	c, err := nbd.Dial(tb.Context(), s.URI, nbd.ClientOptions{Contexts: contexts})
 	if err != nil {
@@ -245,7 +245,7 @@ func read(tb testing.TB, s Snapshot) ([]byte, map[string][]blockmap.Extent) {
 	}
 	dirty := map[string][]blockmap.Extent{}
 	for _, name := range s.Since {
-		if dirty[name], err = c.Map(tb.Context(), Context(name), 0, c.Size()); err != nil {
+		if dirty[name], err = c.Map(tb.Context(), nbd.ContextDirtyBitmap+name, 0, c.Size()); err != nil {
 			tb.Fatal(err)
 		}
 	}

@@ -43,17 +43,14 @@ type Snapshot struct {
 	URI     string // of the NBD export, read-only
 	Size    int64
 	Created time.Time
-	// Since are the checkpoints for which the export has a metadata context of the
-	// name that Context returns: what it says is dirty may differ from the disk of
-	// that time, all else does not.
+	// Since are the checkpoints for which the export has a metadata context, called
+	// nbd.ContextDirtyBitmap and the checkpoint's name: what it says is dirty may
+	// differ from the disk of that time, all else does not.
 	Since []string
 	// Lost are the other ones that were asked for, with the reason. A checkpoint
 	// that can never tell anything again was removed.
 	Lost map[string]string
 }
-
-// Context is the NBD metadata context that tells what changed since a checkpoint.
-func Context(checkpoint string) string { return "qemu:dirty-bitmap:" + checkpoint }
 
 // Snapshot makes a snapshot. After an error, or when ctx ended, nothing of it is left;
 // if that could not be achieved the error says so, and Sweep catches up.
