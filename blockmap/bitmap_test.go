@@ -194,26 +194,11 @@ func TestExtentsModel(t *testing.T) {
 			}
 			return -1
 		})
-		verify("fill", Fill(a, off, n, 3), true, func(i int64) int {
-			switch {
-			case !in(i):
-				return -1
-			case bytesA[i] < 0:
-				return 3
-			}
-			return bytesA[i]
-		})
 		verify("overlay", Overlay(a, b), true, func(i int64) int {
 			if bytesB[i] >= 0 {
 				return bytesB[i]
 			}
 			return bytesA[i]
-		})
-		verify("intersect", Intersect(a, b), true, func(i int64) int {
-			if bytesB[i] >= 0 {
-				return bytesA[i]
-			}
-			return -1
 		})
 		if !slices.Equal(a, before) {
 			r.Fatal("the argument was changed")

@@ -85,19 +85,6 @@ func searchExtent(exts []Extent, off int64) int {
 	return i
 }
 
-// Fill returns extents that cover exactly the n bytes at off: exts there, and
-// s in the gaps between them; neighbors of one state are joined.
-func Fill(exts []Extent, off, n int64, s State) []Extent {
-	var out []Extent
-	pos := off
-	for _, e := range Clip(exts, off, n) {
-		out = Append(out, Extent{Offset: pos, Length: e.Offset - pos, State: s})
-		out = Append(out, e)
-		pos = e.End()
-	}
-	return Append(out, Extent{Offset: pos, Length: off + n - pos, State: s})
-}
-
 // Overlay returns base with over laid on it: where both have an extent the
 // state is over's. Neighbors of one state are joined.
 func Overlay(base, over []Extent) []Extent {
@@ -113,17 +100,6 @@ func Overlay(base, over []Extent) []Extent {
 	if n := len(base); n > 0 {
 		for _, b := range Clip(base, pos, base[n-1].End()-pos) {
 			out = Append(out, b)
-		}
-	}
-	return out
-}
-
-// Intersect returns the parts of a that b also covers, in the states of a.
-func Intersect(a, b []Extent) []Extent {
-	var out []Extent
-	for _, e := range b {
-		for _, c := range Clip(a, e.Offset, e.Length) {
-			out = Append(out, c)
 		}
 	}
 	return out
