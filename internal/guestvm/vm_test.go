@@ -1,7 +1,7 @@
 package guestvm
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,17 +45,26 @@ func TestGuest(t *testing.T) {
 		t.Errorf("a script that was not waited for printed %q and ended with: %v", out, err)
 	}
 
-	var log bytes.Buffer
-	c, err := v.Begin("trap 'echo stopped; exit 0' TERM; echo ready; while :; do sleep 0.05; done", &log)
+	said, w := io.Pipe()
+	c, err := v.Begin("trap 'echo stopped; exit 0' TERM; echo ready; while :; do sleep 0.05; done", w)
 	if err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		<-c.Done()
+		_ = w.Close() // of a pipe in memory: never fails
+	}()
+	r := bufio.NewReader(said)
+	if line, err := r.ReadString('\n'); line != "ready\n" { // a signal before that would find no trap
+		t.Fatalf("a script printed %q: %v", line, err)
+	}
 	forwards(t, v)
-	if err := c.Signal(15); err != nil {
+	if err := c.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Wait(); err != nil || !strings.Contains(log.String(), "stopped") {
-		t.Errorf("a script that was told to stop printed %q and ended with: %v", log.String(), err)
+	rest, _ := io.ReadAll(r) // ends with the script
+	if err := c.Wait(); err != nil || !strings.Contains(string(rest), "stopped") {
+		t.Errorf("a script that was told to stop printed %q and ended with: %v", rest, err)
 	}
 	v.Shutdown()
 	if _, err := v.Run(ctx, "true"); !errors.Is(err, errGone) {
