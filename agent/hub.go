@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cairnbackup/cairn/internal/priority"
 	"github.com/cairnbackup/cairn/internal/source"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
@@ -127,7 +128,7 @@ func run(ctx context.Context, o Options, ready func()) (err error) {
 	}
 	h := newHub(o)
 	if !o.KeepPriority {
-		lowerPriority(ctx, h.o.Logger)
+		priority.Lower(ctx, h.o.Logger)
 	}
 	lock, err := lockState(o.State)
 	if err != nil {

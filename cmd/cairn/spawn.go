@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/agent"
+	"github.com/cairnbackup/cairn/internal/priority"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
 
@@ -204,7 +205,7 @@ func startServe(s *agentSettings, logName string) (*exec.Cmd, error) {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}
-	return cmd, cmd.Start()
+	return cmd, priority.InFront(cmd.Start) // guests hang on it, and not on the agent
 }
 
 // awaitServe returns when the data plane answers, or why it does not.

@@ -34,11 +34,12 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/guestvm", "internal/guestvm/wire internal/needs"},
 	{"internal/unixhttp", ""},
 	{"internal/attributes", ""},
-	{"internal/quiesce", ""},
+	{"internal/priority", ""},
 	{"internal/protocol/explore", ""},
 	{"internal/protocol", "internal/protocol/explore"},
 
 	// One leaf away.
+	{"internal/quiesce", "internal/priority"},
 	{"internal/jsonfile", "internal/vfs"},
 	{"blockmap", "internal/vfs"},
 	{"nbd", "blockmap"},
@@ -68,8 +69,8 @@ var layers = []struct{ pkg, imports string }{
 	// The control plane.
 	{"internal/source", "internal/attributes internal/jsonfile internal/qemu internal/serve internal/vfs nbd"},
 	{"internal/cinderapi", "internal/identity"},
-	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/jsonfile internal/manifest internal/quiesce internal/repository internal/restore internal/serve internal/source internal/tcpdoor internal/unixhttp internal/vfs nbd"},
-	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/repocopy internal/repository internal/restore internal/serve internal/tcpdoor internal/vfs internal/volume nbd"},
+	{"agent", "blockmap internal/attributes internal/backup internal/catalog internal/chunk internal/cinderapi internal/identity internal/jsonfile internal/manifest internal/priority internal/quiesce internal/repository internal/restore internal/serve internal/source internal/tcpdoor internal/unixhttp internal/vfs nbd"},
+	{"cmd/cairn", "agent blockmap internal/fusefs internal/identity internal/objstore internal/objstore/dirstore internal/objstore/limit internal/objstore/retry internal/objstore/s3store internal/priority internal/repocopy internal/repository internal/restore internal/serve internal/tcpdoor internal/vfs internal/volume nbd"},
 
 	// The checks on the tree.
 	{"internal/lint", ""},

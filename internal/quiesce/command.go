@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cairnbackup/cairn/internal/priority"
 )
 
 // Command is a program that is called as "PATH freeze VOLUME" and "PATH thaw VOLUME"
@@ -49,7 +51,7 @@ func (c Command) run(ctx context.Context, verb string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pipeDelay
-	if err := cmd.Start(); err != nil {
+	if err := priority.InFront(cmd.Start); err != nil { // a guest that is frozen waits for it
 		return fmt.Errorf("quiesce: run %q: %w (%w)", c.Path, err, ErrUntouched)
 	}
 	err := cmd.Wait()

@@ -1,0 +1,112 @@
+// Package priority puts a process behind others, for processor and disk, and starts from
+// there what must not be behind.
+package priority
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// level is both priorities of a thread.
+type level struct {
+	nice   int
+	ioprio int
+}
+
+// lowered is nice 10, and the lowest of the eight levels of the best-effort class for disks.
+var lowered = level{nice: 10, ioprio: 2<<13 | 7}
+
+// ioprioWho says that an ID is a thread's.
+const ioprioWho = 1
+
+// before is what the process had when Lower was called, nil before that.
+var before atomic.Pointer[level]
+
+// Lower puts this process behind others. It logs what it could not do. On Linux both
+// priorities are a thread's, and threads and processes inherit them from the one that
+// starts them: after two rounds no thread is left that an unlowered one could have started.
+func Lower(ctx context.Context, log *slog.Logger) {
+	b, err := own()
+	if err == nil {
+		before.CompareAndSwap(nil, &b)
+	}
+	for range 2 {
+		tasks, rerr := os.ReadDir("/proc/self/task")
+		if rerr != nil {
+			err = rerr
+			break
+		}
+		for _, t := range tasks {
+			id, aerr := strconv.Atoi(t.Name())
+			if aerr != nil {
+				continue
+			}
+			if serr := lowered.set(id); serr != nil && !errors.Is(serr, unix.ESRCH) {
+				err = serr
+			}
+		}
+	}
+	if err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "priority not lowered: guests may notice backups", slog.Any("error", err))
+	}
+	var raised error
+	_ = InFront(func() error { // which has no error of its own
+		now, oerr := own()
+		if raised = oerr; oerr == nil && now != b {
+			raised = unix.EPERM
+		}
+		return nil
+	})
+	if raised != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "a data plane that this agent starts again will be behind other programs too: run the agent as root, or \"cairn serve\" by itself", slog.Any("error", raised))
+	}
+}
+
+// InFront calls f with the priority that the process had before Lower, as far as that is
+// allowed: it takes CAP_SYS_NICE. A process that f starts keeps it; what goroutines do that
+// f starts is done behind others again.
+func InFront(f func() error) error {
+	b := before.Load()
+	if b == nil {
+		return f()
+	}
+	runtime.LockOSThread()
+	defer func() {
+		if lowered.set(0) == nil {
+			runtime.UnlockOSThread()
+		} // else the thread ends with this goroutine
+	}()
+	_ = b.set(0) // Lower has said so if that is not allowed
+	return f()
+}
+
+// own is the level of the calling thread.
+func own() (level, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err != nil {
+		return level{}, err
+	}
+	io, _, e := unix.Syscall(unix.SYS_IOPRIO_GET, ioprioWho, 0, 0)
+	if e != 0 {
+		return level{}, e
+	}
+	return level{nice: 20 - nice, ioprio: int(io)}, nil // the kernel counts nice values from 40 down
+}
+
+// set gives the level to a thread, 0 being the calling one.
+func (l level) set(thread int) error {
+	err := unix.Setpriority(unix.PRIO_PROCESS, thread, l.nice)
+	if _, _, e := unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWho, uintptr(thread), uintptr(l.ioprio)); e != 0 {
+		err = errors.Join(err, e)
+	}
+	return err
+}
