@@ -5,8 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/cairnbackup/cairn/internal/guestvm"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 	"github.com/cairnbackup/cairn/nbd"
 )
 
@@ -22,6 +23,7 @@ type attached struct {
 	*host
 	vm     *guestvm.VM
 	uri    string // of the volume, as the guest reaches it
+	secret string // of the volume behind the door with TLS, as the guest reaches it
 	volume serve.Volume
 	attach *guestvm.Command
 	said   *saying
@@ -30,7 +32,7 @@ type attached struct {
 // TestAttach: the kernel's own NBD driver, in a guest, has a volume as a block device by
 // "cairn attach": it writes, trims and flushes; its requests wait while the data plane is
 // dead, and go on with the next one; and the device goes by "cairn detach", or with the
-// command that attached it.
+// command that attached it. So it does over TLS, which that command carries for the kernel.
 func TestAttach(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a guest: not with -short")
@@ -39,7 +41,7 @@ func TestAttach(t *testing.T) {
 	a := newAttached(t)
 	a.content()
 	a.refusals()
-	a.serverDies()
+	a.serverDies(2)
 	a.mounted()
 
 	a.mustRun("cairn detach /dev/nbd0")
@@ -64,20 +66,32 @@ func TestAttach(t *testing.T) {
 
 	// Left to the kernel alone.
 	a.mustRun("cairn attach --detach " + a.uri + " /dev/nbd3 && dd if=/dev/nbd3 of=/dev/null bs=1M && cairn detach /dev/nbd3")
+	a.overTLS()
 	a.vm.Shutdown()
 }
 
 func newAttached(t *testing.T) *attached {
 	t.Helper()
 	a := &attached{host: emptyHost(t, cairnBinary(t))}
-	a.startServe()
+	ca := tlstest.New(t)
+	a.doors(ca)
+	a.startServe(a.settings...)
 	var err error
 	if a.volume, err = a.data.CreateVolume(t.Context(), serve.CreateVolume{Name: "disk", Size: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	a.uri = "nbd://" + strings.Replace(forwardTCP(t, a.volume.Socket), "127.0.0.1", "10.0.2.2", 1) + "/disk"
+	reached := func(dial func(ctx context.Context) (net.Conn, error)) string {
+		return strings.Replace(forwardTCP(t, dial), "127.0.0.1", "10.0.2.2", 1) + "/disk"
+	}
+	a.uri = "nbd://" + reached(a.socket)
+	a.secret = "nbds://" + reached(a.door) + "?tls-certificates=/etc/pki&tls-hostname=localhost"
+	files := map[string]string{"/bin/cairn": guestvm.Build(t, "github.com/cairnbackup/cairn/cmd/cairn")}
+	certs := ca.ClientDir("alice")
+	for _, name := range []string{tlstest.CA, tlstest.ClientCert, tlstest.ClientKey} {
+		files["/etc/pki/"+name] = filepath.Join(certs, name)
+	}
 	a.vm = guestvm.Start(t, guestvm.Options{
-		Files:   map[string]string{"/bin/cairn": guestvm.Build(t, "github.com/cairnbackup/cairn/cmd/cairn")},
+		Files:   files,
 		Modules: []string{"nbd", "virtio_net"}, Memory: 512,
 		Args: []string{"-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="},
 	})
@@ -91,7 +105,7 @@ func (a *attached) begin(uri string) {
 	a.t.Helper()
 	var err error
 	a.said = &saying{}
-	if a.attach, err = a.vm.Begin("exec cairn attach --timeout 1s --wait 2m "+uri, a.said); err != nil {
+	if a.attach, err = a.vm.Begin("exec cairn attach --timeout 1s --wait 2m '"+uri+"'", a.said); err != nil {
 		a.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(a.t.Context(), time.Minute)
@@ -169,11 +183,12 @@ func (a *attached) refusals() {
 	}
 }
 
-// serverDies kills the data plane twice under a guest that writes and compares.
-func (a *attached) serverDies() {
+// serverDies kills the data plane so many times under a guest that writes and compares.
+func (a *attached) serverDies(times int) {
 	a.t.Helper()
 	log := &saying{}
-	writing, err := a.vm.Begin(`i=0
+	writing, err := a.vm.Begin(`rm -f /run/stop
+		i=0
 		while [ ! -e /run/stop ]; do
 			i=$((i+1))
 			head -c 65536 /dev/urandom >/tmp/w
@@ -201,11 +216,11 @@ func (a *attached) serverDies() {
 			a.t.Fatalf("%v\n%s\nattach: %s", err, log, a.said)
 		}
 	}
-	for range 2 {
+	for range times {
 		rounds()
 		a.kill(a.serve)
 		time.Sleep(time.Second) // not to be waited for: that nothing happens
-		a.startServe()
+		a.startServe(a.settings...)
 		rounds()
 	}
 	a.mustRun("touch /run/stop")
@@ -253,49 +268,4 @@ func (s *saying) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
-}
-
-// forwardTCP carries connections to a TCP port, whose address it returns, to a unix
-// socket until the test ends, as a guest reaches only the host's ports.
-func forwardTCP(t *testing.T, socket string) string {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { carry(c, socket) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close() // nothing else can fail
-		wg.Wait()     // the guest and the data plane have ended
-	})
-	return l.Addr().String()
-}
-
-func carry(c net.Conn, socket string) {
-	defer c.Close()
-	var d net.Dialer
-	s, err := d.DialContext(context.Background(), "unix", socket)
-	if err != nil {
-		return // whoever connected sees that it ends
-	}
-	defer s.Close()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(s, c) // one of the two ends, and with it the other
-		_ = s.Close()
-	}()
-	_, _ = io.Copy(c, s) // as above
-	_ = c.Close()
-	<-done
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/objstore/dirstore"
 	"github.com/cairnbackup/cairn/internal/objstore/s3store"
 	"github.com/cairnbackup/cairn/internal/serve"
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // host is one machine under test: the two processes, their folders and their
@@ -128,6 +129,20 @@ func cairnBinary(t *testing.T) string {
 }
 
 func (h *host) path(elem ...string) string { return filepath.Join(append([]string{h.dir}, elem...)...) }
+
+// doors makes settings by which the data plane and the agent each serve NBD over TCP, where
+// alice may use everything.
+func (h *host) doors(ca *tlstest.Authority) {
+	h.t.Helper()
+	ca.WriteServer(h.dir)
+	if err := os.WriteFile(h.path("exports"), []byte("alice: ['*', '*@*']\n"), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	h.settings = []string{
+		"--nbd-listen", "127.0.0.1:0", "--tls-cert", h.path(tlstest.ServerCert), "--tls-key", h.path(tlstest.ServerKey),
+		"--tls-client-ca", h.path(tlstest.CA), "--tls-exports", h.path("exports"),
+	}
+}
 
 // startServe starts the data plane, with these settings besides those that each has.
 func (h *host) startServe(settings ...string) {

@@ -26,7 +26,8 @@ func TestNBDCrowd(t *testing.T) {
 	t.Parallel()
 	b := &toolbox{host: emptyHost(t, cairnBinary(t)), ca: tlstest.New(t), seed: uint64(time.Now().UnixNano())}
 	t.Logf("seed %d", b.seed)
-	b.openDoor(t)
+	b.doors(b.ca)
+	b.startServe(b.settings...)
 	disk := b.volume(t, "disk", diskSize)
 	c := &crowd{T: t, disk: disk, addr: b.addr(disk), conf: b.ca.ClientConfig("alice"), rng: rand.New(rand.NewPCG(b.seed, 0))}
 	c.idle(b)

@@ -110,7 +110,9 @@ func newToolbox(t *testing.T) *toolbox {
 	t.Helper()
 	b := &toolbox{host: emptyHost(t, cairnBinary(t)), ca: tlstest.New(t), seed: uint64(time.Now().UnixNano())}
 	t.Logf("seed %d", b.seed)
-	b.openDoor(t)
+	b.certs = b.ca.ClientDir("alice")
+	b.doors(b.ca)
+	b.startServe(b.settings...)
 	b.stores = []string{b.path("store1"), b.path("store2"), b.path("store3")}
 	b.initRepository(2, 1)
 	b.startAgent()
@@ -124,21 +126,6 @@ func newToolbox(t *testing.T) *toolbox {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// openDoor starts the data plane with a door over TCP; the agent will have one, too.
-func (b *toolbox) openDoor(t *testing.T) {
-	t.Helper()
-	b.certs = b.ca.ClientDir("alice")
-	b.ca.WriteServer(b.dir)
-	if err := os.WriteFile(b.path("exports"), []byte("alice: ['*', '*@*']\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.settings = []string{
-		"--nbd-listen", "127.0.0.1:0", "--tls-cert", b.path(tlstest.ServerCert), "--tls-key", b.path(tlstest.ServerKey),
-		"--tls-client-ca", b.path(tlstest.CA), "--tls-exports", b.path("exports"),
-	}
-	b.startServe(b.settings...)
 }
 
 func (b *toolbox) ways() []way {
