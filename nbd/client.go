@@ -48,9 +48,9 @@ func (o ClientOptions) dialTimeout() time.Duration {
 // # Reconnecting
 //
 // With ClientOptions.Reconnect a request whose connection ended before its answer
-// is sent again over a new one. The export must still have the same size, flags,
-// block sizes and contexts, else this client has ended; that the same disk is
-// behind it is for the caller to know. A server that breaks the protocol is not
+// is sent again over a new one. The export must still have the same size, be as
+// writable, and the server able to do all that it could, else this client has
+// ended; that the same disk is behind it is for the caller to know. A server that breaks the protocol is not
 // given a second chance.
 //
 // Nothing in the protocol tells a server that was started anew from one that was

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -30,7 +29,7 @@ const (
 // Contexts, else the error wraps errors.ErrUnsupported. A range of more than 16
 // Mi extents is refused: ask for it in parts.
 func (c *Client) Map(ctx context.Context, nbdContext string, off, n int64) ([]blockmap.Extent, error) {
-	if !slices.ContainsFunc(c.session.contexts, func(s selectedContext) bool { return s.name == nbdContext }) {
+	if !c.session.has(nbdContext) {
 		return nil, c.unsupported("the metadata context " + nbdContext)
 	}
 	most := int64(maxMapRange)

@@ -150,7 +150,7 @@ func (c *Client) redial(ctx context.Context) (*links, error) {
 		return nil, err
 	}
 	switch {
-	case !s.all[0].session.same(c.session):
+	case !s.all[0].session.replaces(c.session):
 		c.moved = errors.New("nbd: the connection was lost, and the export is another one since then: connect again")
 		err = c.moved
 	case !c.replace(s):

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/blockmap"
 )
 
 // An export that is another one now is not read on as if it were not.
@@ -30,6 +32,60 @@ func TestReconnectElsewhere(t *testing.T) {
 			}
 		}
 		r.stop()
+	}
+}
+
+// A server in the place of another may do more than that one, and not less.
+func TestReconnectUpgraded(t *testing.T) {
+	noLeaks(t)
+	old := session{
+		size: 1 << 20, flags: rwFlags, framing: structuredReplies, blocks: BlockSizes{512, 4096, 1 << 20},
+		contexts: []selectedContext{{1, ContextAllocation}},
+	}
+	for _, try := range []struct {
+		name   string
+		change func(s *session)
+		want   bool
+	}{
+		{"nothing", func(*session) {}, true},
+		{"one more flag", func(s *session) { s.flags |= flagSendCache }, true},
+		{"one flag less", func(s *session) { s.flags &^= flagSendTrim }, false},
+		{"read-only", func(s *session) { s.flags |= flagReadOnly }, false},
+		{"another kind of disk", func(s *session) { s.flags ^= flagRotational }, true},
+		{"longer headers", func(s *session) { s.framing = extendedHeaders }, true},
+		{"simple replies", func(s *session) { s.framing = simpleReplies }, false},
+		{"larger", func(s *session) { s.size++ }, false},
+		{"smaller", func(s *session) { s.size-- }, false},
+		{"smaller blocks", func(s *session) { s.blocks.Minimum = 1 }, true},
+		{"larger blocks", func(s *session) { s.blocks.Minimum = 1024 }, false},
+		{"larger requests", func(s *session) { s.blocks.Maximum *= 2 }, true},
+		{"smaller requests", func(s *session) { s.blocks.Maximum /= 2 }, false},
+		{"other preferences", func(s *session) { s.blocks.Preferred *= 2 }, true},
+		{"one more context", func(s *session) { s.contexts = []selectedContext{{7, dirtyName}, {3, ContextAllocation}} }, true},
+		{"another context", func(s *session) { s.contexts = []selectedContext{{1, dirtyName}} }, false},
+	} {
+		s := old
+		if try.change(&s); s.replaces(&old) != try.want {
+			t.Errorf("%s: taken %v", try.name, !try.want)
+		}
+	}
+	m := newMemory(1 << 20)
+	less := m.export("disk")
+	less.Contexts = func() []string { return []string{ContextAllocation} }
+	less.MultiConn = false
+	r := &restartable{t: t, path: t.TempDir() + "/s"}
+	r.start(less)
+	c := dial(t, URI(r.path, "disk"), ClientOptions{
+		Contexts: []string{dirtyName, ContextAllocation}, Conns: 2, Reconnect: 20 * time.Second,
+	})
+	r.stop()
+	r.start(m.export("disk"))
+	defer func() { r.stop() }()
+	if e, err := c.Map(t.Context(), ContextAllocation, 0, 1<<20); err != nil || len(e) != 1 || e[0].State != blockmap.Hole|blockmap.Zero {
+		t.Error(e, err)
+	}
+	if err := c.ReadAt(t.Context(), make([]byte, 512), 0); err != nil || c.Conns() != 2 {
+		t.Errorf("%v, %d connections", err, c.Conns())
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 // and lengths must be multiples of Minimum; one request carries at most Maximum.
 type BlockSizes struct{ Minimum, Preferred, Maximum int64 }
 
-// framing is how requests and replies look on a connection.
+// framing is how requests and replies look on a connection. Each can do what those
+// before it can.
 type framing int
 
 const (
@@ -40,6 +41,16 @@ type selectedContext struct {
 func (s *session) same(t *session) bool {
 	return s.size == t.size && s.flags == t.flags && s.framing == t.framing && s.blocks == t.blocks &&
 		slices.EqualFunc(s.contexts, t.contexts, func(a, b selectedContext) bool { return a.name == b.name })
+}
+
+// replaces reports whether what old had can go on with s: the same size, as writable
+// as it was, and everything that the server of old could do. It may do more, as one
+// does that was upgraded.
+func (s *session) replaces(old *session) bool {
+	const needed = ^flagRotational
+	return s.size == old.size && (s.flags^old.flags)&flagReadOnly == 0 && old.flags&^s.flags&needed == 0 &&
+		s.framing >= old.framing && s.blocks.Minimum <= old.blocks.Minimum && s.blocks.Maximum >= old.blocks.Maximum &&
+		!slices.ContainsFunc(old.contexts, func(c selectedContext) bool { return !s.has(c.name) })
 }
 
 func newSession() *session {
@@ -98,6 +109,11 @@ func (s *session) context(id uint32) (name string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// has reports whether a context was negotiated.
+func (s *session) has(name string) bool {
+	return slices.ContainsFunc(s.contexts, func(c selectedContext) bool { return c.name == name })
 }
 
 // id returns what the server calls a context that was negotiated.

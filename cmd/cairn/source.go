@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -132,123 +131,53 @@ func (s *exportSource) Open(ctx context.Context, id string) (fusefs.Image, error
 	if err != nil {
 		return nil, err
 	}
-	img := &exportImage{agent: s.agent, name: name, uri: e.URI}
-	if img.conn, err = img.dial(ctx); err != nil {
-		return nil, errors.Join(err, img.Close()) //nolint:contextcheck // the export must go also when ctx has ended
+	img := &exportImage{agent: s.agent, name: name}
+	img.conn, err = nbd.Dial(ctx, e.URI, nbd.ClientOptions{
+		Contexts: []string{nbd.ContextAllocation}, Conns: imageConns, Reconnect: imagePatience,
+	})
+	if err != nil {
+		return nil, errors.Join(err, img.unexport()) //nolint:contextcheck // the export must go also when ctx has ended
 	}
-	img.size = img.conn.Size()
 	return img, nil
 }
 
-// Connections of a mount: enough for the kernel's read-ahead to keep the stores
-// busy. Tries bound how long a reader waits for an agent that is restarted.
 const (
-	imageConns  = 4
-	imageTries  = 30
-	imagePause  = time.Second
-	unexportFor = 10 * time.Second
+	imageConns    = 4                // enough for the kernel's read-ahead to keep the stores busy
+	imagePatience = 30 * time.Second // that a reader waits for an agent that is restarted
+	unexportFor   = 10 * time.Second
 )
 
 // exportImage is a backup that the agent exports for this mount. An agent that
-// is restarted exports it again under the same name: the connection is made
-// anew and what was asked for is asked again.
+// is restarted exports it again under the same name, so that what is behind a
+// connection that is made anew is the same backup.
 type exportImage struct {
-	agent     *agent.Client
-	name, uri string
-	size      int64
-
-	mu   sync.Mutex
-	conn *nbd.Client // nil after a failure
-}
-
-func (i *exportImage) dial(ctx context.Context) (*nbd.Client, error) {
-	return nbd.Dial(ctx, i.uri, nbd.ClientOptions{Contexts: []string{nbd.ContextAllocation}, Conns: imageConns})
-}
-
-// connected returns the connection, making it if it is lost.
-func (i *exportImage) connected(ctx context.Context) (*nbd.Client, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.conn != nil {
-		return i.conn, nil
-	}
-	conn, err := i.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if conn.Size() != i.size {
-		return nil, errors.Join(fmt.Errorf("export %s has another size than before", i.name), conn.Close())
-	}
-	i.conn = conn
-	return conn, nil
-}
-
-// drop forgets a connection that failed.
-func (i *exportImage) drop(conn *nbd.Client) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.conn == conn {
-		i.conn = nil
-		_ = conn.Close()
-	}
-}
-
-// try asks until the server answers, with content or with a refusal.
-func (i *exportImage) try(ctx context.Context, ask func(*nbd.Client) error) error {
-	for n := 1; ; n++ {
-		conn, err := i.connected(ctx)
-		if err == nil {
-			if err = ask(conn); err == nil {
-				return nil
-			}
-			if _, refused := errors.AsType[nbd.Error](err); refused || ctx.Err() != nil {
-				return err
-			}
-			i.drop(conn)
-		}
-		if n == imageTries {
-			return err
-		}
-		pause := time.NewTimer(imagePause)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return err
-		}
-	}
+	agent *agent.Client
+	name  string
+	conn  *nbd.Client
 }
 
 // Size implements fusefs.Image.
-func (i *exportImage) Size() int64 { return i.size }
+func (i *exportImage) Size() int64 { return i.conn.Size() }
 
 // ReadAt implements fusefs.Image.
 func (i *exportImage) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return i.try(ctx, func(c *nbd.Client) error { return c.ReadAt(ctx, p, off) })
+	return i.conn.ReadAt(ctx, p, off)
 }
 
 // Extents implements fusefs.Image.
-func (i *exportImage) Extents(ctx context.Context, off, n int64) (extents []blockmap.Extent, err error) {
-	err = i.try(ctx, func(c *nbd.Client) error {
-		extents, err = c.Map(ctx, nbd.ContextAllocation, off, n)
-		return err
-	})
-	return extents, err
+func (i *exportImage) Extents(ctx context.Context, off, n int64) ([]blockmap.Extent, error) {
+	return i.conn.Map(ctx, nbd.ContextAllocation, off, n)
 }
 
 // Close implements fusefs.Image: the export goes with its only reader.
-func (i *exportImage) Close() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	var err error
-	if i.conn != nil {
-		err = i.conn.Close()
-		i.conn = nil
-	}
+func (i *exportImage) Close() error { return errors.Join(i.conn.Close(), i.unexport()) }
+
+// unexport takes the export back.
+func (i *exportImage) unexport() error {
 	ctx, cancel := context.WithTimeout(context.Background(), unexportFor)
 	defer cancel()
-	if uerr := i.agent.Unexport(ctx, i.name); uerr != nil && !errors.Is(uerr, agent.ErrNotFound) {
-		err = errors.Join(err, uerr)
+	if err := i.agent.Unexport(ctx, i.name); err != nil && !errors.Is(err, agent.ErrNotFound) {
+		return err
 	}
-	return err
+	return nil
 }
