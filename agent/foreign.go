@@ -1,10 +1,7 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
-	"log/slog"
 
 	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/internal/source"
@@ -76,28 +73,4 @@ func (r *CreateVolume) record() (source.Record, error) {
 		return x, refuse(CodeInvalid, "the disk of a qemu needs both: the QMP socket, and the name of the node")
 	}
 	return x, nil
-}
-
-// keepSweeping thaws what stands still that should not, and removes from where foreign volumes are served what an earlier agent left
-// there, or what could not be removed at its time, until ctx ends.
-func (h *hub) keepSweeping(ctx context.Context) {
-	said := ""
-	for {
-		err := errors.Join(tidyOne(ctx, h.icebox.thawAll), tidyOne(ctx, h.foreign.foreign.Sweep))
-		text := ""
-		if err != nil && ctx.Err() == nil {
-			text = err.Error()
-		}
-		if text != "" && text != said {
-			level := slog.LevelWarn
-			if errors.Is(err, source.ErrAway) {
-				level = slog.LevelInfo // a guest that is off keeps nothing
-			}
-			h.o.Logger.LogAttrs(ctx, level, "not swept yet: it is tried again and again", slog.Any("error", err))
-		}
-		said = text
-		if !pause(ctx, tidyEvery) {
-			return
-		}
-	}
 }

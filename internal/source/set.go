@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -23,7 +22,8 @@ type Set struct {
 	dir     string
 	drivers map[string]driver
 
-	mu      sync.Mutex // never held while a server is waited for
+	due     chan struct{} // see Due
+	mu      sync.Mutex    // never held while a server is waited for
 	volumes map[string]*volume
 }
 
@@ -46,7 +46,10 @@ type volume struct {
 // asked of any server: [Set.Sweep] does what an earlier process left to be done.
 func Open(fsys vfs.FS, dir string) (*Set, error) {
 	fleeces := filepath.Join(dir, "fleeces")
-	s := &Set{fs: fsys, dir: dir, volumes: map[string]*volume{}, drivers: map[string]driver{KindNBD: nbdServer{}, KindQEMU: newQEMUDisk(fleeces)}}
+	s := &Set{
+		fs: fsys, dir: dir, due: make(chan struct{}, 1), volumes: map[string]*volume{},
+		drivers: map[string]driver{KindNBD: nbdServer{}, KindQEMU: newQEMUDisk(fleeces)},
+	}
 	if err := vfs.MkdirAll(fsys, fleeces, 0o700); err != nil {
 		return nil, err
 	}
@@ -182,42 +185,6 @@ func (s *Set) save(r Record) error {
 
 func noVolume(ref string) error {
 	return refuse(serve.CodeNotFound, "Volume %s could not be found: \"cairn volume list\" shows what there is.", ref)
-}
-
-// Sweep removes what is left of snapshots where an earlier process made them, or where one
-// could not be ended: of each volume that has none now. It is to be called again until it
-// succeeds.
-func (s *Set) Sweep(ctx context.Context) error {
-	s.mu.Lock()
-	var l []*volume
-	for _, v := range s.volumes {
-		if !v.swept && v.err == nil {
-			l = append(l, v)
-		}
-	}
-	s.mu.Unlock()
-	var errs []error
-	for _, v := range l {
-		errs = append(errs, s.turn(ctx, v, func(v *volume, r *Record) error { return s.sweep(ctx, v, *r) }))
-	}
-	return errors.Join(errs...)
-}
-
-// sweep is called in the volume's turn.
-func (s *Set) sweep(ctx context.Context, v *volume, r Record) error {
-	s.mu.Lock()
-	swept, busy := v.swept, len(v.snaps) > 0
-	s.mu.Unlock()
-	if swept || busy {
-		return nil
-	}
-	if err := s.drivers[r.Kind].sweep(ctx, r); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v.swept = true
-	return nil
 }
 
 func (s *Set) snapshotsOf(v *volume) []*serve.Snapshot {

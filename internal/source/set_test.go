@@ -22,6 +22,7 @@ import (
 type fake struct {
 	size   int64
 	away   bool
+	broken error    // why no snapshot can be made, half of which is left
 	there  []string // snapshots and checkpoints
 	lost   map[string]string
 	writer string
@@ -48,6 +49,9 @@ func (f *fake) begin(_ context.Context, _ Record, b beginning) (taken, error) {
 		return taken{}, err
 	}
 	f.there = append(f.there, b.snapshot, b.checkpoint)
+	if f.broken != nil {
+		return taken{}, f.broken
+	}
 	return taken{uri: "nbd://x/" + b.snapshot, size: f.size, at: time.Unix(1, 0).UTC(), lost: f.lost}, nil
 }
 
@@ -240,6 +244,75 @@ func TestLeftovers(t *testing.T) {
 	}
 	if err = s.Delete(ctx, "disk"); err != nil { // a guest that is away for good
 		t.Error(err)
+	}
+}
+
+// TestSweepIsDue: whatever leaves something where a volume is served, and that it answers
+// again, makes a sweep due; what leaves nothing does not.
+func TestSweepIsDue(t *testing.T) {
+	ctx := t.Context()
+	f := &fake{size: 1 << 20}
+	s := open(t, vfs.NewMem(), f)
+	create(t, s, "disk")
+	due := func() bool {
+		select {
+		case <-s.Due():
+			return true
+		default:
+			return false
+		}
+	}
+	try := func(what string, want bool, do func() error) {
+		t.Helper()
+		err := do()
+		if (err != nil) != f.away {
+			t.Errorf("%s: %v", what, err)
+		}
+		if due() != want {
+			t.Errorf("%s: due %v", what, !want)
+		}
+	}
+	snapshot := func(checkpoint string) func() error {
+		return func() error {
+			_, err := s.CreateSnapshots(ctx, temporary("disk", checkpoint), nil)
+			return err
+		}
+	}
+	end := func() error { return s.DeleteSnapshot(ctx, "disk@b1") }
+	look := func() error {
+		v, err := s.Volume(ctx, "disk")
+		if err == nil && v.Error != "" {
+			err = errors.New(v.Error)
+		}
+		return err
+	}
+	try("a snapshot", false, snapshot("first"))
+	try("its end", false, end)
+	try("another", false, snapshot("second"))
+	try("a look", false, look)
+	f.away = true
+	try("an end that fails", true, end)
+	try("a sweep that fails", false, func() error { return s.Sweep(ctx) })
+	try("a look at what is away", false, look)
+	f.away = false
+	try("a look when it answers", true, look)
+	try("another look", false, look)
+	try("a sweep", false, func() error { return s.Sweep(ctx) })
+	f.broken = errors.New("it broke")
+	if err := snapshot("third")(); err == nil || !due() {
+		t.Error("a snapshot that fails")
+	}
+	f.broken = nil
+	try("a snapshot after it", false, snapshot("fourth"))
+	f.away = true
+	if err := s.DropCheckpoint(ctx, "disk", "fourth"); err != nil || !due() {
+		t.Error("a checkpoint that cannot be dropped", err)
+	}
+	f.away = false
+	try("a sweep while there is a snapshot", false, func() error { return s.Sweep(ctx) })
+	try("its end", true, end)
+	if err := s.Sweep(ctx); err != nil || due() || !slices.Equal(f.there, []string{"first", "second"}) {
+		t.Errorf("%v, there is %q", err, f.there)
 	}
 }
 

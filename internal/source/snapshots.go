@@ -60,6 +60,7 @@ func (s *Set) snapshot(ctx context.Context, v *volume, r *Record, req serve.Crea
 	}
 	t, err := d.begin(ctx, *r, b)
 	if err != nil {
+		s.left(v) // perhaps
 		return serve.Snapshot{}, err
 	}
 	r.Size = t.size
@@ -91,7 +92,7 @@ func (s *Set) drop(ctx context.Context, x serve.Snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, v := s.findLocked(x.VolumeID); v != nil {
-		v.swept = false
+		s.leftLocked(v)
 	}
 }
 
@@ -152,8 +153,10 @@ func (s *Set) DeleteSnapshot(ctx context.Context, ref string) error {
 		err := s.drivers[r.Kind].end(ctx, *r, x.ID)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		v.swept = v.swept && err == nil
 		v.snaps = slices.DeleteFunc(v.snaps, func(o *serve.Snapshot) bool { return o == x })
+		if err != nil || !v.swept && len(v.snaps) == 0 {
+			s.leftLocked(v)
+		}
 		return err
 	})
 }

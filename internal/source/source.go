@@ -39,7 +39,7 @@ type driver interface {
 	// state is how the disk is now, as far as that can be told soon.
 	state(ctx context.Context, r Record) state
 	// begin makes the disk's content of this instant readable, with what changed since
-	// each of the checkpoints of r that can say it. Of a failure nothing is left.
+	// each of the checkpoints of r that can say it. What a failure has left sweep removes.
 	begin(ctx context.Context, r Record, b beginning) (taken, error)
 	// verify says whether all that was read since begin was good, and is not when that
 	// cannot be told.

@@ -60,6 +60,9 @@ func (s *Set) show(ctx context.Context, v *volume, age time.Duration) serve.Volu
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if v.seen.err != nil && st.err == nil && !v.swept {
+		s.leftLocked(v)
+	}
 	v.seen, v.at = st, at
 	return s.shownLocked(v, st)
 }
@@ -129,9 +132,7 @@ func (s *Set) DropCheckpoint(ctx context.Context, ref, name string) error {
 		}
 		switch err := s.drivers[r.Kind].forget(ctx, *r, name); {
 		case errors.Is(err, ErrAway):
-			s.mu.Lock()
-			v.swept = false
-			s.mu.Unlock()
+			s.left(v)
 		case err != nil:
 			return err
 		}
