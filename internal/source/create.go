@@ -29,30 +29,56 @@ func (s *Set) Create(ctx context.Context, r Record) (serve.Volume, error) {
 	if r.Size, err = s.drivers[r.Kind].look(ctx, r); err != nil {
 		return serve.Volume{}, err
 	}
-	v, err := s.add(r)
+	v, err := s.add(ctx, r)
 	if err != nil {
 		return serve.Volume{}, err
 	}
 	return s.show(ctx, v, 0), nil
 }
 
-// add makes a new record a volume.
-func (s *Set) add(r Record) (*volume, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if id, v := s.findLocked(r.Name); v != nil {
-		return nil, refuse(serve.CodeConflict, "there is a volume %s already (%s): name this one otherwise", r.Name, id)
+// add makes a new record a volume, which nobody sees before it is durable.
+func (s *Set) add(ctx context.Context, r Record) (*volume, error) {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if _, v := s.findLocked(r.ID); v != nil {
-		return nil, refuse(serve.CodeConflict, "volume %s has the ID %s already", v.rec.Name, r.ID)
+	defer leave()
+	if err = s.free(r); err != nil {
+		return nil, err
 	}
-	if err := s.save(r); err != nil {
+	if err = s.save(r); err != nil {
 		return nil, err
 	}
 	// An earlier volume may have had the ID, and have left something there.
 	v := newVolume(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.volumes[r.ID] = v
 	return v, nil
+}
+
+// enter waits until nobody adds or removes a volume, and keeps others from it until leave
+// is called.
+func (s *Set) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.coming <- struct{}{}:
+		return func() { <-s.coming }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// free refuses a record whose name or ID another volume has.
+func (s *Set) free(r Record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id, v := s.findLocked(r.Name); v != nil {
+		return refuse(serve.CodeConflict, "there is a volume %s already (%s): name this one otherwise", r.Name, id)
+	}
+	if _, v := s.findLocked(r.ID); v != nil {
+		return refuse(serve.CodeConflict, "volume %s has the ID %s already", v.rec.Name, r.ID)
+	}
+	return nil
 }
 
 // Delete forgets a volume, and drops what was made for it where it is served, if that
@@ -66,7 +92,7 @@ func (s *Set) Delete(ctx context.Context, ref string) error {
 	case v == nil:
 		return noVolume(ref)
 	case broken:
-		return s.remove(v)
+		return s.remove(ctx, v)
 	}
 	return s.turn(ctx, v, func(v *volume, r *Record) error {
 		if len(s.snapshotsOf(v)) > 0 {
@@ -82,12 +108,24 @@ func (s *Set) Delete(ctx context.Context, ref string) error {
 		if err != nil && !errors.Is(err, ErrAway) {
 			return err
 		}
-		return s.remove(v)
+		return s.remove(ctx, v)
 	})
 }
 
-func (s *Set) remove(v *volume) error {
-	err := s.fs.Remove(filepath.Join(s.dir, fileName(v.rec.ID)))
+// remove takes a volume out of the set, durably, unless another call has.
+func (s *Set) remove(ctx context.Context, v *volume) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	s.mu.Lock()
+	name, gone := v.rec.Name, v.gone
+	s.mu.Unlock()
+	if gone {
+		return noVolume(name)
+	}
+	err = s.fs.Remove(filepath.Join(s.dir, fileName(v.rec.ID)))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
@@ -95,7 +133,7 @@ func (s *Set) remove(v *volume) error {
 		err = s.fs.SyncDir(s.dir)
 	}
 	if err != nil {
-		return fmt.Errorf("forget volume %s: %w", v.rec.Name, err)
+		return fmt.Errorf("forget volume %s: %w", name, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,7 +23,8 @@ type Set struct {
 	drivers map[string]driver
 
 	due     chan struct{} // see Due
-	mu      sync.Mutex    // never held while a server is waited for
+	coming  chan struct{} // held by who adds or removes a volume
+	mu      sync.Mutex    // never held while a server or the disk is waited for
 	volumes map[string]*volume
 }
 
@@ -47,7 +48,7 @@ type volume struct {
 func Open(fsys vfs.FS, dir string) (*Set, error) {
 	fleeces := filepath.Join(dir, "fleeces")
 	s := &Set{
-		fs: fsys, dir: dir, due: make(chan struct{}, 1), volumes: map[string]*volume{},
+		fs: fsys, dir: dir, due: make(chan struct{}, 1), coming: make(chan struct{}, 1), volumes: map[string]*volume{},
 		drivers: map[string]driver{KindNBD: nbdServer{}, KindQEMU: newQEMUDisk(fleeces)},
 	}
 	if err := vfs.MkdirAll(fsys, fleeces, 0o700); err != nil {
