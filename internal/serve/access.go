@@ -32,6 +32,7 @@ type access struct {
 	holder  string // the same for people
 	writers int
 	readers int
+	sharing int           // of the readers, those on a socket that is also the writers'
 	changed chan struct{} // closed and replaced when a connection ends
 }
 
@@ -69,22 +70,30 @@ func (a *access) leaveWrite() {
 	a.left()
 }
 
-// enterRead admits a reader. The caller calls leaveRead once for each nil.
-func (a *access) enterRead() error {
+// enterRead admits a reader, or says why not; one that shares a socket with writers
+// only while those have room left. The caller calls leave once.
+func (a *access) enterRead(shares bool) (leave func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.shut != "" {
-		return &Error{Code: CodeBusy, Text: a.shut}
+	switch {
+	case a.shut != "":
+		return nil, &Error{Code: CodeBusy, Text: a.shut}
+	case shares && a.sharing >= doorReaders:
+		return nil, refuse(CodeBusy, "%d connections read this volume over its socket, and the others there are kept for who writes: end some, or read a snapshot, which has a socket of its own", a.sharing)
+	}
+	n := 0
+	if shares {
+		n = 1
 	}
 	a.readers++
-	return nil
-}
-
-func (a *access) leaveRead() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.readers--
-	a.left()
+	a.sharing += n
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.readers--
+		a.sharing -= n
+		a.left()
+	}, nil
 }
 
 // left wakes those who wait for connections to end. a.mu is held.

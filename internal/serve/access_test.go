@@ -110,6 +110,40 @@ func TestReadOnlyDoor(t *testing.T) {
 	}
 }
 
+// However many connections readers open, there is room for who writes.
+func TestReadersLeaveRoom(t *testing.T) {
+	p := start(t, options(t))
+	v := p.create(t, "db", mib)
+	ro := nbd.URI(v.Socket, "db@ro")
+	many := func(uri string, conns int) (*nbd.Client, error) {
+		return nbd.Dial(t.Context(), uri, nbd.ClientOptions{Conns: conns})
+	}
+	readers, err := many(ro, 48)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = many(ro, 1); err == nil || !strings.Contains(err.Error(), "kept for who writes: end some, or read a snapshot") {
+		t.Errorf("one reader more: %v", err)
+	}
+	writer, err := many(v.URI, 15)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, writer, []byte("x"), 0)
+	closeClient(t, writer)
+	writer = dial(t, v.URI) // again
+	closeClient(t, readers)
+	closeClient(t, dial(t, ro))
+	closeClient(t, writer)
+
+	// Where nobody writes all may read.
+	s := p.snapshot(t, serve.CreateSnapshots{Volumes: []string{"db"}})[0]
+	if readers, err = many(s.URI, 64); err != nil {
+		t.Fatal(err)
+	}
+	closeClient(t, readers)
+}
+
 func TestExportsOfSockets(t *testing.T) {
 	p := start(t, options(t))
 	v := p.create(t, "db", mib)

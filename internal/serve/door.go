@@ -15,8 +15,11 @@ import (
 // memory is what a reader of a snapshot with some large requests in flight
 // takes.
 const (
-	doorConns  = 64
-	doorMemory = 8 << 20
+	doorConns = 64
+	// doorReaders is how many of them may be on the read-only door of a volume, so
+	// that a guest always finds room to connect, and to connect again.
+	doorReaders = 48
+	doorMemory  = 8 << 20
 )
 
 // door is one NBD socket: listening once it is made, served after start.

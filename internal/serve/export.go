@@ -70,17 +70,18 @@ func (p *plane) volumeExports(e *entry) []*nbd.Export {
 			Name: name + readOnlyDoor, Description: "volume " + name + ", only to read",
 			ReadOnly: true, MultiConn: true,
 			Size: size, Contexts: e.contexts, Counters: &e.reads,
-			Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
-				if err := e.access.enterRead(); err != nil {
+			Open: func(_ context.Context, peer nbd.Peer) (nbd.Device, error) {
+				leave, err := e.access.enterRead(peer.PID >= 0) // it has come by the socket
+				if err != nil {
 					return nil, err
 				}
 				v, err := e.live()
 				if err != nil {
-					e.access.leaveRead()
+					leave()
 					return nil, err
 				}
 				return e.device(v, func() error {
-					e.access.leaveRead()
+					leave()
 					return nil
 				}), nil
 			},
@@ -134,19 +135,20 @@ func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
 		Contexts: e.contexts,
 		Counters: &sn.counts,
 		Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
-			if err := sn.access.enterRead(); err != nil {
+			leave, err := sn.access.enterRead(false)
+			if err != nil {
 				return nil, err
 			}
 			if !e.has(sn) { // it was found before its volume was reopened
-				sn.access.leaveRead()
+				leave()
 				return nil, refuse(CodeNotFound, "snapshot %s of volume %s was deleted, or the volume reopened: connect again", sn.label(), name)
 			}
 			if why := sn.s.Info().Broken; why != "" {
-				sn.access.leaveRead()
+				leave()
 				return nil, refuse(CodeConflict, "snapshot %s of volume %s is broken, because %s: delete it and make another", sn.label(), name, why)
 			}
 			return &snapshotDevice{sn: sn, leave: sync.OnceFunc(func() {
-				sn.access.leaveRead()
+				leave()
 				if sn.access.use().readers == 0 {
 					sn.dirty.drop()
 				}
