@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -171,6 +172,24 @@ func (g *qemuGuest) left() []string {
 		l = append(l, e.ID)
 	}
 	return l
+}
+
+// held begins a backup of a guest, which reads so slowly that it lasts until something ends
+// it, and returns when its snapshot is there.
+func (g *qemuGuest) held(r *rig) Job {
+	g.Helper()
+	r.stopAgent()
+	r.limits.ReadBytesPerSecond = 1
+	r.startAgent()
+	g.write(1, 0, 1<<20)
+	j, err := r.agent.CreateBackup(g.Context(), CreateBackup{Volume: "guest", Force: true})
+	if err != nil {
+		g.Fatal(err)
+	}
+	r.until("a snapshot", func() bool {
+		return slices.ContainsFunc(g.left(), func(name string) bool { return strings.Contains(name, ".") }) // its export
+	})
+	return j
 }
 
 // bitmaps are those of the disk.
