@@ -18,6 +18,30 @@ import (
 // thread of the data plane at a time.
 const sourceConns = 2
 
+// copyWatched is copy, and sees to it that what was read is good. That the snapshot had to
+// be ended meanwhile ends it, and is its error.
+func (r *backupRun) copyWatched(ctx context.Context) (root repository.Root, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watching, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		werr := r.serve.WatchSnapshot(watching, r.snap.ID)
+		if werr != nil {
+			cancel(werr)
+		}
+		ended <- werr
+	}()
+	if root, err = r.copy(ctx); err == nil {
+		err = r.serve.VerifySnapshot(ctx, r.snap.ID)
+	}
+	stop()
+	if werr := <-ended; err != nil && werr != nil {
+		err = werr
+	}
+	return root, err
+}
+
 // copy reads the snapshot into the session and returns what is to be committed.
 func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) {
 	r.task.phase("reading")

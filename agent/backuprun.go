@@ -146,10 +146,7 @@ func (r *backupRun) steps(ctx context.Context) (repository.Outcome, error) {
 	if err := r.takeSnapshot(ctx); err != nil {
 		return repository.OutcomeFailed, err
 	}
-	root, err := r.copy(ctx)
-	if err == nil {
-		err = r.serve.VerifySnapshot(ctx, r.snap.ID)
-	}
+	root, err := r.copyWatched(ctx)
 	if err == nil {
 		err = r.stillElsewhere(ctx)
 	}

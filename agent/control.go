@@ -43,6 +43,9 @@ type snapshotControl interface {
 	// VerifySnapshot says whether all that was read from a snapshot until now was good: an
 	// error means that it was not, or that nobody can tell.
 	VerifySnapshot(ctx context.Context, ref string) error
+	// WatchSnapshot returns without an error when ctx ends, or at once if the snapshot needs
+	// no watching; an error is why it was ended before.
+	WatchSnapshot(ctx context.Context, ref string) error
 	DeleteSnapshot(ctx context.Context, ref string) error
 }
 
@@ -67,3 +70,6 @@ func (p plane) CreateSnapshots(ctx context.Context, req CreateSnapshots, still s
 // VerifySnapshot has nothing to ask: a snapshot of the data plane that broke answers reads
 // with errors.
 func (plane) VerifySnapshot(context.Context, string) error { return nil }
+
+// WatchSnapshot has nothing to watch: the data plane sees to the room itself.
+func (plane) WatchSnapshot(context.Context, string) error { return nil }

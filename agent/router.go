@@ -152,6 +152,14 @@ func (r *router) VerifySnapshot(ctx context.Context, ref string) error {
 	return r.control.VerifySnapshot(ctx, ref)
 }
 
+// WatchSnapshot ends one that takes up too much room.
+func (r *router) WatchSnapshot(ctx context.Context, ref string) error {
+	if r.foreign.HasSnapshot(ref) {
+		return r.foreign.WatchSnapshot(ctx, ref)
+	}
+	return r.control.WatchSnapshot(ctx, ref)
+}
+
 // Snapshots returns the snapshots of one volume or of all.
 func (r *router) Snapshots(ctx context.Context, ref string) ([]Snapshot, error) {
 	if ref != "" && r.foreign.Has(ref) {

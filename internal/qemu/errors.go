@@ -14,6 +14,8 @@ var (
 	ErrEnded = errors.New("the guest does not run")
 	// ErrBusy: another client holds the monitor.
 	ErrBusy = errors.New("the monitor is busy")
+	// ErrNoRoom: the disk with the folder for what guests overwrite is all but full.
+	ErrNoRoom = errors.New("no room for what a guest overwrites")
 	// ErrNoDisk: qemu has no such disk (any more).
 	ErrNoDisk = errors.New("no such disk")
 	// ErrState: the guest is in a state in which its disks cannot be snapshotted.

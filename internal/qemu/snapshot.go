@@ -97,6 +97,9 @@ func (o SnapshotOptions) check() error {
 // ready finds the disk, or says why no such snapshot can be taken of it. It changes
 // nothing.
 func (d *Disk) ready(ctx context.Context, m *monitor, o SnapshotOptions) (target, error) {
+	if err := d.Room(); err != nil {
+		return target{}, err
+	}
 	if err := checkState(ctx, m); err != nil {
 		return target{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cairnbackup/cairn/internal/qemu"
+	"github.com/cairnbackup/cairn/internal/serve"
 )
 
 // stateTimeout is how long a qemu is asked how its disk is. Lists wait for it, and its
@@ -45,11 +46,25 @@ func (d *qemuDisk) with(ctx context.Context, r Record, f func(*qemu.Disk) error)
 		return context.Cause(ctx)
 	}
 	defer func() { <-turn }()
-	err := f(&qemu.Disk{Monitor: r.Socket, Node: r.Node, Tag: tag(r.ID), Dir: d.dir})
-	if errors.Is(err, qemu.ErrUnreachable) {
+	err := f(d.disk(r))
+	switch {
+	case errors.Is(err, qemu.ErrUnreachable):
 		return away(r, err)
+	case errors.Is(err, qemu.ErrNoRoom):
+		return refuse(serve.CodeNoSpace, "volume %s: %v", r.Name, err)
 	}
 	return err
+}
+
+func (d *qemuDisk) disk(r Record) *qemu.Disk {
+	return &qemu.Disk{Monitor: r.Socket, Node: r.Node, Tag: tag(r.ID), Dir: d.dir}
+}
+
+func (d *qemuDisk) room(r Record) error {
+	if err := d.disk(r).Room(); err != nil {
+		return refuse(serve.CodeNoSpace, "the snapshot of volume %s was ended: %v", r.Name, err)
+	}
+	return nil
 }
 
 // tag stands for a volume in the names of what belongs to it in its qemu, which have no

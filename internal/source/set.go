@@ -24,6 +24,7 @@ type Set struct {
 
 	due     chan struct{} // see Due
 	coming  chan struct{} // held by who adds or removes a volume
+	ending  chan struct{} // held by who ends a snapshot for want of room
 	mu      sync.Mutex    // never held while a server or the disk is waited for
 	volumes map[string]*volume
 }
@@ -48,7 +49,8 @@ type volume struct {
 func Open(fsys vfs.FS, dir string) (*Set, error) {
 	fleeces := filepath.Join(dir, "fleeces")
 	s := &Set{
-		fs: fsys, dir: dir, due: make(chan struct{}, 1), coming: make(chan struct{}, 1), volumes: map[string]*volume{},
+		fs: fsys, dir: dir, due: make(chan struct{}, 1), coming: make(chan struct{}, 1), ending: make(chan struct{}, 1),
+		volumes: map[string]*volume{},
 		drivers: map[string]driver{KindNBD: nbdServer{}, KindQEMU: newQEMUDisk(fleeces)},
 	}
 	if err := vfs.MkdirAll(fsys, fleeces, 0o700); err != nil {

@@ -22,7 +22,8 @@ import (
 type fake struct {
 	size   int64
 	away   bool
-	broken error    // why no snapshot can be made, half of which is left
+	broken error // why no snapshot can be made, half of which is left
+	full   func() error
 	there  []string // snapshots and checkpoints
 	lost   map[string]string
 	writer string
@@ -61,6 +62,13 @@ func (f *fake) remove(names ...string) error {
 	}
 	f.there = slices.DeleteFunc(f.there, func(n string) bool { return slices.Contains(names, n) })
 	return nil
+}
+
+func (f *fake) room(Record) error {
+	if f.full == nil {
+		return nil
+	}
+	return f.full()
 }
 
 func (f *fake) verify(context.Context, Record, string) error       { return f.gone() }

@@ -41,6 +41,8 @@ type driver interface {
 	// begin makes the disk's content of this instant readable, with what changed since
 	// each of the checkpoints of r that can say it. What a failure has left sweep removes.
 	begin(ctx context.Context, r Record, b beginning) (taken, error)
+	// room says why a snapshot has to end, as what it takes up here is needed otherwise.
+	room(r Record) error
 	// verify says whether all that was read since begin was good, and is not when that
 	// cannot be told.
 	verify(ctx context.Context, r Record, snapshot string) error
