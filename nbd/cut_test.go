@@ -3,11 +3,13 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,13 @@ import (
 // noLeaks checks when the test ends that it left no goroutine and no descriptor.
 func noLeaks(t *testing.T) {
 	t.Helper()
+	// The runtime keeps two descriptors from the first socket or pipe on.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeQuietly(r)
+	closeQuietly(w)
 	count := func() (int, int) {
 		fds, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
@@ -136,43 +145,53 @@ func TestCutClient(t *testing.T) {
 	}
 }
 
-// cutter passes one connection on to a server, but only so many bytes of replies;
-// stop returns how many those were.
-func cutter(t *testing.T, target string, n int64) (path string, stop func() int64) {
+// cutter passes connections on to a server, one at a time, but only so many bytes of
+// each one's replies. A session begins with the number of those, and ends with how many
+// were passed on.
+type cutter struct {
+	path   string
+	limits chan int64
+	passed chan int64
+}
+
+// cutterOf returns one that ends with the test.
+func cutterOf(t *testing.T, target string) *cutter {
 	t.Helper()
-	path = t.TempDir() + "/cut"
-	l, err := net.Listen("unix", path)
+	c := &cutter{path: t.TempDir() + "/cut", limits: make(chan int64), passed: make(chan int64)}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.path})
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan int64, 1)
-	go func() {
-		total := int64(0)
-		defer func() { done <- total }()
-		client, err := l.Accept()
-		if err != nil {
-			return
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := range c.limits {
+			total := int64(0)
+			err := l.SetDeadline(time.Now().Add(20 * time.Second)) // for a session that does not begin
+			if client, acceptErr := l.Accept(); acceptErr == nil {
+				total = passOn(client, target, n)
+			} else {
+				err = errors.Join(err, acceptErr)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			c.passed <- total
 		}
-		defer closeQuietly(client)
-		server, err := net.Dial("unix", target)
-		if err != nil {
-			return
-		}
-		up := make(chan struct{})
-		go func() {
-			_, _ = io.Copy(server, client)
-			closeQuietly(server)
-			close(up)
-		}()
-		total, _ = io.CopyN(client, server, n)
-		closeQuietly(client)
-		closeQuietly(server)
-		<-up
-	}()
-	return path, func() int64 {
+	})
+	t.Cleanup(func() {
+		close(c.limits)
+		wg.Wait()
 		closeQuietly(l)
-		return <-done
-	}
+	})
+	return c
+}
+
+// session returns what f does with at most n bytes from the server, and how many there
+// were.
+func (c *cutter) session(n int64, f func() error) (total int64, err error) {
+	c.limits <- n
+	err = f()
+	return <-c.passed, err
 }
 
 // A server may vanish anywhere, and a client notices with an error.
@@ -181,36 +200,40 @@ func TestCutServer(t *testing.T) {
 	m.WriteAt(bytes.Repeat([]byte{7}, 600), 300)
 	plain := listen(t, serverOf(t, m.export("disk")))
 	t.Run("extended headers", func(t *testing.T) {
-		cutEverywhere(t, m, plain, func(path string) string { return URI(path, "disk") }, 1, 0)
+		cutEverywhere(t, m, plain, func(path string) string { return URI(path, "disk") }, 0)
 	})
 	t.Run("structured replies", func(t *testing.T) {
-		cutEverywhere(t, m, hiding(t, plain, optExtendedHeaders), func(path string) string { return URI(path, "disk") }, 1, 0)
+		cutEverywhere(t, m, hiding(t, plain, optExtendedHeaders), func(path string) string { return URI(path, "disk") }, 0)
 	})
 	t.Run("TLS", func(t *testing.T) {
 		a := tlstest.New(t)
 		dir := a.ClientDir("alice")
-		path := listen(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig()))
-		// Signatures differ in length, and a goodbye is in TLS at the end.
-		cutEverywhere(t, m, path, func(path string) string { return secured(URI(path, "disk"), trusting(dir)) }, 7, 100)
+		path := listen(t, withTLS(serverOf(t, m.export("disk")), brief(a.ServerConfig())))
+		// A goodbye is 24 bytes, and a signature may be some bytes longer than the next.
+		cutEverywhere(t, m, path, func(path string) string { return secured(URI(path, "disk"), trusting(dir)) }, 24+8)
 	})
 }
 
-// cutEverywhere cuts a session off at each step-th byte of the server's, up to
-// the last that it can do without.
-func cutEverywhere(t *testing.T, m *memory, path string, uri func(path string) string, step, spare int64) {
+// brief returns c with a handshake of a few hundred bytes and little work, so that
+// there is time to cut it at each of them.
+func brief(c *tls.Config) *tls.Config {
+	c.CurvePreferences = []tls.CurveID{tls.X25519}
+	return c
+}
+
+// cutEverywhere cuts a session off at each byte of the server's but the last spare,
+// which a client can do without.
+func cutEverywhere(t *testing.T, m *memory, path string, uri func(path string) string, spare int64) {
 	t.Helper()
 	noLeaks(t)
-	whole, stop := cutter(t, path, 1<<40)
-	err := cutSession(t, m, uri(whole))
-	total := stop()
+	c := cutterOf(t, path)
+	talk := func() error { return cutSession(t, m, uri(c.path)) }
+	total, err := c.session(never, talk)
 	if err != nil || total < 1000 {
 		t.Fatalf("the session has %d bytes and ended in %v", total, err)
 	}
-	for n := int64(0); n < total-spare; n += step {
-		short, stop := cutter(t, path, n)
-		err := cutSession(t, m, uri(short))
-		stop()
-		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+	for n := range total - spare {
+		if _, err := c.session(n, talk); err == nil || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("cut off at byte %d of %d: %v", n, total, err)
 		}
 	}

@@ -45,12 +45,13 @@ func flaky(t *testing.T, target string, limit func(i int) int64) (path string, c
 	return path, count
 }
 
-// passOn passes a connection on until n bytes of replies have gone through.
-func passOn(client net.Conn, target string, n int64) {
+// passOn passes a connection on until n bytes of replies have gone through, and
+// returns how many there were when neither side has the connection any more.
+func passOn(client net.Conn, target string, n int64) (total int64) {
 	defer closeQuietly(client)
 	server, err := net.Dial("unix", target)
 	if err != nil {
-		return
+		return 0
 	}
 	up := make(chan struct{})
 	go func() {
@@ -58,10 +59,11 @@ func passOn(client net.Conn, target string, n int64) {
 		closeQuietly(server)
 		close(up)
 	}()
-	_, _ = io.CopyN(client, server, n)
+	total, _ = io.CopyN(client, server, n)
 	closeQuietly(client)
 	closeQuietly(server)
 	<-up
+	return total
 }
 
 const never = 1 << 40
@@ -110,20 +112,24 @@ func TestReconnectAnywhere(t *testing.T) {
 		}
 		return err != nil
 	}
-	whole, stop := cutter(t, path, never)
-	c, err := Dial(ctx, URI(whole, "disk"), o)
+	whole := cutterOf(t, path)
+	handshake, err := whole.session(never, func() error {
+		c, err := Dial(ctx, URI(whole.path, "disk"), o)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Close(); err != nil {
-		t.Error(err)
-	}
-	handshake := stop()
-	whole, stop = cutter(t, path, never)
-	if session(whole) {
-		t.Error("a flush over a connection that was never lost")
-	}
-	total, doubts := stop(), 0
+	total, _ := whole.session(never, func() error {
+		if session(whole.path) {
+			t.Error("a flush over a connection that was never lost")
+		}
+		return nil
+	})
+	doubts := 0
 	for n := handshake + rand.Int64N(3); n < total; n += 3 {
 		short, count := flaky(t, path, once(n))
 		if session(short) {
