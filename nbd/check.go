@@ -46,11 +46,8 @@ func (t *transmission) check(r request) (Error, string) {
 	if t.extended && r.command == cmdWrite {
 		mask |= cmdFlagPayloadLen
 	}
-	switch {
-	case r.flags&^mask != 0:
+	if r.flags&^mask != 0 {
 		return EINVAL, "unknown or unadvertised command flags"
-	case r.command == cmdWrite && !r.payload:
-		return EINVAL, "a WRITE without PAYLOAD_LEN"
 	}
 	if r.command == cmdFlush {
 		if r.offset != 0 || r.length != 0 {

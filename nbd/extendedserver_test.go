@@ -116,6 +116,11 @@ func TestExtendedBytes(t *testing.T) {
 			"6e8a278c 0001 0000 a000000000000001 0000000000001000 0000000000000000",
 		},
 		{
+			"WRITE, without PAYLOAD_LEN as qemu sends it",
+			"21e41c71 0001 0001 a000000000000001 0000000000001003 0000000000000003" + "787978",
+			"6e8a278c 0001 0000 a000000000000001 0000000000001003 0000000000000000",
+		},
+		{
 			"FLUSH",
 			"21e41c71 0000 0003 0000000000000002 0000000000000000 0000000000000000",
 			"6e8a278c 0001 0000 0000000000000002 0000000000000000 0000000000000000",
@@ -198,7 +203,6 @@ func TestExtendedPayloads(t *testing.T) {
 		length  uint64
 		payload []byte
 	}{
-		{"WRITE without PAYLOAD_LEN", 0, cmdWrite, 512, nil},
 		{"READ", cmdFlagPayloadLen, cmdRead, 512, make([]byte, 512)},
 		{"FLUSH", cmdFlagPayloadLen, cmdFlush, 3, []byte("abc")},
 		{"TRIM", cmdFlagPayloadLen, cmdTrim, 512, make([]byte, 512)},
@@ -232,6 +236,9 @@ func TestExtendedPayloads(t *testing.T) {
 			w.requestExtended(cmdFlagPayloadLen, command, 1, 0, length)
 			w.expectEnd()
 		}
+		w := enter(t)
+		w.requestExtended(0, cmdWrite, 1, 0, length)
+		w.expectEnd()
 	}
 	if m.isDirty() {
 		t.Error("something was written")

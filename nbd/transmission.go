@@ -185,7 +185,8 @@ func (t *transmission) parse(b []byte) (request, error) {
 	if t.extended {
 		want = magicExtRequest
 		r.length = binary.BigEndian.Uint64(b[24:])
-		r.payload = r.flags&cmdFlagPayloadLen != 0
+		// The flag is a duty of who writes, but qemu has never set it there.
+		r.payload = r.flags&cmdFlagPayloadLen != 0 || r.command == cmdWrite
 	} else {
 		r.length = uint64(binary.BigEndian.Uint32(b[24:]))
 		r.payload = r.command == cmdWrite
