@@ -2,8 +2,9 @@
 # Installs the Debian packages whose programs the tests drive, where it can:
 # as root on a system with apt-get; and builds the S3 servers that they run,
 # through the Go module proxy, and takes the kernel and the busybox of the tests'
-# guests from Debian packages without installing these, into $CAIRN_TOOLS (cairn-tools
-# in the user's cache folder), once for all clones. Says plainly what stays missing; the tests
+# guests, and NBD programs of a newer Debian, from Debian packages without installing
+# these, into $CAIRN_TOOLS (cairn-tools in the user's cache folder), once for all clones.
+# Says plainly what stays missing; the tests
 # that need it skip then (in CI they fail). Exits 0 unless --strict is given.
 set -u
 strict=0
@@ -104,6 +105,58 @@ guestfiles() {
 	[ -x guest/busybox ] || { echo "no busybox in its package"; return 1; }
 }
 
+# The Debian whose libnbd and qemu speak all of the protocol, with 64-bit lengths: Debian 12's
+# do not yet.
+newer=trixie
+
+# newer takes their programs from there, with all the libraries that they need, once.
+newer() {
+	[ -x "$cache/$newer/bin/nbdinfo" ] && return 0
+	echo "fetching libnbd and qemu-utils of Debian $newer into $cache, once"
+	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
+	if (cd "$build" && newerfiles) >"$build/log" 2>&1; then
+		rm -rf "${cache:?}/$newer" && mv "$build/$newer" "$cache/$newer"
+	else
+		echo "that failed, so the tests with them are skipped:"
+		tail -n 5 "$build/log" | sed 's/^/  /'
+		rm -rf "$build"
+		return 1
+	fi
+	rm -rf "$build"
+}
+
+# newerfiles makes the folder of that Debian in the present one.
+newerfiles() {
+	site=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+	[ -n "$site" ] || { echo "apt-get has no source of Debian's packages here"; return 1; }
+	mkdir -p apt/lists/partial apt/cache/archives/partial "$newer/bin" || return 1
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $site $newer main" >apt/sources.list
+	# Of a system of its own, on which nothing is installed: so the C library comes along.
+	apt() {
+		apt-get -o Dir::Etc::sourcelist="$PWD/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
+			-o Dir::State::lists="$PWD/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$PWD/apt/cache" \
+			-o DPkg::Lock::Timeout=300 -q "$@"
+	}
+	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils || return 1
+	for deb in apt/cache/archives/*.deb; do dpkg-deb -x "$deb" "$newer" || return 1; done
+	rm -rf "$newer/usr/share" # documents and locales
+	loader=$(find "$newer/usr/lib" -name 'ld-linux*.so.*' -type f | head -n 1)
+	[ -n "$loader" ] || { echo "the C library's package has no loader"; return 1; }
+	lib=$(dirname "${loader#"$newer"/}")
+	for program in nbdinfo nbdcopy qemu-img qemu-io qemu-nbd nbdsh; do
+		run="\"\$d/usr/bin/$program\""
+		[ "$program" = nbdsh ] && run='"$d/usr/bin/python3" -m nbd'
+		cat >"$newer/bin/$program" <<-EOF || return 1
+			#!/bin/sh
+			# $program with the libraries of Debian $newer
+			d=\$(cd "\$(dirname "\$0")/.." && pwd)
+			export PYTHONHOME="\$d/usr" PYTHONPATH="\$d/usr/lib/python3/dist-packages" PYTHONDONTWRITEBYTECODE=1
+			exec "\$d/$lib/${loader##*/}" --library-path "\$d/$lib" $run "\$@"
+		EOF
+		chmod +x "$newer/bin/$program" && "$newer/bin/$program" --version || return 1
+	done
+}
+
 if mkdir -p "$cache"; then
 	# Not twice at once by two clones.
 	exec 9>"$cache/lock"
@@ -112,8 +165,9 @@ if mkdir -p "$cache"; then
 		server "${s%%=*}" "${s#*=}" || status=$strict
 	done
 	guest || status=$strict
+	newer || status=$strict
 else
-	echo "neither S3 servers nor guests can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
+	echo "neither S3 servers nor guests nor newer NBD programs can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
 	status=$strict
 fi
 exit $status

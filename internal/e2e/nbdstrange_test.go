@@ -4,13 +4,14 @@ import (
 	"net/url"
 )
 
-// nbdsh runs a script of libnbd that may break every rule: libnbd checks nothing.
+// nbdsh runs a script of libnbd that may break every rule: libnbd checks nothing, and only
+// adds the flag that says of a WRITE that it has a payload.
 func (s *toolUse) nbdsh(uri, script string) string {
 	s.Helper()
 	return s.run("nbdsh", "-c", `
 h.set_uri_allow_local_file(True)
 h.connect_uri("`+uri+`")
-h.set_strict_mode(0)
+h.set_strict_mode(getattr(nbd, "STRICT_AUTO_FLAG", 0))
 def errno(f):
     try:
         f()

@@ -1,13 +1,11 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +41,11 @@ type way struct {
 	// node and object are for qemu's programs.
 	node   func(x *exported) string
 	object []string
+	// newer lets the programs of a newer Debian do it, where it has them: those ask for
+	// extended headers.
+	newer bool
+	// packets is what nbdinfo then calls the framing of replies.
+	packets string
 }
 
 // exported is one export, as its server tells of it.
@@ -76,23 +79,27 @@ func TestNBDTools(t *testing.T) {
 	} {
 		needs.Tool(t, tool, debian)
 	}
+	needs.Newer(t, "nbdinfo")
 	b := newToolbox(t)
-	tools := []struct {
+	type tool struct {
 		name string
 		use  func(s *toolUse)
-	}{
+	}
+	all := []tool{
 		{"nbdinfo", useNbdinfo},
 		{"qemu-img", useQemuImg},
 		{"qemu-io", useQemuIO},
 		{"nbdcopy", useNbdcopy},
-		{"nbdfuse", useNbdfuse},
 		{"nbdsh", useNbdsh},
-		{"strange commands", useStrangeCommands},
-		{"fio", useFio},
 		{"a snapshot", useSnapshot},
 		{"a backup", useBackup},
 	}
+	old := []tool{{"nbdfuse", useNbdfuse}, {"strange commands", useStrangeCommands}, {"fio", useFio}}
 	for _, w := range b.ways() {
+		tools := slices.Concat(all, old)
+		if w.newer {
+			tools = slices.Concat(all, []tool{{"64 bits", useExtended}})
+		}
 		for i, tool := range tools {
 			t.Run(tool.name+" over "+w.name, func(t *testing.T) {
 				t.Parallel()
@@ -119,7 +126,7 @@ func newToolbox(t *testing.T) *toolbox {
 
 	v := b.volume(t, "saved", diskSize)
 	file, _ := b.noise(t, 0)
-	b.must(t, "nbdcopy", file, v.uri)
+	must(t, b.command(t, "nbdcopy", file, v.uri))
 	rec := b.host.backup("saved", agent.CreateBackup{Volume: "saved"})
 	var err error
 	if b.backup, err = b.control.Export(t.Context(), agent.Export{Ref: rec.ID, Name: "copy"}); err != nil {
@@ -129,15 +136,19 @@ func newToolbox(t *testing.T) *toolbox {
 }
 
 func (b *toolbox) ways() []way {
+	unix := way{
+		name: "unix", packets: "structured packets",
+		uri: func(x *exported) string { return x.uri }, plain: func(x *exported) string { return x.uri },
+		node: func(x *exported) string { return "driver=nbd,path=" + x.socket + ",export=" + x.name },
+	}
+	extended := unix
+	extended.name, extended.newer, extended.packets = "extended", true, "extended packets"
 	return []way{
+		unix,
+		extended,
 		{
-			name: "unix",
-			uri:  func(x *exported) string { return x.uri }, plain: func(x *exported) string { return x.uri },
-			node: func(x *exported) string { return "driver=nbd,path=" + x.socket + ",export=" + x.name },
-		},
-		{
-			name: "TLS",
-			uri:  func(x *exported) string { return x.tcp + "?tls-certificates=" + b.certs },
+			name: "TLS", packets: "structured packets",
+			uri: func(x *exported) string { return x.tcp + "?tls-certificates=" + b.certs },
 			plain: func(x *exported) string {
 				return nbd.URI(tlstest.Proxy(b.t, b.addr(x), "127.0.0.1", b.ca.ClientConfig("alice")), x.name)
 			},
@@ -205,62 +216,3 @@ const toolBlock = 64 << 10
 
 // blocks is how many blocks a range from the start has.
 func blocks(n int64) int64 { return (n + toolBlock - 1) / toolBlock }
-
-// command prepares a program that ends with the test.
-func (b *toolbox) command(t *testing.T, name string, args ...string) *exec.Cmd {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, needs.Tool(t, name, "that the test names"), args...)
-	cmd.Dir = t.TempDir()
-	// nbdsh is a script for the system's Python, which has the module.
-	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin")
-	return cmd
-}
-
-// must runs a program that has to succeed, and returns what it said.
-func (b *toolbox) must(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := b.command(t, name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
-	}
-	return string(out)
-}
-
-// run is must for the test of the use.
-func (s *toolUse) run(name string, args ...string) string {
-	s.Helper()
-	return s.must(s.T, name, args...)
-}
-
-// qemu runs one of qemu's programs on nodes, which follow its arguments.
-func (s *toolUse) qemu(name string, args []string, nodes ...string) string {
-	s.Helper()
-	sub := 0
-	if name == "qemu-img" { // its options follow the subcommand
-		sub = 1
-	}
-	return s.run(name, slices.Concat(args[:sub], s.object, args[sub:], []string{"--image-opts"}, nodes)...)
-}
-
-// fileNode is a raw file for qemu's programs.
-func fileNode(file string) string { return "driver=raw,file.driver=file,file.filename=" + file }
-
-// has checks that a program's answer holds some texts.
-func (s *toolUse) has(out string, want ...string) {
-	s.Helper()
-	for _, w := range want {
-		if !strings.Contains(strings.Join(strings.Fields(out), " "), w) {
-			s.Errorf("no %q in\n%s", w, out)
-		}
-	}
-}
-
-// same compares two files.
-func (s *toolUse) same(what, got, want string) {
-	s.Helper()
-	if out, err := s.command(s.T, "cmp", got, want).CombinedOutput(); err != nil {
-		s.Errorf("%s: %v\n%s", what, err, out)
-	}
-}

@@ -63,7 +63,7 @@ func dirty(m mapped) bool { return m.Type == 1 }
 // useNbdinfo: it says what an export is, and what changed since a checkpoint.
 func useNbdinfo(s *toolUse) {
 	uri, ro := s.uri(s.disk), s.uri(s.disk.as("@ro"))
-	s.has(s.run("nbdinfo", uri), fmt.Sprintf("export-size: %d", diskSize), "structured packets", "base:allocation", "is_read_only: false",
+	s.has(s.run("nbdinfo", uri), fmt.Sprintf("export-size: %d", diskSize), s.packets, "base:allocation", "is_read_only: false",
 		"can_flush: true", "can_fua: true", "can_trim: true", "can_zero: true", "can_fast_zero: true", "can_df: true", "can_cache: true", "can_multi_conn: true",
 		"block_size_minimum: 1", "block_size_preferred: 4096", "block_size_maximum: 33554432")
 	if size := strings.TrimSpace(s.run("nbdinfo", "--size", uri)); size != strconv.Itoa(diskSize) {
@@ -135,8 +135,8 @@ func useQemuImg(s *toolUse) {
 	}
 }
 
-// useQemuIO: each kind of request does what it says, one by one, many at once, and on
-// four connections at once.
+// useQemuIO: each kind of request does what it says, one by one and many at once, and what
+// one writer left the next one's readers find.
 func useQemuIO(s *toolUse) {
 	s.qemu("qemu-io", []string{
 		"-c", "write -P 7 0 1M", "-c", "read -P 7 0 1M", "-c", "flush", "-c", "write -z 0 64k", "-c", "discard 64k 64k",
@@ -145,22 +145,9 @@ func useQemuIO(s *toolUse) {
 		"-c", "aio_write -P 1 4M 1M", "-c", "aio_write -P 2 5M 1M", "-c", "aio_write -z 6M 1M", "-c", "aio_flush",
 		"-c", "read -P 1 4M 1M", "-c", "read -P 2 5M 1M", "-c", "read -P 0 6M 1M",
 	}, s.node(s.disk))
-	var running []*exec.Cmd
-	for i := range 4 {
+	for i := range 4 { // one behind the other: a volume has one writer
 		at, pattern := fmt.Sprintf("%dM", 2*i), strconv.Itoa(20+i)
-		args := append(append([]string{}, s.object...), "-c", "write -P "+pattern+" "+at+" 2M", "-c", "flush", "-c", "read -P "+pattern+" "+at+" 2M", "--image-opts", s.node(s.disk))
-		cmd := s.command(s.T, "qemu-io", args...)
-		var out strings.Builder
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			s.Fatal(err)
-		}
-		running = append(running, cmd)
-	}
-	for _, cmd := range running {
-		if err := cmd.Wait(); err != nil {
-			s.Errorf("qemu-io: %v\n%s", err, cmd.Stdout)
-		}
+		s.qemu("qemu-io", []string{"-c", "write -P " + pattern + " " + at + " 2M", "-c", "flush", "-c", "read -P " + pattern + " " + at + " 2M"}, s.node(s.disk))
 	}
 	out := s.qemu("qemu-io", []string{"-r", "-c", "read -P 20 0 2M", "-c", "read -P 21 2M 2M", "-c", "read -P 22 4M 2M", "-c", "read -P 23 6M 2M"}, s.node(s.disk.as("@ro")))
 	if strings.Contains(out, "failed") {

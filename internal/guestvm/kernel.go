@@ -17,19 +17,7 @@ import (
 // tool returns the path of a file that scripts/tools.sh has fetched for guests.
 func tool(tb testing.TB, elem ...string) string {
 	tb.Helper()
-	dir := os.Getenv("CAIRN_TOOLS")
-	if dir == "" {
-		cache, err := os.UserCacheDir() // $XDG_CACHE_HOME, or .cache
-		if err != nil {
-			tb.Fatal(err)
-		}
-		dir = filepath.Join(cache, "cairn-tools")
-	}
-	p := filepath.Join(append([]string{dir, "guest"}, elem...)...)
-	if _, err := os.Stat(p); err != nil { //nolint:gosec // the test's own
-		needs.Missing(tb, "needs a kernel for guests, which scripts/tools.sh fetches: %v", err)
-	}
-	return p
+	return needs.Fetched(tb, append([]string{"guest"}, elem...)...)
 }
 
 // Build makes a static program of a package, for a guest.

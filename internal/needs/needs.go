@@ -33,6 +33,32 @@ func Tool(tb testing.TB, name, debian string) string {
 	return ""
 }
 
+// Fetched returns the path of a file that scripts/tools.sh has put into its folder, or ends
+// the test.
+func Fetched(tb testing.TB, elem ...string) string {
+	tb.Helper()
+	dir := os.Getenv("CAIRN_TOOLS")
+	if dir == "" {
+		cache, err := os.UserCacheDir() // $XDG_CACHE_HOME, or .cache
+		if err != nil {
+			tb.Fatal(err)
+		}
+		dir = filepath.Join(cache, "cairn-tools")
+	}
+	p := filepath.Join(append([]string{dir}, elem...)...)
+	if _, err := os.Stat(p); err != nil { //nolint:gosec // the test's own
+		Missing(tb, "needs what scripts/tools.sh fetches: %v", err)
+	}
+	return p
+}
+
+// Newer returns the path of a program of libnbd or qemu from a Debian that speaks all of
+// the NBD protocol, or ends the test.
+func Newer(tb testing.TB, name string) string {
+	tb.Helper()
+	return Fetched(tb, "trixie", "bin", name)
+}
+
 // LoopDevice attaches a file as a block device until the test ends.
 func LoopDevice(tb testing.TB, file string, options ...string) string {
 	tb.Helper()
