@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // WriteFile makes data the durable content of the file name, all of it or
@@ -19,6 +20,9 @@ import (
 func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) error {
 	temp := name + ".tmp"
 	if err := writeTemp(fsys, temp, data, perm); err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			err = fmt.Errorf("free some space on the disk of %s: %w", filepath.Dir(name), err)
+		}
 		return errors.Join(err, removeIfThere(fsys, temp))
 	}
 	if err := fsys.Rename(temp, name); err != nil {
@@ -41,7 +45,7 @@ func writeTemp(fsys FS, temp string, data []byte, perm fs.FileMode) (err error) 
 		}
 	}()
 	if _, err := f.WriteAt(data, 0); err != nil {
-		return fmt.Errorf("write %s: %w", temp, err)
+		return err // which names the file
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", temp, err)

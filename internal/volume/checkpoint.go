@@ -34,7 +34,7 @@ func (v *Volume) addCheckpoint(name string) error {
 	}
 	// The next segment is laid out before the guests are held up, not while.
 	if err := v.tracker.PrepareCheckpoint(); err != nil {
-		return err
+		return v.roomless(err)
 	}
 	if err := v.closeSegment(name); err != nil {
 		return err

@@ -95,7 +95,7 @@ func pendings(vols []*Volume, opts []SnapshotOptions) ([]*pending, error) {
 func takeGroup(ctx context.Context, ps []*pending) error {
 	for _, p := range ps {
 		if err := p.prepare(); err != nil {
-			return fmt.Errorf("volume %s: %w", p.v.name, err)
+			return fmt.Errorf("volume %s: %w", p.v.name, p.v.roomless(err))
 		}
 	}
 	if err := ctx.Err(); err != nil {

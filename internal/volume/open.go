@@ -62,7 +62,7 @@ func Open(o Options, dir string) (_ *Volume, err error) {
 		return nil, err
 	}
 	v.flusher.init(v.data.Sync)
-	v.space = spaceGuard{limit: o.PreimageLimit, reserve: o.PreimageReserve}
+	v.space = spaceGuard{dir: v.dir, limit: o.PreimageLimit, reserve: o.PreimageReserve}
 	if v.data.size < r.Size && r.Extending == 0 {
 		return nil, fmt.Errorf("%w: %s has %d bytes, the volume has %d; find out what cut it off, and truncate -s %[4]d gives it its size back (with zeros)",
 			ErrDamaged, r.dataPath(dir), v.data.size, r.Size)

@@ -1,13 +1,16 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
+	"syscall"
 )
 
 // spaceGuard counts the bytes of preimages and refuses more when the limit is
 // reached or when the file system is nearly full.
 type spaceGuard struct {
+	dir     string                // the state folder
 	limit   int64                 // 0 = none
 	reserve int64                 // free bytes to leave; 0 = none
 	free    func() (int64, error) // nil = not known
@@ -34,7 +37,7 @@ func (g *spaceGuard) take(n int64) error {
 	if err == nil && free < g.reserve+n {
 		g.used.Add(-n)
 		g.budget.Store(0)
-		return fmt.Errorf("only %d bytes are free beside the state folder, and %d are kept for the volume itself", free, g.reserve)
+		return fmt.Errorf("only %d bytes are free on the disk of %s, and %d are kept for the volume itself", free, g.dir, g.reserve)
 	}
 	if err == nil {
 		g.budget.Store(min(spaceStep, (free-g.reserve)/2))
@@ -47,3 +50,11 @@ func (g *spaceGuard) give(n int64) { g.used.Add(-n) }
 
 // adopt accounts for bytes that are there already.
 func (g *spaceGuard) adopt(n int64) { g.used.Add(n) }
+
+// roomless adds to an error that is a full disk of the state folder what to do about it.
+func (v *Volume) roomless(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("free some space on the disk of %s: %w", v.dir, err)
+	}
+	return err
+}
