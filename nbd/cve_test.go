@@ -2,11 +2,9 @@ package nbd
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"math"
-	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,14 +77,8 @@ func TestCVE_2024_7409(t *testing.T) {
 	noLeaks(t)
 	s := serverOf(t, newMemory(1<<20).export("disk"))
 	s.o.HandshakeTimeout, s.o.MaxConns = time.Hour, 40
-	path := t.TempDir() + "/s"
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- s.Serve(ctx, l) }()
+	path, l := socket(t)
+	stop := serveOn(t, s, l)
 	var waiting []*wire
 	for i := range 40 {
 		w := connect(t, path)
@@ -100,12 +92,9 @@ func TestCVE_2024_7409(t *testing.T) {
 		waiting = append(waiting, w)
 	}
 	connect(t, path).expectEnd() // no more may sit there
-	cancel()
+	stop()
 	for _, w := range waiting {
 		w.expectEnd()
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 

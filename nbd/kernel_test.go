@@ -182,35 +182,10 @@ func (k *fakeKernel) detach() {
 	k.sockets, k.attached = nil, false
 }
 
-// mortal is a server on one socket that ends and begins again.
-type mortal struct {
-	t    *testing.T
-	path string
-	stop func()
-}
-
-func (s *mortal) start(m *memory) {
-	s.t.Helper()
-	l, err := net.Listen("unix", s.path)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- serverOf(s.t, m.export("disk")).Serve(ctx, l) }()
-	s.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			s.t.Errorf("Serve: %v", err)
-		}
-	})
-	s.t.Cleanup(s.stop)
-}
-
 // keeping attaches to a server and keeps it.
 type keeping struct {
 	*fakeKernel
-	*mortal
+	*restartable
 	m      *memory
 	d      *KernelDevice
 	kept   chan error
@@ -219,9 +194,9 @@ type keeping struct {
 
 func keep(t *testing.T, dead time.Duration) *keeping {
 	t.Helper()
-	k := &keeping{fakeKernel: newFakeKernel(t), mortal: &mortal{t: t, path: filepath.Join(t.TempDir(), "s")}, m: newMemory(1 << 20), kept: make(chan error, 1)}
+	k := &keeping{fakeKernel: newFakeKernel(t), restartable: &restartable{t: t, path: filepath.Join(t.TempDir(), "s")}, m: newMemory(1 << 20), kept: make(chan error, 1)}
 	copy(k.m.data, bytes.Repeat([]byte("kernel! "), 1<<17))
-	k.start(k.m)
+	k.start(k.m.export("disk"))
 	var err error
 	if k.d, err = attachKernel(t.Context(), URI(k.path, "disk"), KernelOptions{Conns: 3, DeadTimeout: dead}, k.open); err != nil {
 		t.Fatal(err)
@@ -240,7 +215,7 @@ func keep(t *testing.T, dead time.Duration) *keeping {
 
 // reads reads over all connections until that works.
 func (k *keeping) reads() {
-	k.mortal.t.Helper()
+	k.restartable.t.Helper()
 	for i := range 3 {
 		for try := 0; ; try++ {
 			p, err := k.read(i, 4096, 8192)
@@ -248,7 +223,7 @@ func (k *keeping) reads() {
 				break
 			}
 			if try == 2000 {
-				k.mortal.t.Fatalf("connection %d: %v", i, err)
+				k.restartable.t.Fatalf("connection %d: %v", i, err)
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -269,7 +244,7 @@ func TestKernelKeep(t *testing.T) {
 				t.Fatalf("connection %d lives without a server", i)
 			}
 		}
-		k.start(k.m)
+		k.start(k.m.export("disk"))
 		k.reads()
 	}
 	k.cancel()
@@ -303,7 +278,7 @@ func TestKernelKeepEnds(t *testing.T) {
 		}, "the server has been away for longer than 1ns"},
 		{"another export", time.Minute, func(k *keeping) {
 			k.stop()
-			k.start(newMemory(1 << 19))
+			k.start(newMemory(1 << 19).export("disk"))
 			_, _ = k.read(0, 0, 512) // it fails
 		}, "the server has another export under that name"},
 	} {

@@ -98,7 +98,7 @@ func serveDevice(tb testing.TB, network string, d Device, m *memory) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	serveUntilEnd(tb, s, l)
+	serveOn(tb, s, l)
 	return scheme + "://" + l.Addr().String() + "/disk" + query
 }
 

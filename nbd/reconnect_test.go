@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -196,7 +195,8 @@ func TestReconnectStorm(t *testing.T) {
 	}
 }
 
-// restartable is a server at a path that can be stopped and started again.
+// restartable is a server at a path that can be stopped and started again, until the test
+// ends.
 type restartable struct {
 	t    *testing.T
 	path string
@@ -209,15 +209,7 @@ func (r *restartable) start(e *Export) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- serverOf(r.t, e).Serve(ctx, l) }()
-	r.stop = func() {
-		cancel()
-		if err := <-done; err != nil {
-			r.t.Error(err)
-		}
-	}
+	r.stop = serveOn(r.t, serverOf(r.t, e), l)
 }
 
 // After a restart what was answered and not flushed is not called durable, and
@@ -247,7 +239,6 @@ func TestReconnectRestart(t *testing.T) {
 			t.Errorf("%d connections", n)
 		}
 	}
-	defer func() { r.stop() }()
 	restart()
 	if err := errors.Join(c.WriteAt(ctx, []byte("one"), 0, false), c.Flush(ctx)); err != nil {
 		t.Error(err)

@@ -80,7 +80,6 @@ func TestReconnectUpgraded(t *testing.T) {
 	})
 	r.stop()
 	r.start(m.export("disk"))
-	defer func() { r.stop() }()
 	if e, err := c.Map(t.Context(), ContextAllocation, 0, 1<<20); err != nil || len(e) != 1 || e[0].State != blockmap.Hole|blockmap.Zero {
 		t.Error(e, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
@@ -12,27 +13,36 @@ import (
 // listen serves on a unix socket until the test ends, and returns its path.
 func listen(tb testing.TB, s *Server) string {
 	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "s")
+	path, l := socket(tb)
+	serveOn(tb, s, l)
+	return path
+}
+
+// socket listens on a unix socket.
+func socket(tb testing.TB) (path string, l net.Listener) {
+	tb.Helper()
+	path = filepath.Join(tb.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	serveUntilEnd(tb, s, l)
-	return path
+	return path, l
 }
 
-// serveUntilEnd serves on l until the test ends.
-func serveUntilEnd(tb testing.TB, s *Server, l net.Listener) {
+// serveOn serves on l until the test ends, or stop is called, which returns when Serve has.
+func serveOn(tb testing.TB, s *Server, l net.Listener) (stop func()) {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	tb.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			tb.Errorf("Serve: %v", err)
 		}
 	})
+	tb.Cleanup(stop)
+	return stop
 }
 
 // dial connects a client for as long as the test runs.

@@ -155,34 +155,18 @@ func TestTLSServeStops(t *testing.T) {
 	a := tlstest.New(t)
 	m := newMemory(64 << 20)
 	m.WriteAt(bytes.Repeat([]byte{1}, 64<<20), 0)
-	path := t.TempDir() + "/s"
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- withTLS(serverOf(t, m.export("disk")), a.ServerConfig()).Serve(ctx, l) }()
+	path, l := socket(t)
+	stop := serveOn(t, withTLS(serverOf(t, m.export("disk")), a.ServerConfig()), l)
 	waiting := connect(t, path) // in the middle of the handshake of TLS
 	waiting.hello()
 	waiting.option(optStartTLS)
 	waiting.expectReply(optStartTLS, repAck, nil)
 	w := connect(t, path)
 	w.hello()
-	socket := w.nc
+	plain := w.nc
 	w = w.startTLS(a.ClientConfig("c"))
 	w.enterAfterHello("disk", true)
-	for i := range 4 { // and never takes the replies
-		w.request(0, cmdRead, uint64(i), 0, 32<<20)
-	}
-	w.read(1)
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if m.opened.Load() != 1 || m.closed.Load() != 1 {
-		t.Errorf("opened %d times, closed %d times", m.opened.Load(), m.closed.Load())
-	}
-	closeQuietly(socket)
+	stopUnread(w, m, stop)
+	closeQuietly(plain)
 	closeQuietly(waiting.nc)
 }

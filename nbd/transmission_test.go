@@ -437,30 +437,28 @@ func TestTransmissionDisconnect(t *testing.T) {
 func TestServeStops(t *testing.T) {
 	m := newMemory(64 << 20)
 	m.WriteAt(bytes.Repeat([]byte{1}, 64<<20), 0)
-	path := t.TempDir() + "/s"
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- serverOf(t, m.export("disk")).Serve(ctx, l) }()
+	path, l := socket(t)
+	stop := serveOn(t, serverOf(t, m.export("disk")), l)
 	connect(t, path).hello()
 	w := connect(t, path)
 	w.enter("disk", true)
-	for i := range 4 { // and never takes the replies
+	stopUnread(w, m, stop)
+	if _, err := net.Dial("unix", path); err == nil {
+		t.Error("the socket still takes connections")
+	}
+}
+
+// stopUnread stops a server while the one client that is in never takes the replies to
+// what it asks for.
+func stopUnread(w *wire, m *memory, stop func()) {
+	w.t.Helper()
+	for i := range 4 {
 		w.request(0, cmdRead, uint64(i), 0, 32<<20)
 	}
 	w.read(1)
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if m.opened.Load() != 1 || m.closed.Load() != 1 {
-		t.Errorf("opened %d times, closed %d times", m.opened.Load(), m.closed.Load())
-	}
-	if _, err := net.Dial("unix", path); err == nil {
-		t.Error("the socket still takes connections")
+		w.t.Errorf("opened %d times, closed %d times", m.opened.Load(), m.closed.Load())
 	}
 }
 
