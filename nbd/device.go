@@ -64,8 +64,8 @@ type FileBacked interface {
 	// between BeginWrite and EndWrite never depends on the client. When it
 	// returns nil the server writes to the file and calls EndWrite exactly once.
 	//
-	// A large write request comes as several pairs, in order, all but the last of
-	// which end at a multiple of 4096.
+	// A large write request comes as several pairs, in any order and at once. All but
+	// the one with its end end at a multiple of 4096.
 	BeginWrite(off, n int64) error
 	// EndWrite ends what BeginWrite began. err is the outcome of writing to the
 	// file; the result is what the client is told.

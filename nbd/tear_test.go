@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+
+	"github.com/cairnbackup/cairn/internal/tlstest"
 )
 
 // tornDisk notes where pieces of writes end.
@@ -26,12 +28,28 @@ func (d *tornDisk) BeginWrite(off, n int64) error {
 // the new: however the payload arrives, each piece of it but the last ends where a block
 // of a disk does.
 func TestWriteCutAtBlocks(t *testing.T) {
+	t.Run("in the loop", func(t *testing.T) { writeCutAtBlocks(t, false) })
+	t.Run("deferred", func(t *testing.T) { writeCutAtBlocks(t, true) })
+}
+
+// writeCutAtBlocks has the large writes deferred by TLS, if they shall be.
+func writeCutAtBlocks(t *testing.T, deferred bool) {
+	t.Helper()
 	const size = 4 << 20
 	d := &tornDisk{fileDisk: newFileDisk(t, size, true)}
 	e := d.export("disk")
 	e.Open = func(context.Context, Peer) (Device, error) { return d, nil }
-	w := connect(t, listen(t, serverOf(t, e)))
-	w.enter("disk", true)
+	s := serverOf(t, e)
+	a := tlstest.New(t)
+	if deferred {
+		s = withTLS(s, a.ServerConfig())
+	}
+	w := connect(t, listen(t, s))
+	w.hello()
+	if deferred {
+		w = w.startTLS(a.ClientConfig("c"))
+	}
+	w.enterAfterHello("disk", true)
 	rng := rand.New(rand.NewPCG(1, 2))
 	shadow := make([]byte, size)
 	write := func(off, n int, first, next func() int) {
@@ -64,6 +82,14 @@ func TestWriteCutAtBlocks(t *testing.T) {
 	}
 	fixed := func(n int) func() int { return func() int { return n } }
 	some := func() int { return 1 + rng.IntN(9000) }
+	write(512, 3<<20, fixed(size), fixed(70_001))
+	write(512, maxPiece, fixed(size), fixed(size))
+	write(1024, maxPiece+512, fixed(size), fixed(size))
+	write(folioSize, 3*maxPiece, fixed(size), fixed(size))
+	write(folioSize+512, 2*maxPiece, fixed(size), fixed(size))
+	if deferred {
+		return
+	}
 	for range 20 {
 		n := 130<<10 + rng.IntN(300)*512
 		off := rng.IntN((size-n)/512) * 512
@@ -72,8 +98,7 @@ func TestWriteCutAtBlocks(t *testing.T) {
 		write(off, n, fixed(requestSize+1+rng.IntN(100_000)), some)
 		write(off, n, fixed(requestSize), fixed(1357)) // nothing of it behind the header
 	}
-	write(512, 3<<20, fixed(size), fixed(70_001))
-	// Crumbs fill every place of the pipe long before a block is whole.
+	// Crumbs come long before a block is whole.
 	left := 6000
 	write(1536, 200<<10, fixed(requestSize), func() int {
 		if left--; left > 0 {

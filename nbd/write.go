@@ -49,7 +49,11 @@ func (t *transmission) writeFile(f *os.File, p []byte, off int64) error {
 	if err := t.file.BeginWrite(off, int64(len(p))); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(p, off)
+	first := off
+	err := inFolios(f, off, len(p), func(off int64, n int) error {
+		_, err := f.WriteAt(p[off-first:][:n], off)
+		return err
+	})
 	return t.file.EndWrite(off, int64(len(p)), err)
 }
 
@@ -189,16 +193,29 @@ func (t *transmission) writeFromPipe(f *os.File, p *pipe, off int64, n int) erro
 	if err := t.file.BeginWrite(off, int64(n)); err != nil {
 		return err
 	}
-	return t.file.EndWrite(off, int64(n), p.toFile(int(f.Fd()), off, n))
+	err := inFolios(f, off, n, func(off int64, n int) error { return p.toFile(int(f.Fd()), off, n) })
+	return t.file.EndWrite(off, int64(n), err)
+}
+
+// piece returns how much of the rest bytes at off is one piece: it ends where a folio does,
+// and so where a block does.
+func piece(off int64, rest int) int {
+	if rest <= maxPiece {
+		return rest
+	}
+	return maxPiece - int(off%folioSize)
 }
 
 // writePieces reads a payload in pieces and gives each to the device on a
 // goroutine of its own. The last one to come back answers.
 func (t *transmission) writePieces(r request) error {
-	w := &pieces{left: (int(r.size()) + maxPiece - 1) / maxPiece}
 	off, rest := r.start(), int(r.size())
+	w := &pieces{left: 1}
+	if more := rest - piece(off, rest); more > 0 {
+		w.left += (more + maxPiece - 1) / maxPiece
+	}
 	for rest > 0 {
-		n := min(rest, maxPiece)
+		n := piece(off, rest)
 		g, ok := t.lane.try(bufferMemory(n))
 		if !ok || t.in.buffered() < n {
 			if err := t.out.flush(); err != nil {
@@ -221,19 +238,28 @@ func (t *transmission) writePieces(r request) error {
 		at := off
 		t.lane.start(g, func() {
 			defer done()
-			start := time.Now()
-			m, err := t.dev.WriteAt(b, at)
-			if err == nil && m < len(b) {
-				err = io.ErrShortWrite
-			}
-			t.took(time.Since(start), len(b))
-			if last, all := w.done(err); last {
+			if last, all := w.done(t.writePiece(b, at)); last {
 				_ = t.written(r, all, true) // output keeps the error, and the loop meets it
 			}
 		})
 		off, rest = off+int64(n), rest-n
 	}
 	return nil
+}
+
+// writePiece gives a part of a payload to the device.
+func (t *transmission) writePiece(p []byte, off int64) error {
+	if t.file != nil {
+		f, _ := t.file.DataFile()
+		return t.writeFile(f, p, off)
+	}
+	start := time.Now()
+	n, err := t.dev.WriteAt(p, off)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	t.took(time.Since(start), len(p))
+	return err
 }
 
 // pieces joins the outcomes of the parts of a request.
