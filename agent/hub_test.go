@@ -37,7 +37,7 @@ func another(t *testing.T, name string) *place {
 		f := memstore.WithFaults(memstore.New(fmt.Sprintf("%s%d", name, i)), memstore.Faults{})
 		p.stores, p.mem = append(p.stores, f), append(p.mem, f)
 	}
-	if _, err := repository.Init(t.Context(), repository.InitOptions{Stores: p.mem, Data: 2, Parity: 1, Password: []byte("other")}); err != nil {
+	if _, err := repository.Init(t.Context(), repository.InitOptions{Stores: p.mem, Data: 2, Parity: 1, Password: []byte("other"), KDF: cheapKDF}); err != nil {
 		t.Fatal(err)
 	}
 	return p

@@ -30,6 +30,9 @@ type tester interface {
 	Logf(format string, args ...any)
 }
 
+// cheapKDF keeps tests fast.
+var cheapKDF = &repository.KDF{Time: 1, MemoryKiB: 8, Threads: 1}
+
 // rig is a data plane, a repository on six stores and an agent.
 type rig struct {
 	tester
@@ -76,7 +79,7 @@ func (r *rig) six() (stores []objstore.Store) {
 func (r *rig) init(stores []objstore.Store) {
 	r.Helper()
 	ctx := context.Background()
-	if _, err := repository.Init(ctx, repository.InitOptions{Stores: stores, Data: 4, Parity: 2, Password: []byte("secret")}); err != nil {
+	if _, err := repository.Init(ctx, repository.InitOptions{Stores: stores, Data: 4, Parity: 2, Password: []byte("secret"), KDF: cheapKDF}); err != nil {
 		r.Fatal(err)
 	}
 	var err error
