@@ -28,6 +28,12 @@
 // block may be overwritten; writers share the fsync. One that only temporary
 // snapshots need is not synced, and its log is thrown away at the next open.
 //
+// The reader of a temporary snapshot may release its beginning: for its sake nothing is
+// saved there any more, while older and newer snapshots have what they need. A release
+// is seen by every writer before it leaves a preimage out, and a reader looks for it
+// again when it has its bytes: what it has not seen released then was not overwritten
+// while it read.
+//
 // What cannot be saved (no room, an unreadable old block, a failing disk) breaks
 // the snapshots that need it, durably and before the block is overwritten. The
 // guest never hears of it; readers get an error from then on, never other bytes.

@@ -23,6 +23,8 @@ var (
 	ErrBroken = errors.New("snapshot is broken")
 	// ErrDeleted: the snapshot was deleted while it was being used.
 	ErrDeleted = errors.New("snapshot was deleted")
+	// ErrReleased: the reader of a temporary snapshot said that it was done with this part.
+	ErrReleased = errors.New("released by the snapshot's reader")
 	// ErrFailed: the volume refuses writes until it is reopened.
 	ErrFailed = fmt.Errorf("volume has failed: %w", syscall.EIO)
 	// ErrDamaged: a state file is unreadable or of another version.

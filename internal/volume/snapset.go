@@ -95,12 +95,13 @@ const (
 	routeDurable              // a persistent snapshot needs it
 )
 
-// needs decides the route. The newest sound snapshot of a kind decides for all
-// older ones: whatever covers it covers them.
+// needs decides the route. The newest snapshot of a kind that wants the block decides
+// for all older ones: whatever covers it covers them. One that is broken, or has
+// released the block, decides nothing: an older one may want what that one lacks.
 func (s *snapSet) needs(b int64) route {
 	r := routeNone
 	for _, sn := range slices.Backward(s.snaps) {
-		if sn.isBroken() || b >= sn.blocks() || (sn.temporary && r == routeTemp) {
+		if !sn.wants(b) || (sn.temporary && r == routeTemp) {
 			continue
 		}
 		e, _ := s.find(sn.epoch, b)
@@ -116,11 +117,11 @@ func (s *snapSet) needs(b int64) route {
 	return r
 }
 
-// uncovered lists the sound snapshots that would lose block b if it were overwritten now.
+// uncovered lists the snapshots that want block b and would lose it if it were overwritten now.
 func (s *snapSet) uncovered(b int64) []*Snapshot {
 	var l []*Snapshot
 	for _, sn := range s.snaps {
-		if sn.isBroken() || b >= sn.blocks() {
+		if !sn.wants(b) {
 			continue
 		}
 		if e, _ := s.find(sn.epoch, b); e == nil {

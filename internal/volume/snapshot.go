@@ -25,6 +25,7 @@ type Snapshot struct {
 	temporary bool
 	broken    atomic.Pointer[string]
 	deleted   atomic.Bool
+	released  atomic.Int64 // blocks below it are not read any more; it only grows
 }
 
 // SnapshotInfo describes a snapshot.
@@ -78,7 +79,8 @@ func (s *Snapshot) sound() error {
 }
 
 // ReadAt reads the snapshot. A read beyond the end is short and answers io.EOF.
-// A snapshot that is or becomes broken, or was deleted, answers an error and never other bytes.
+// A snapshot that is or becomes broken, or was deleted, answers an error and never other bytes;
+// so does a range that begins in what was released.
 func (s *Snapshot) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > s.size {
 		return 0, fmt.Errorf("read at %d of snapshot %s of %d bytes: %w", off, s.id, s.size, syscall.EINVAL)
@@ -89,14 +91,14 @@ func (s *Snapshot) ReadAt(p []byte, off int64) (int, error) {
 	}
 	s.v.reads.RLock()
 	defer s.v.reads.RUnlock()
-	if err := s.sound(); err != nil {
+	if err := s.readable(off); err != nil {
 		return 0, err
 	}
 	if err := s.read(p, off); err != nil {
 		return 0, err
 	}
-	// A writer breaks the snapshot before it overwrites what was not saved.
-	if err := s.sound(); err != nil {
+	// What was not saved is overwritten only after the snapshot broke or released it.
+	if err := s.readable(off); err != nil {
 		return 0, err
 	}
 	if short {
@@ -157,19 +159,28 @@ func (s *Snapshot) readLive(p []byte, off int64) error {
 	return nil
 }
 
-// readSaved reads part of one block from its preimage. Damage breaks the snapshot.
+// readSaved reads part of one block from its preimage. Damage breaks the snapshot,
+// unless the block was released meanwhile: what is found then may be another's.
 func (s *Snapshot) readSaved(e *epoch, cell uint32, b int64, p []byte, off int64) error {
 	r, err := e.logOf(cell).load(cell&cellMask, b)
 	if err != nil {
-		return s.unreadable(err)
+		return s.unreadableAt(b, err)
 	}
 	defer r.free()
 	at := off - b*blockmap.DefaultBlockSize
 	if at+int64(len(p)) > int64(r.length) {
-		return s.unreadable(fmt.Errorf("%w: the preimage of block %d is shorter than the block", ErrDamaged, b))
+		return s.unreadableAt(b, fmt.Errorf("%w: the preimage of block %d is shorter than the block", ErrDamaged, b))
 	}
 	copy(p, r.content()[at:])
 	return nil
+}
+
+// unreadableAt is unreadable for the reader of a block that the snapshot may have released.
+func (s *Snapshot) unreadableAt(b int64, err error) error {
+	if rerr := s.readable(b * blockmap.DefaultBlockSize); rerr != nil {
+		return rerr
+	}
+	return s.unreadable(err)
 }
 
 // unreadable turns the failure to read a preimage into the answer: damage is
@@ -189,7 +200,7 @@ func (s *Snapshot) Extents(off, n int64) ([]blockmap.Extent, error) {
 	}
 	s.v.reads.RLock()
 	defer s.v.reads.RUnlock()
-	if err := s.sound(); err != nil {
+	if err := s.readable(off); err != nil {
 		return nil, err
 	}
 	live, err := s.v.liveExtents(off, n)
@@ -199,7 +210,7 @@ func (s *Snapshot) Extents(off, n int64) ([]blockmap.Extent, error) {
 	n = live[len(live)-1].End() - off
 	// As for reading: what is not saved after the look at the live volume was not yet changed by then.
 	saved := s.savedExtents(off, n)
-	if err := s.sound(); err != nil {
+	if err := s.readable(off); err != nil {
 		return nil, err
 	}
 	return blockmap.Clip(blockmap.Merge(blockmap.Overlay(live, saved)), off, n), nil

@@ -40,6 +40,18 @@ type stressed struct {
 
 func stress(t *testing.T, o Options, dir string) {
 	t.Helper()
+	beside(t, o, dir, func(s *stressed) {
+		var snappers sync.WaitGroup
+		for i := range 2 {
+			snappers.Go(func() { s.snapper(t, i == 0) })
+		}
+		snappers.Wait()
+	})
+}
+
+// beside runs f, which leaves no snapshot, beside writers.
+func beside(t *testing.T, o Options, dir string, f func(*stressed)) {
+	t.Helper()
 	v, err := Create(o, dir, Spec{Name: "vol", Size: stressBlocks * bs, Managed: true})
 	must(t, err)
 	s := &stressed{v: v, shadow: make([]atomic.Uint64, stressBlocks*bs/512)}
@@ -48,11 +60,7 @@ func stress(t *testing.T, o Options, dir string) {
 	for w := range writers {
 		wg.Go(func() { s.writer(t, w, writers) })
 	}
-	var snappers sync.WaitGroup
-	for i := range 2 {
-		snappers.Go(func() { s.snapper(t, i == 0) })
-	}
-	snappers.Wait()
+	f(s)
 	s.stop.Store(true)
 	wg.Wait()
 	if used := v.space.used.Load(); used != 0 {
@@ -88,46 +96,68 @@ func (s *stressed) writer(t *testing.T, w, n int) {
 func (s *stressed) snapper(t *testing.T, temporary bool) {
 	t.Helper()
 	for range 15 {
-		s.turn.Lock()
-		ss, err := SnapshotGroup(t.Context(), []*Volume{s.v}, []SnapshotOptions{{Temporary: temporary}})
+		sn, err := s.take(t, temporary)
 		if err != nil {
-			s.turn.Unlock()
 			t.Error(err)
 			return
 		}
-		want := make([]uint64, len(s.shadow))
-		for i := range want {
-			want[i] = s.shadow[i].Load()
-		}
-		s.turn.Unlock()
 		for range 3 {
-			if err := compareSectors(ss[0], want); err != nil {
+			if err := compareSectors(sn.Snapshot, sn.want); err != nil {
 				t.Error(err)
 				return
 			}
 		}
-		if err := s.v.DeleteSnapshot(ss[0].id); err != nil {
+		if err := s.v.DeleteSnapshot(sn.id); err != nil {
 			t.Error(err)
 			return
 		}
-		if _, err := ss[0].ReadAt(make([]byte, 512), 0); err == nil {
+		if _, err := sn.ReadAt(make([]byte, 512), 0); err == nil {
 			t.Error("a deleted snapshot can be read")
 		}
 	}
 }
 
+// taken is a snapshot, and what its sectors are to be.
+type taken struct {
+	*Snapshot
+	want []uint64
+}
+
+func (s *stressed) take(t *testing.T, temporary bool) (taken, error) {
+	t.Helper()
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	ss, err := SnapshotGroup(t.Context(), []*Volume{s.v}, []SnapshotOptions{{Temporary: temporary}})
+	if err != nil {
+		return taken{}, err
+	}
+	want := make([]uint64, len(s.shadow))
+	for i := range want {
+		want[i] = s.shadow[i].Load()
+	}
+	return taken{ss[0], want}, nil
+}
+
 func compareSectors(s *Snapshot, want []uint64) error {
-	buf := make([]byte, 3*bs/2)
-	for off := int64(0); off < s.Size(); off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), s.Size()-off)]
-		if _, err := s.ReadAt(p, off); err != nil {
+	const step = 3 * bs / 2
+	for off := int64(0); off < s.Size(); off += step {
+		if err := compareAt(s, want, off, min(step, s.Size()-off)); err != nil {
 			return err
 		}
-		for i := 0; i < len(p); i += 8 {
-			sector := (off + int64(i)) / 512
-			if got := binary.BigEndian.Uint64(p[i:]); got != want[sector] {
-				return fmt.Errorf("snapshot %s: sector %d (block %d) is %#x, want %#x", s.id, sector, sector*512/bs, got, want[sector])
-			}
+	}
+	return nil
+}
+
+// compareAt compares some sectors of a snapshot with what they are to be.
+func compareAt(s *Snapshot, want []uint64, off, n int64) error {
+	p := make([]byte, n)
+	if _, err := s.ReadAt(p, off); err != nil {
+		return err
+	}
+	for i := 0; i < len(p); i += 8 {
+		sector := (off + int64(i)) / 512
+		if got := binary.BigEndian.Uint64(p[i:]); got != want[sector] {
+			return fmt.Errorf("snapshot %s: sector %d (block %d) is %#x, want %#x", s.id, sector, sector*512/bs, got, want[sector])
 		}
 	}
 	return nil
