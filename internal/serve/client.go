@@ -126,6 +126,15 @@ func (c *Client) Snapshot(ctx context.Context, ref string) (Snapshot, error) {
 	return s, c.http.Do(ctx, http.MethodGet, snapshotPath(ref), nil, &s)
 }
 
+// ReleaseSnapshot says that nobody will read what lies before an offset of a temporary
+// snapshot any more: guests overwrite it without its being saved, and reads of it fail
+// from then on. A lower offset than before changes nothing. A snapshot that is not
+// temporary is refused (ErrInvalid); a data plane that is too old for the request knows
+// nothing of it (ErrNotFound).
+func (c *Client) ReleaseSnapshot(ctx context.Context, ref string, before int64) error {
+	return c.http.Do(ctx, http.MethodPost, snapshotPath(ref)+"/release", releaseSnapshot{Before: before}, nil)
+}
+
 // DeleteSnapshot deletes a snapshot. It is refused while somebody reads it
 // (ErrBusy); a reader that has just hung up is waited for, and so is a snapshot
 // still being made whose ID is given.

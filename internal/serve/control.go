@@ -23,6 +23,11 @@ const (
 	answerTimeout   = 30 * time.Second // to take an answer, once it is made
 )
 
+// releasePattern is that of the request by which a reader says how far it is. It comes
+// again and again as long as a backup runs, so that the log shows it, done or refused,
+// only to who debugs.
+const releasePattern = "POST /v1/snapshots/{ref}/release"
+
 // endpoint answers one request: a value to send as JSON (nil: nothing), or
 // an error.
 type endpoint func(r *http.Request) (any, error)
@@ -53,6 +58,7 @@ func (c *controller) handler() http.Handler {
 		"DELETE /v1/snapshots/{ref}":                  c.deleteSnapshot,
 		"POST /v1/snapshots/{ref}/revert":             c.revertVolume,
 		"POST /v1/snapshots/{ref}/checkpoints":        c.aliasCheckpoint,
+		releasePattern:                                c.releaseSnapshot,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { c.answer(w, r, h) })
 	}
@@ -90,7 +96,11 @@ func (c *controller) answer(w http.ResponseWriter, r *http.Request, h endpoint) 
 		status, v = httpStatus(e.Code), e
 		c.logRefusal(r, e)
 	} else if r.Method != http.MethodGet {
-		c.log.LogAttrs(r.Context(), slog.LevelInfo, "control request done", slog.String("method", r.Method), slog.String("path", clip(r.URL.Path)))
+		level := slog.LevelInfo
+		if r.Pattern == releasePattern {
+			level = slog.LevelDebug
+		}
+		c.log.LogAttrs(r.Context(), level, "control request done", slog.String("method", r.Method), slog.String("path", clip(r.URL.Path)))
 	}
 	if v == nil {
 		status = http.StatusNoContent
@@ -103,7 +113,7 @@ func (c *controller) logRefusal(r *http.Request, e *Error) {
 	if e.Code == CodeInternal {
 		level = slog.LevelError
 	}
-	if r.Method == http.MethodGet && e.Code != CodeInternal {
+	if (r.Method == http.MethodGet || r.Pattern == releasePattern) && e.Code != CodeInternal {
 		level = slog.LevelDebug
 	}
 	c.log.LogAttrs(r.Context(), level, "control request refused", slog.String("method", r.Method),

@@ -99,6 +99,7 @@ func FuzzControl(f *testing.F) {
 		{"GET", "/v1/snapshots/base@s", ""},
 		{"POST", "/v1/snapshots/base@s/revert", ""},
 		{"POST", "/v1/snapshots/base@s/checkpoints", `{"name":"k"}`},
+		{"POST", "/v1/snapshots/base@s/release", `{"before":65536}`},
 		{"DELETE", "/v1/snapshots/s", ""},
 	} {
 		f.Add(s[0], s[1], s[2])

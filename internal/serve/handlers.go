@@ -99,6 +99,14 @@ func (c *controller) deleteSnapshot(r *http.Request) (any, error) {
 	return nil, c.p.deleteSnapshot(r.Context(), r.PathValue("ref"))
 }
 
+func (c *controller) releaseSnapshot(r *http.Request) (any, error) {
+	var req releaseSnapshot
+	if err := decode(r, &req); err != nil {
+		return nil, err
+	}
+	return nil, c.p.releaseSnapshot(r.PathValue("ref"), req.Before)
+}
+
 func (c *controller) revertVolume(r *http.Request) (any, error) {
 	if err := decode(r, nil); err != nil {
 		return nil, err

@@ -161,6 +161,11 @@ type newCheckpoint struct {
 	Name string `json:"name"`
 }
 
+// releaseSnapshot is the body of a request to release the beginning of a snapshot.
+type releaseSnapshot struct {
+	Before int64 `json:"before"` // bytes
+}
+
 // extendVolume is the body of an extend request.
 type extendVolume struct {
 	Size int64 `json:"size"`

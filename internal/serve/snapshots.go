@@ -126,6 +126,17 @@ func (p *plane) deleteSnapshot(ctx context.Context, ref string) error {
 	return e.forget(sn)
 }
 
+// releaseSnapshot lets guests overwrite what lies before an offset of a temporary
+// snapshot without saving it. It waits for nobody who changes the volume, so that it
+// does not hold up, nor is held up by, the end of the backup that asks for it.
+func (p *plane) releaseSnapshot(ref string, before int64) error {
+	_, sn, err := p.findSnapshot(ref)
+	if err != nil {
+		return err
+	}
+	return sn.s.Release(before)
+}
+
 // forget takes a deleted snapshot's door away.
 func (e *entry) forget(sn *snap) error {
 	e.mu.Lock()
