@@ -25,6 +25,8 @@ type volume struct {
 	reads map[int64]int // by block
 	big   int           // longest read
 	fail  func(off int64) error
+
+	settled atomic.Int64 // what lies before it is not to be read
 }
 
 func newVolume(data []byte) *volume {
@@ -37,6 +39,9 @@ func (v *volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	if off < 0 || off+int64(len(p)) > int64(len(v.data)) || len(p) == 0 {
 		return fmt.Errorf("read of %d at %d is outside", len(p), off)
+	}
+	if at := v.settled.Load(); off < at {
+		return fmt.Errorf("read at %d, and all before %d was said to be settled", off, at)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/manifest"
@@ -27,6 +28,8 @@ type planner struct {
 	from   int64              // leaves before this one have been dealt out or have nothing to do
 	flight map[int64]struct{} // dealt out and not done
 	ended  bool               // nothing is left to be dealt out
+
+	settled atomic.Int64 // a leaf before which nothing is read any more; changed with mu held
 }
 
 // task is what is to be done with one leaf.
@@ -100,6 +103,7 @@ func (p *planner) next(ctx context.Context) (task, bool, error) {
 	leaf, ok, err := p.nextLeaf(ctx)
 	if err != nil || !ok {
 		p.ended = err == nil
+		p.settle()
 		return task{}, false, err
 	}
 	t := task{index: leaf, in: p.in(leaf), zero: p.zero.mask(leaf)}
@@ -163,11 +167,28 @@ func (p *planner) done(leaf int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.flight, leaf)
+	p.settle()
+	return p.low()
+}
+
+// low is the first leaf that is dealt out and not done, or else the next that may be
+// dealt out. It only grows. mu is held.
+func (p *planner) low() int64 {
 	low := p.from
 	for l := range p.flight {
 		low = min(low, l)
 	}
 	return low
+}
+
+// settle notes which leaves nobody reads any more: at the end all, also those behind
+// the last that had something to do. mu is held.
+func (p *planner) settle() {
+	if p.ended && len(p.flight) == 0 {
+		p.settled.Store((p.g.Blocks() + manifest.LeafBlocks - 1) / manifest.LeafBlocks)
+		return
+	}
+	p.settled.Store(p.low())
 }
 
 // finished makes sure that every leaf was dealt out and done: a manifest of a

@@ -106,6 +106,10 @@ type Progress struct {
 	Done, Total int64 // bytes to be read, blocks that name damaged chunks added as they are found
 
 	Read, Changed, New, Stored int64 // as in Result
+
+	// Settled is an offset: what lies before it in the volume is not read any more,
+	// by this run. It only grows, and is the volume's size in the end.
+	Settled int64
 }
 
 // Result says what a run did. Bytes are of the volume unless they say otherwise.
@@ -135,8 +139,8 @@ const MaxMismatches = 1024
 
 // Run backs up a source into a session and returns what the root record needs.
 // It does not commit. progress may be nil; it is called from one goroutine at
-// a time, at most ten times a second, and once at the end of a run that
-// succeeds. A context that ends stops the run before the next chunk; then, as
+// a time, at most ten times a second, and once more each when all is read and at
+// the end of a run that succeeds. A context that ends stops the run before the next chunk; then, as
 // after any other error, nothing of the Result counts and the caller aborts
 // the session. No goroutine outlives the call.
 func Run(ctx context.Context, s Source, sess Session, p Plan, progress func(Progress)) (Result, error) {
@@ -183,6 +187,7 @@ func (r *run) drive(ctx context.Context, workers []Worker) ([]byte, error) {
 	if err := r.plan.finished(); err != nil {
 		return nil, err
 	}
+	r.tell(true)
 	top, err := r.builder.Finish(ctx, nodeCounter{workers[0], r})
 	if err != nil {
 		return nil, fmt.Errorf("finish the manifest: %w", err)

@@ -56,6 +56,8 @@ func zeroExtents(t *rapid.T, data []byte) []blockmap.Extent {
 // TestModel takes backup after backup of a volume that changes and is resized,
 // and reads each back.
 func TestModel(t *testing.T) {
+	defer func(d time.Duration) { progressEvery = d }(progressEvery)
+	progressEvery = 0 // so that much is known to be settled while it runs
 	rapid.Check(t, func(rt *rapid.T) {
 		v := newVault(t)
 		data := make([]byte, rapid.IntRange(0, 200_000).Draw(rt, "size"))
@@ -108,13 +110,17 @@ func checkRun(t *rapid.T, v *vault, vol *volume, p Plan, dirty *blockmap.Bitmap,
 	before := v.blocks
 	var last Progress
 	res, err := Run(context.Background(), vol, v, p, func(g Progress) {
-		if g.Done < last.Done || g.Done > g.Total || g.New > g.Read+int64(len(vol.data)) {
+		if g.Done < last.Done || g.Settled < last.Settled || g.Done > g.Total || g.New > g.Read+int64(len(vol.data)) {
 			t.Fatalf("progress %+v after %+v", g, last)
 		}
 		last = g
+		vol.settled.Store(g.Settled)
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if last.Settled != vol.g.Size {
+		t.Fatalf("settled are %d bytes of %d", last.Settled, vol.g.Size)
 	}
 	if last.Done != last.Total || last.Done != res.BytesRead+res.BytesAudited-zeroAudits(t, res, last) {
 		t.Fatalf("progress ends with %+v, result %+v", last, res)
@@ -440,7 +446,7 @@ func TestProgressRate(t *testing.T) {
 	if _, err := Run(t.Context(), vol, v, Plan{Geometry: vol.g}, func(Progress) { calls++ }); err != nil {
 		t.Fatal(err)
 	}
-	if most := int(time.Since(start)/progressEvery) + 2; calls > most {
+	if most := int(time.Since(start)/progressEvery) + 3; calls > most {
 		t.Errorf("%d calls, at most %d are due", calls, most)
 	}
 	if vol.big > readSize {

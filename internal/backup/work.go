@@ -14,8 +14,8 @@ import (
 	"github.com/cairnbackup/cairn/internal/manifest"
 )
 
-// progressEvery is how often progress is told at most.
-const progressEvery = 100 * time.Millisecond
+// progressEvery is how often progress is told at most. It is a variable for tests.
+var progressEvery = 100 * time.Millisecond
 
 var zeros [chunk.MaxPlain]byte
 
@@ -197,6 +197,7 @@ func (r *run) tell(always bool) {
 	r.progress(Progress{
 		Done: c.done.Load(), Total: c.total.Load(), Read: c.read.Load(),
 		Changed: c.changed.Load(), New: c.fresh.Load(), Stored: c.stored.Load(),
+		Settled: min(r.plan.settled.Load()*manifest.LeafBlocks*int64(r.g.BlockSize), r.g.Size),
 	})
 }
 
