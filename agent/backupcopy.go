@@ -44,30 +44,16 @@ func (r *backupRun) copyWatched(ctx context.Context) (root repository.Root, err 
 
 // copy reads the snapshot into the session and returns what is to be committed.
 func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) {
-	r.task.phase("reading")
 	if err = r.doubtElsewhere(ctx); err != nil {
 		return root, err
 	}
-	contexts := []string{nbd.ContextAllocation}
-	if r.parent.checkpoint != "" {
-		contexts = append(contexts, nbd.ContextDirtyBitmap+r.parent.checkpoint)
-	}
-	c, err := nbd.Dial(ctx, r.snap.URI, nbd.ClientOptions{Contexts: contexts, Conns: sourceConns})
-	if err != nil {
-		return root, fmt.Errorf("read the snapshot of volume %s: %w", r.vol.Name, err)
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	plan, err := r.plan(ctx, c)
-	if err != nil {
-		return root, err
-	}
-	res, err := r.run(ctx, c, plan)
+	res, g, err := r.read(ctx, false)
 	if err != nil {
 		return root, err
 	}
 	if n := res.Mismatches; n > 0 {
 		first := res
-		if res, err = r.runAgain(ctx, c, plan, n); err != nil {
+		if res, g, err = r.readAgain(ctx, n); err != nil {
 			return root, err
 		}
 		// What the first run cost was read and stored, too.
@@ -94,11 +80,32 @@ func (r *backupRun) copy(ctx context.Context) (root repository.Root, err error) 
 	}
 	return repository.Root{
 		Attributes: notes,
-		BackupID:   r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: plan.Geometry, Top: res.Top,
+		BackupID:   r.rec.ID, Name: r.rec.Name, Description: r.rec.Description, Created: r.rec.Created, Geometry: g, Top: res.Top,
 		Stats: repository.Stats{
 			Read: res.BytesRead, Audited: res.BytesAudited, Changed: res.BytesChanged, New: res.BytesNew, Stored: r.rec.BytesStored, Hole: res.BytesHole,
 		},
 	}, nil
+}
+
+// read reads of the snapshot what has to be, or all, and returns its geometry too.
+func (r *backupRun) read(ctx context.Context, all bool) (res backup.Result, g blockmap.Geometry, err error) {
+	r.task.phase("reading")
+	contexts := []string{nbd.ContextAllocation}
+	if r.parent.checkpoint != "" {
+		contexts = append(contexts, nbd.ContextDirtyBitmap+r.parent.checkpoint)
+	}
+	c, err := nbd.Dial(ctx, r.snap.URI, nbd.ClientOptions{Contexts: contexts, Conns: sourceConns})
+	if err != nil {
+		return res, g, fmt.Errorf("read the snapshot of volume %s: %w", r.vol.Name, err)
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	plan, err := r.plan(ctx, c)
+	if err != nil {
+		return res, g, err
+	}
+	plan.Compare = plan.Compare || all
+	res, err = r.run(ctx, c, plan)
+	return res, plan.Geometry, err
 }
 
 // plan says what of the snapshot is read.
@@ -157,10 +164,13 @@ func (r *backupRun) readDirty(ctx context.Context, c *nbd.Client, p *backup.Plan
 func (r *backupRun) run(ctx context.Context, c *nbd.Client, p backup.Plan) (backup.Result, error) {
 	limit, done := r.hub.reads.of(r.vol.ID)
 	defer done()
+	release, stop := r.releasing(ctx)
+	defer stop()
 	res, err := backup.Run(ctx, reading{c, limit}, session{r.sess}, p, func(g backup.Progress) {
 		p := backupProgress(g)
 		r.task.update(func(j *Job) { j.Progress = p })
 		r.tellProgress(ctx, p)
+		release(g.Settled)
 	})
 	if err != nil {
 		return res, r.explain(ctx, err)
@@ -191,20 +201,31 @@ func (r *backupRun) explain(ctx context.Context, err error) error {
 	return fmt.Errorf("back up volume %s: %w", r.vol.Name, err)
 }
 
-// runAgain compares everything, as the audit found blocks that changed
-// without being marked; the backups since the parent may lack others.
-func (r *backupRun) runAgain(ctx context.Context, c *nbd.Client, p backup.Plan, n int64) (backup.Result, error) {
+// readAgain compares everything, as the audit found blocks that changed
+// without being marked; the backups since the parent may lack others. What is read is
+// another snapshot if of the backup's own a part was released.
+func (r *backupRun) readAgain(ctx context.Context, n int64) (res backup.Result, g blockmap.Geometry, err error) {
 	// A snapshot that broke shows newer content, and nothing was missed then.
-	if err := r.serve.VerifySnapshot(ctx, r.snap.ID); err != nil {
-		return backup.Result{}, err
+	if err = r.serve.VerifySnapshot(ctx, r.snap.ID); err != nil {
+		return res, g, err
 	}
-	r.parent.reason = fmt.Sprintf("the audit found %d blocks that changed since backup %s without being marked", n, r.parent.backup.ID)
+	found := fmt.Sprintf("the audit found %d blocks that changed since backup %s without being marked", n, r.parent.backup.ID)
 	r.log.LogAttrs(ctx, slog.LevelError, "changes of a volume were missed", slog.String("volume", r.vol.Name), slog.Int64("blocks", n))
-	if err := r.flagEarlier(ctx); err != nil {
-		return backup.Result{}, err
+	retake := r.released
+	if retake {
+		r.rec.Warning = "" // it is that of the snapshot which goes
 	}
-	p.Compare = true
-	return r.run(ctx, c, p)
+	if err = r.flagEarlier(ctx); err != nil {
+		return res, g, err
+	}
+	if retake {
+		if err = r.retakeSnapshot(ctx); err != nil {
+			return res, g, fmt.Errorf("%s, and another snapshot, to compare everything, cannot be taken: %w", found, err)
+		}
+	}
+	res, g, err = r.read(ctx, true)
+	r.parent.reason = found
+	return res, g, err
 }
 
 // missedChanges begins the warning of backups that may lack something.

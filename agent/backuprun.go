@@ -45,6 +45,7 @@ type backupRun struct {
 	log    *slog.Logger
 
 	committing bool  // the commit was begun: only the stores know its outcome
+	released   bool  // a part of the snapshot may have been released, and is not to be read again
 	told       int64 // percent of progress that a notification told of last
 }
 
@@ -233,7 +234,8 @@ func (r *backupRun) takeSnapshot(ctx context.Context) error {
 	}
 	r.snap = l[0]
 	r.rec.Size, r.rec.DataTime = r.snap.Size, r.snap.Created
-	r.rec.Quiesced, r.rec.Warning = still.done(), joinSentences(r.snap.Caveat, still.warning())
+	r.rec.Quiesced = still.done()
+	r.rec.Warning = joinSentences(r.rec.Warning, joinSentences(r.snap.Caveat, still.warning()))
 	return r.put(ctx)
 }
 

@@ -40,6 +40,9 @@ type snapshotControl interface {
 	Snapshots(ctx context.Context, volumeRef string) ([]Snapshot, error)
 	Snapshot(ctx context.Context, ref string) (Snapshot, error)
 	RevertVolume(ctx context.Context, snapshotRef string) error
+	// ReleaseSnapshot may be refused also where a snapshot is kept whole (ErrInvalid), or by
+	// a data plane that is too old (ErrNotFound): then all of it can still be read.
+	ReleaseSnapshot(ctx context.Context, ref string, before int64) error
 	// VerifySnapshot says whether all that was read from a snapshot until now was good: an
 	// error means that it was not, or that nobody can tell.
 	VerifySnapshot(ctx context.Context, ref string) error

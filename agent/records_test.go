@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cairnbackup/cairn/internal/backup"
 	"github.com/cairnbackup/cairn/internal/catalog"
 	"github.com/cairnbackup/cairn/internal/serve"
 )
@@ -100,7 +99,7 @@ func TestFlagNothingForBroken(t *testing.T) {
 	}
 	s.serve = brokenSnapshots{}
 	r := &backupRun{server: s, rec: Backup{ID: "new"}, vol: Volume{ID: "v"}, log: s.log}
-	if _, err := r.runAgain(t.Context(), nil, backup.Plan{}, 7); !errors.Is(err, errBroken) {
+	if _, _, err := r.readAgain(t.Context(), 7); !errors.Is(err, errBroken) {
 		t.Errorf("read again: %v", err)
 	}
 	if b, err := s.cat.Backup(t.Context(), "old"); err != nil || b.Warning != "" {

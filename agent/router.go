@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -158,6 +159,16 @@ func (r *router) WatchSnapshot(ctx context.Context, ref string) error {
 		return r.foreign.WatchSnapshot(ctx, ref)
 	}
 	return r.control.WatchSnapshot(ctx, ref)
+}
+
+// ReleaseSnapshot lets the beginning of one go. Those of foreign volumes are kept whole:
+// qemu would let go of a part only by a trim over a writable export, which nobody is given,
+// and what any other server exports is no snapshot.
+func (r *router) ReleaseSnapshot(ctx context.Context, ref string, before int64) error {
+	if r.foreign.HasSnapshot(ref) {
+		return &serve.Error{Code: serve.CodeInvalid, Text: fmt.Sprintf("snapshot %s is kept whole until it is deleted", ref)}
+	}
+	return r.control.ReleaseSnapshot(ctx, ref, before)
 }
 
 // Snapshots returns the snapshots of one volume or of all.

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"testing"
 
+	"github.com/cairnbackup/cairn/internal/serve"
 	"github.com/cairnbackup/cairn/internal/source"
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
@@ -51,5 +53,29 @@ func TestSnapshotNamedAsForeignVolume(t *testing.T) {
 	}
 	if err = r.DeleteSnapshot(ctx, "mon"); err != nil || !plane.deleted {
 		t.Errorf("%v, deleted %t", err, plane.deleted)
+	}
+}
+
+// TestReleaseForeign: what something else serves is kept whole, and nobody is asked.
+func TestReleaseForeign(t *testing.T) {
+	ctx := t.Context()
+	foreign, err := source.Open(vfs.NewMem(), "/sources")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := t.TempDir() + "/disk"
+	if err = vfs.WriteFile(vfs.OS(), file, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = foreign.Create(ctx, source.Record{Name: "mon", Kind: source.KindNBD, URI: otherServers["qemu-nbd"](t, t.TempDir(), file)}); err != nil {
+		t.Fatal(err)
+	}
+	r := &router{foreign: foreign}
+	l, err := r.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{"mon"}, Name: "b", Temporary: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = r.ReleaseSnapshot(ctx, l[0].ID, 1<<20); !errors.Is(err, serve.ErrInvalid) {
+		t.Errorf("%v", err)
 	}
 }
