@@ -24,9 +24,9 @@ func (r *backupRun) copyWatched(ctx context.Context) (root repository.Root, err 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watching, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
+	ended, id := make(chan error, 1), r.snap.ID // one that is watched is never taken anew
 	go func() {
-		werr := r.serve.WatchSnapshot(watching, r.snap.ID)
+		werr := r.serve.WatchSnapshot(watching, id)
 		if werr != nil {
 			cancel(werr)
 		}
