@@ -291,6 +291,7 @@ func TestClusterAway(t *testing.T) {
 	}
 	n := b.restoring(ann, id, "")
 	b.becomes("volume", n, "available")
+	b.becomes("backup", id, "available") // a moment later
 	b.call(202, ann, "DELETE", "backups/"+id, nil)
 	b.becomes("backup", id, "gone")
 }
