@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -109,7 +112,7 @@ func TestEveryStep(t *testing.T) {
 					stop()
 					reached := f.sent >= at && mode != never
 					if err != nil && !reached || errors.Is(err, ErrBroken) {
-						t.Fatalf("%s %s message %d of %d: %v\n%s", op.name, mode, at, f.sent, err, g.printed(0))
+						t.Fatalf("%s %s message %d of %d: %v\n%s", op.name, mode, at, f.sent, err, g.printed())
 					}
 					g.settle(t, fmt.Sprintf("%s %s message %d: %v", op.name, mode, at, err), before, err != nil && !op.setup && !f.dead)
 					if !reached {
@@ -134,6 +137,46 @@ func (g *guest) settle(t *testing.T, what, before string, atOnce bool) {
 	if now := g.traces(); now != before {
 		t.Fatalf("%s, before:\n%safter the sweep:\n%s", what, before, now)
 	}
+}
+
+// traces is what qemu has that may be ours, and what it has at all.
+func (g *guest) traces() string {
+	g.tb.Helper()
+	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
+	if err != nil {
+		g.tb.Fatal(err)
+	}
+	v, err := look(g.tb.Context(), m)
+	if err != nil {
+		g.tb.Fatal(err)
+	}
+	var jobs []struct{ ID string }
+	if err = m.call(g.tb.Context(), "query-jobs", nil, &jobs); err != nil {
+		g.tb.Fatal(err)
+	}
+	if err = m.Close(); err != nil {
+		g.tb.Fatal(err)
+	}
+	var b strings.Builder
+	for _, n := range v.nodes {
+		fmt.Fprintf(&b, "node %s %s, below it %s\n", n.Name, n.Driver, v.files[n.Name])
+		for _, m := range n.Bitmaps {
+			fmt.Fprintf(&b, "\tbitmap %s\n", m.Name)
+		}
+	}
+	for _, d := range v.devices {
+		if d.Inserted != nil {
+			fmt.Fprintf(&b, "device %s on %s\n", d.qom(), d.Inserted.Name)
+		}
+	}
+	fmt.Fprintf(&b, "files %v\n", v.files)
+	fmt.Fprintf(&b, "exports %v, files %v, jobs %v\n", v.exports, v.fdsets, jobs)
+	entries, err := os.ReadDir(g.disk.Dir)
+	if err != nil {
+		g.tb.Fatal(err)
+	}
+	fmt.Fprintf(&b, "in the folder: %v\n", entries)
+	return b.String()
 }
 
 // scripted swallows what is sent.

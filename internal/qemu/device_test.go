@@ -51,7 +51,7 @@ func TestDevices(t *testing.T) {
 				t.Error(err)
 			}
 			if err := g.disk.Sweep(t.Context(), func(string) bool { return false }, func(string) bool { return false }); err != nil {
-				t.Errorf("%v\n%s", err, g.printed(0))
+				t.Errorf("%v\n%s", err, g.printed())
 			}
 			if after := g.traces(); after != before {
 				t.Errorf("before:\n%safter:\n%s", before, after)

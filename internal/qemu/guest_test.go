@@ -29,7 +29,8 @@ type guest struct {
 	size   int64
 	args   []string
 	cmd    *exec.Cmd
-	output *os.File // what qemu and its qemu-io print
+	output *os.File // what its qemu-io prints
+	errors *os.File // what qemu itself has to say, at any time
 	model  []byte
 }
 
@@ -103,13 +104,15 @@ func run(tb testing.TB, name string, args ...string) string {
 
 func (g *guest) start() {
 	g.tb.Helper()
-	var err error
-	if g.output, err = os.OpenFile(filepath.Join(g.dir, "output"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600); err != nil {
-		g.tb.Fatal(err)
+	for name, f := range map[string]**os.File{"output": &g.output, "errors": &g.errors} {
+		var err error
+		if *f, err = os.OpenFile(filepath.Join(g.dir, name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600); err != nil {
+			g.tb.Fatal(err)
+		}
 	}
 	// Not of the test's context: it ends before the clean-up.
 	g.cmd = exec.Command(needs.Tool(g.tb, "qemu-system-x86_64", "qemu-system-x86"), g.args...)
-	g.cmd.Stdout, g.cmd.Stderr = g.output, g.output
+	g.cmd.Stdout, g.cmd.Stderr = g.output, g.errors
 	if err := g.cmd.Start(); err != nil {
 		g.tb.Fatal(err)
 	}
@@ -123,7 +126,7 @@ func (g *guest) start() {
 		}
 		if time.Now().After(end) {
 			g.kill()
-			g.tb.Fatalf("qemu does not start: %v\n%s", err, g.printed(0))
+			g.tb.Fatalf("qemu does not start: %v\n%s", err, g.printed())
 		}
 	}
 }
@@ -135,7 +138,7 @@ func (g *guest) kill() {
 	}
 	_ = g.cmd.Process.Kill() // it may have ended
 	_ = g.cmd.Wait()
-	if err := g.output.Close(); err != nil {
+	if err := errors.Join(g.output.Close(), g.errors.Close()); err != nil {
 		g.tb.Error(err)
 	}
 }
@@ -145,7 +148,7 @@ func (g *guest) quit() {
 	g.tb.Helper()
 	g.command("quit", nil, nil)
 	if err := g.cmd.Wait(); err != nil {
-		g.tb.Fatalf("qemu ended with %v\n%s", err, g.printed(0))
+		g.tb.Fatalf("qemu ended with %v\n%s", err, g.printed())
 	}
 }
 
@@ -171,20 +174,25 @@ func (g *guest) io(format string, args ...any) string {
 	g.tb.Helper()
 	var qdev []device
 	g.command("query-block", nil, &qdev)
-	printed := len(g.printed(0))
+	printed := len(g.content(g.output))
 	line := fmt.Sprintf("qemu-io -d %s \"%s\"", qdev[0].qom(), fmt.Sprintf(format, args...))
 	g.command("human-monitor-command", map[string]any{"command-line": line}, nil)
-	return g.printed(printed)
+	return g.content(g.output)[printed:]
 }
 
-// printed is what qemu has printed after so many bytes.
-func (g *guest) printed(from int) string {
+// printed is all that qemu has printed.
+func (g *guest) printed() string {
 	g.tb.Helper()
-	p, err := os.ReadFile(g.output.Name())
+	return g.content(g.output) + g.content(g.errors)
+}
+
+func (g *guest) content(f *os.File) string {
+	g.tb.Helper()
+	p, err := os.ReadFile(f.Name())
 	if err != nil {
 		g.tb.Fatal(err)
 	}
-	return string(p[from:])
+	return string(p)
 }
 
 func (g *guest) write(pattern byte, off, n int64) {
@@ -250,46 +258,6 @@ func read(tb testing.TB, s Snapshot) ([]byte, map[string][]blockmap.Extent) {
 		}
 	}
 	return p, dirty
-}
-
-// traces is what qemu has that may be ours, and what it has at all.
-func (g *guest) traces() string {
-	g.tb.Helper()
-	m, err := openMonitor(g.tb.Context(), filepath.Join(g.dir, "guest"), dialUnix, greetingLimit)
-	if err != nil {
-		g.tb.Fatal(err)
-	}
-	v, err := look(g.tb.Context(), m)
-	if err != nil {
-		g.tb.Fatal(err)
-	}
-	var jobs []struct{ ID string }
-	if err = m.call(g.tb.Context(), "query-jobs", nil, &jobs); err != nil {
-		g.tb.Fatal(err)
-	}
-	if err = m.Close(); err != nil {
-		g.tb.Fatal(err)
-	}
-	var b strings.Builder
-	for _, n := range v.nodes {
-		fmt.Fprintf(&b, "node %s %s, below it %s\n", n.Name, n.Driver, v.files[n.Name])
-		for _, m := range n.Bitmaps {
-			fmt.Fprintf(&b, "\tbitmap %s\n", m.Name)
-		}
-	}
-	for _, d := range v.devices {
-		if d.Inserted != nil {
-			fmt.Fprintf(&b, "device %s on %s\n", d.qom(), d.Inserted.Name)
-		}
-	}
-	fmt.Fprintf(&b, "files %v\n", v.files)
-	fmt.Fprintf(&b, "exports %v, files %v, jobs %v\n", v.exports, v.fdsets, jobs)
-	entries, err := os.ReadDir(g.disk.Dir)
-	if err != nil {
-		g.tb.Fatal(err)
-	}
-	fmt.Fprintf(&b, "in the folder: %v\n", entries)
-	return b.String()
 }
 
 func (g *guest) version() version {

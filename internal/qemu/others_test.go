@@ -49,6 +49,7 @@ func TestOthersRefused(t *testing.T) {
 		}
 		if o.command == "blockdev-mirror" {
 			g.command("job-cancel", map[string]any{"id": "move"}, nil)
+			g.awaitJob("") // in an I/O thread it takes a while
 		}
 	}
 	// An overlay makes it another disk.
@@ -88,7 +89,7 @@ func TestOthersBackup(t *testing.T) {
 		t.Error("the other's backup missed a write")
 	}
 	g.command("job-cancel", map[string]any{"id": "backup"}, nil)
-	g.await(func(v *view) bool { return v.roots["/machine/peripheral/d0/virtio-backend"] == "disk" })
+	g.awaitJob("")
 	g.command("blockdev-del", map[string]any{"node-name": "kept"}, nil)
 	if after := g.traces(); after != before {
 		t.Errorf("before:\n%safter:\n%s", before, after)
@@ -110,16 +111,7 @@ func TestBlockJob(t *testing.T) {
 		"driver": "raw", "node-name": "moved", "file": map[string]any{"driver": "file", "filename": moved},
 	}, nil)
 	g.command("blockdev-mirror", map[string]any{"job-id": "move", "device": "disk", "target": "moved", "sync": "full"}, nil)
-	job := func() string {
-		var jobs []struct{ Status string }
-		if g.command("query-jobs", nil, &jobs); len(jobs) == 0 {
-			return "gone"
-		}
-		return jobs[0].Status
-	}
-	for job() != "ready" {
-		time.Sleep(5 * time.Millisecond)
-	}
+	g.awaitJob("ready")
 	before := g.traces()
 	if _, err := g.disk.Snapshot(t.Context(), SnapshotOptions{ID: "two"}); !errors.Is(err, ErrBusy) {
 		t.Errorf("during the job: %v", err)
@@ -129,12 +121,28 @@ func TestBlockJob(t *testing.T) {
 	}
 	g.write(2, block, 2*block)
 	g.command("job-complete", map[string]any{"id": "move"}, nil)
-	for job() != "gone" {
-		time.Sleep(5 * time.Millisecond)
-	}
+	g.awaitJob("")
 	s := g.snapshot(SnapshotOptions{ID: "two", Since: []string{"c1"}})
 	if got, _ := read(t, s); !bytes.Equal(got, g.model) || s.Lost["c1"] == "" {
 		t.Errorf("the disk after the move: %v", s.Lost)
+	}
+}
+
+// awaitJob waits until the only block job has a status; "" is that it is gone.
+func (g *guest) awaitJob(status string) {
+	g.tb.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		var jobs []struct{ Status string }
+		var now string
+		if g.command("query-jobs", nil, &jobs); len(jobs) > 0 {
+			now = jobs[0].Status
+		}
+		switch {
+		case now == status:
+			return
+		case time.Now().After(end):
+			g.tb.Fatalf("the block job is %q for a minute, not %q", now, status)
+		}
 	}
 }
 
