@@ -23,7 +23,7 @@ demo: build ## the main job, end to end, on local folders
 demo-openstack: build ## an agent with the OpenStack Block Storage API, and what to try on it
 	scripts/demo-openstack.sh bin/cairn
 
-tools: ## the Debian packages, the S3 servers, the guests' kernel and the newer NBD programs that the tests drive
+tools: ## the Debian packages, the S3 servers, the guests' kernel and the newer NBD programs and qemu that the tests drive
 	@scripts/tools.sh
 
 # Begun first, so that the others run beside it and not before it.

@@ -2,7 +2,7 @@
 # Installs the Debian packages whose programs the tests drive, where it can:
 # as root on a system with apt-get; and builds the S3 servers that they run,
 # through the Go module proxy, and takes the kernel and the busybox of the tests'
-# guests, and NBD programs of a newer Debian, from Debian packages without installing
+# guests, and NBD programs and the qemu of a newer Debian, from Debian packages without installing
 # these, into $CAIRN_TOOLS (cairn-tools in the user's cache folder), once for all clones.
 # Says plainly what stays missing; the tests
 # that need it skip then (in CI they fail). Exits 0 unless --strict is given.
@@ -106,13 +106,13 @@ guestfiles() {
 }
 
 # The Debian whose libnbd and qemu speak all of the protocol, with 64-bit lengths: Debian 12's
-# do not yet.
+# do not yet. Its guests' disks may be in I/O threads.
 newer=trixie
 
 # newer takes their programs from there, with all the libraries that they need, once.
 newer() {
-	[ -x "$cache/$newer/bin/nbdinfo" ] && return 0
-	echo "fetching libnbd and qemu-utils of Debian $newer into $cache, once"
+	[ -x "$cache/$newer/bin/qemu-system-x86_64" ] && return 0
+	echo "fetching libnbd and qemu of Debian $newer into $cache, once"
 	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
 	if (cd "$build" && newerfiles) >"$build/log" 2>&1; then
 		rm -rf "${cache:?}/$newer" && mv "$build/$newer" "$cache/$newer"
@@ -137,19 +137,24 @@ newerfiles() {
 			-o Dir::State::lists="$PWD/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$PWD/apt/cache" \
 			-o DPkg::Lock::Timeout=300 -q "$@"
 	}
-	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils || return 1
+	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils qemu-system-x86 || return 1
 	for deb in apt/cache/archives/*.deb; do dpkg-deb -x "$deb" "$newer" || return 1; done
-	rm -rf "$newer/usr/share" # documents and locales
+	mv "$newer/usr/share" share && mkdir "$newer/usr/share" && mv share/qemu share/seabios "$newer/usr/share" || return 1 # not documents and locales
+	rm -f "$newer"/usr/bin/qemu-system-i386 "$newer"/usr/bin/*-microvm
 	loader=$(find "$newer/usr/lib" -name 'ld-linux*.so.*' -type f | head -n 1)
 	[ -n "$loader" ] || { echo "the C library's package has no loader"; return 1; }
 	lib=$(dirname "${loader#"$newer"/}")
-	for program in nbdinfo nbdcopy qemu-img qemu-io qemu-nbd nbdsh; do
+	for program in nbdinfo nbdcopy qemu-img qemu-io qemu-nbd qemu-system-x86_64 nbdsh; do
 		run="\"\$d/usr/bin/$program\""
-		[ "$program" = nbdsh ] && run='"$d/usr/bin/python3" -m nbd'
+		case $program in
+		nbdsh) run='"$d/usr/bin/python3" -m nbd' ;;
+		qemu-system-*) run="$run"' -L "$d/usr/share/qemu" -L "$d/usr/share/seabios"' ;;
+		esac
 		cat >"$newer/bin/$program" <<-EOF || return 1
 			#!/bin/sh
 			# $program with the libraries of Debian $newer
 			d=\$(cd "\$(dirname "\$0")/.." && pwd)
+			export QEMU_MODULE_DIR="\$d/$lib/qemu"
 			export PYTHONHOME="\$d/usr" PYTHONPATH="\$d/usr/lib/python3/dist-packages" PYTHONDONTWRITEBYTECODE=1
 			exec "\$d/$lib/${loader##*/}" --library-path "\$d/$lib" $run "\$@"
 		EOF
@@ -167,7 +172,7 @@ if mkdir -p "$cache"; then
 	guest || status=$strict
 	newer || status=$strict
 else
-	echo "neither S3 servers nor guests nor newer NBD programs can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
+	echo "neither S3 servers nor guests nor newer NBD programs and qemu can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
 	status=$strict
 fi
 exit $status

@@ -49,7 +49,7 @@ func TestGuestOnVolume(t *testing.T) {
 	}
 	t.Parallel()
 	nbdcopy := needs.Tool(t, "nbdcopy", "libnbd-bin")
-	b := newBootGuest(t, func(h *host, image string) []string {
+	b := newBootGuest(t, guestvm.Options{}, func(h *host, image string) []string {
 		v, err := h.control.CreateVolume(t.Context(), agent.CreateVolume{Name: "disk", File: image})
 		if err != nil {
 			t.Fatal(err)
@@ -97,16 +97,17 @@ type bootGuest struct {
 	log     *fileLog
 }
 
-// newBootGuest makes one whose root, in an image, is the disk of these arguments of qemu's,
-// and boots it.
-func newBootGuest(t *testing.T, disk func(h *host, image string) []string) *bootGuest {
+// newBootGuest makes one with these options whose root, in an image, is the disk of these
+// arguments of qemu's, and boots it.
+func newBootGuest(t *testing.T, o guestvm.Options, disk func(h *host, image string) []string) *bootGuest {
 	t.Helper()
 	mke2fs := needs.Tool(t, "mke2fs", "e2fsprogs")
 	b := &bootGuest{host: newHost(t), log: &fileLog{wrote: map[string]string{}, deleting: map[string]bool{}}}
 	image, tree := b.path("disk.img"), b.path("tree")
 	guestvm.Tree(t, tree, nil)
 	b.run(mke2fs, "-q", "-t", "ext4", "-d", tree, image, "64M")
-	b.machine = guestvm.New(t, guestvm.Options{Root: "/dev/vda", Args: disk(b.host, image)})
+	o.Root, o.Args = "/dev/vda", disk(b.host, image)
+	b.machine = guestvm.New(t, o)
 	b.boot()
 	return b
 }

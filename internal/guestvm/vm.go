@@ -40,6 +40,8 @@ type Options struct {
 	Args []string
 	// Memory is in MiB; 0 is 192.
 	Memory int
+	// QEMU is the program; empty: the installed one.
+	QEMU string
 }
 
 // NBDDisk is the arguments of a disk that an NBD server has on a unix socket. The first is
@@ -82,7 +84,10 @@ type Machine struct {
 // New makes a guest that is off.
 func New(tb testing.TB, o Options) *Machine {
 	tb.Helper()
-	qemu := needs.Tool(tb, "qemu-system-x86_64", "qemu-system-x86")
+	qemu := o.QEMU
+	if qemu == "" {
+		qemu = needs.Tool(tb, "qemu-system-x86_64", "qemu-system-x86")
+	}
 	// A unix socket's path must be short, which tb.TempDir is not.
 	dir, err := os.MkdirTemp("", "guest-") //nolint:usetesting // see above
 	if err != nil {
