@@ -127,7 +127,9 @@ newer() {
 
 # newerfiles makes the folder of that Debian in the present one.
 newerfiles() {
-	site=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+	site() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1; }
+	[ -n "$(site)" ] || apt-get -o DPkg::Lock::Timeout=300 update -q
+	site=$(site)
 	[ -n "$site" ] || { echo "apt-get has no source of Debian's packages here"; return 1; }
 	mkdir -p apt/lists/partial apt/cache/archives/partial "$newer/bin" || return 1
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $site $newer main" >apt/sources.list
@@ -135,7 +137,7 @@ newerfiles() {
 	apt() {
 		apt-get -o Dir::Etc::sourcelist="$PWD/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
 			-o Dir::State::lists="$PWD/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$PWD/apt/cache" \
-			-o DPkg::Lock::Timeout=300 -q "$@"
+			-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -q "$@"
 	}
 	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils qemu-system-x86 || return 1
 	for deb in apt/cache/archives/*.deb; do dpkg-deb -x "$deb" "$newer" || return 1; done
