@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/cairnbackup/cairn/blockmap"
 	"github.com/cairnbackup/cairn/internal/manifest"
@@ -28,8 +27,6 @@ type planner struct {
 	from   int64              // leaves before this one have been dealt out or have nothing to do
 	flight map[int64]struct{} // dealt out and not done
 	ended  bool               // nothing is left to be dealt out
-
-	settled atomic.Int64 // a leaf before which nothing is read any more; changed with mu held
 }
 
 // task is what is to be done with one leaf.
@@ -103,7 +100,6 @@ func (p *planner) next(ctx context.Context) (task, bool, error) {
 	leaf, ok, err := p.nextLeaf(ctx)
 	if err != nil || !ok {
 		p.ended = err == nil
-		p.settle()
 		return task{}, false, err
 	}
 	t := task{index: leaf, in: p.in(leaf), zero: p.zero.mask(leaf)}
@@ -167,7 +163,6 @@ func (p *planner) done(leaf int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.flight, leaf)
-	p.settle()
 	return p.low()
 }
 
@@ -181,14 +176,15 @@ func (p *planner) low() int64 {
 	return low
 }
 
-// settle notes which leaves nobody reads any more: at the end all, also those behind
-// the last that had something to do. mu is held.
-func (p *planner) settle() {
+// settled returns an offset before which nothing is read any more: at the end all, also
+// what lies behind the last leaf that had something to do.
+func (p *planner) settled() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.ended && len(p.flight) == 0 {
-		p.settled.Store((p.g.Blocks() + manifest.LeafBlocks - 1) / manifest.LeafBlocks)
-		return
+		return p.g.Size
 	}
-	p.settled.Store(p.low())
+	return min(p.low()*manifest.LeafBlocks*int64(p.g.BlockSize), p.g.Size)
 }
 
 // finished makes sure that every leaf was dealt out and done: a manifest of a

@@ -197,7 +197,7 @@ func (r *run) tell(always bool) {
 	r.progress(Progress{
 		Done: c.done.Load(), Total: c.total.Load(), Read: c.read.Load(),
 		Changed: c.changed.Load(), New: c.fresh.Load(), Stored: c.stored.Load(),
-		Settled: min(r.plan.settled.Load()*manifest.LeafBlocks*int64(r.g.BlockSize), r.g.Size),
+		Settled: r.plan.settled(),
 	})
 }
 
