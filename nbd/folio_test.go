@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 )
 
 // TestInFolios writes where nothing, all, and some is cached.
@@ -18,7 +20,7 @@ func TestInFolios(t *testing.T) {
 	}
 	defer closeQuietly(f)
 	if err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &unix.Cachestat_t{}, 0); err != nil {
-		t.Skipf("this kernel does not say what is cached: %v", err)
+		needs.Missing(t, "needs a kernel that says what is cached, Linux 6.5: %v", err)
 	}
 	const size = 1 << 20
 	if err = f.Truncate(size); err != nil {

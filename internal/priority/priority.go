@@ -34,7 +34,8 @@ var before atomic.Pointer[level]
 // starts them: after two rounds no thread is left that an unlowered one could have started.
 func Lower(ctx context.Context, log *slog.Logger) {
 	b, err := own()
-	if err == nil {
+	known := err == nil
+	if known {
 		before.CompareAndSwap(nil, &b)
 	}
 	for range 2 {
@@ -56,17 +57,19 @@ func Lower(ctx context.Context, log *slog.Logger) {
 	if err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "priority not lowered: guests may notice backups", slog.Any("error", err))
 	}
-	var raised error
+	if known && !raises(b) {
+		log.LogAttrs(ctx, slog.LevelWarn, "a data plane that this agent starts again will be behind other programs too: run the agent as root, or \"cairn serve\" by itself")
+	}
+}
+
+// raises tries whether InFront is allowed to give a thread the level b.
+func raises(b level) (yes bool) {
 	_ = InFront(func() error { // which has no error of its own
-		now, oerr := own()
-		if raised = oerr; oerr == nil && now != b {
-			raised = unix.EPERM
-		}
+		now, err := own()
+		yes = err == nil && now == b
 		return nil
 	})
-	if raised != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "a data plane that this agent starts again will be behind other programs too: run the agent as root, or \"cairn serve\" by itself", slog.Any("error", raised))
-	}
+	return yes
 }
 
 // InFront calls f with the priority that the process had before Lower, as far as that is
@@ -91,11 +94,16 @@ func InFront(f func() error) error {
 func own() (level, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	nice, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	return of(0)
+}
+
+// of is the level of a thread, 0 being the calling one.
+func of(thread int) (level, error) {
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, thread)
 	if err != nil {
 		return level{}, err
 	}
-	io, _, e := unix.Syscall(unix.SYS_IOPRIO_GET, ioprioWho, 0, 0)
+	io, _, e := unix.Syscall(unix.SYS_IOPRIO_GET, ioprioWho, uintptr(thread), 0)
 	if e != 0 {
 		return level{}, e
 	}

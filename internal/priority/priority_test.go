@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnbackup/cairn/internal/needs"
 )
 
 // TestInFront lowers this process: it must be the only test here.
@@ -20,7 +22,7 @@ func TestInFront(t *testing.T) {
 		t.Fatal(err)
 	}
 	if was == lowered {
-		t.Skip("this process is lowered already")
+		needs.Missing(t, "this process is lowered already")
 	}
 	var said bytes.Buffer
 	Lower(t.Context(), slog.New(slog.NewTextHandler(&said, nil)))
@@ -31,7 +33,7 @@ func TestInFront(t *testing.T) {
 		t.Errorf("a process that was just started has %+v, not %+v", got, lowered)
 	}
 	if strings.Contains(said.String(), "again") {
-		t.Skipf("to step forward again takes CAP_SYS_NICE: %s", said.String())
+		needs.Missing(t, "to step forward again takes CAP_SYS_NICE: %s", said.String())
 	}
 	if said.Len() > 0 {
 		t.Errorf("said: %s", said.String())
@@ -88,16 +90,4 @@ func child(t *testing.T, begin func(start func() error) error) level {
 		t.Error(err)
 	}
 	return got
-}
-
-func of(id int) (level, error) {
-	nice, err := unix.Getpriority(unix.PRIO_PROCESS, id)
-	if err != nil {
-		return level{}, err
-	}
-	io, _, e := unix.Syscall(unix.SYS_IOPRIO_GET, ioprioWho, uintptr(id), 0)
-	if e != 0 {
-		return level{}, e
-	}
-	return level{nice: 20 - nice, ioprio: int(io)}, nil
 }
