@@ -58,14 +58,7 @@ func (g *guest) at(n int64) []byte {
 // the number of writes that were done by then.
 func (g *guest) backupHolds(r *rig, b Backup) int64 {
 	r.Helper()
-	img, err := r.repo.Image(context.Background(), b.ID)
-	if err != nil {
-		r.Fatal(err)
-	}
-	got := make([]byte, img.Size())
-	if err := errors.Join(img.ReadAt(context.Background(), got, 0), img.Close()); err != nil {
-		r.Fatal(err)
-	}
+	got := r.content(b)
 	n := int64(binary.BigEndian.Uint64(got))
 	if n > g.n {
 		r.Fatalf("%d writes, and there were %d", n, g.n)

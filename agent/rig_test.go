@@ -260,8 +260,14 @@ func (r *rig) backup(req CreateBackup) Backup {
 	return b
 }
 
-// same checks what a backup holds, read straight from the stores.
+// same checks what a backup holds.
 func (r *rig) same(b Backup, want []byte) {
+	r.Helper()
+	r.equal("backup "+b.ID, r.content(b), want)
+}
+
+// content is what a backup holds, read straight from the stores.
+func (r *rig) content(b Backup) []byte {
 	r.Helper()
 	img, err := r.repo.Image(context.Background(), b.ID)
 	if err != nil {
@@ -271,7 +277,7 @@ func (r *rig) same(b Backup, want []byte) {
 	if err := errors.Join(img.ReadAt(context.Background(), got, 0), img.Close()); err != nil {
 		r.Fatal(err)
 	}
-	r.equal("backup "+b.ID, got, want)
+	return got
 }
 
 func (r *rig) equal(what string, got, want []byte) {

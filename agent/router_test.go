@@ -32,9 +32,9 @@ func (o *oneSnapshot) DeleteSnapshot(_ context.Context, ref string) error {
 	return nil
 }
 
-// TestSnapshotNamedAsForeignVolume: names of snapshots are no names of volumes.
-func TestSnapshotNamedAsForeignVolume(t *testing.T) {
-	ctx := t.Context()
+// foreignMon is a set with one volume, mon, an export of qemu-nbd's.
+func foreignMon(t *testing.T) *source.Set {
+	t.Helper()
 	foreign, err := source.Open(vfs.NewMem(), "/sources")
 	if err != nil {
 		t.Fatal(err)
@@ -43,33 +43,28 @@ func TestSnapshotNamedAsForeignVolume(t *testing.T) {
 	if err = vfs.WriteFile(vfs.OS(), file, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = foreign.Create(ctx, source.Record{Name: "mon", Kind: source.KindNBD, URI: otherServers["qemu-nbd"](t, t.TempDir(), file)}); err != nil {
+	if _, err = foreign.Create(t.Context(), source.Record{Name: "mon", Kind: source.KindNBD, URI: otherServers["qemu-nbd"](t, t.TempDir(), file)}); err != nil {
 		t.Fatal(err)
 	}
+	return foreign
+}
+
+// TestSnapshotNamedAsForeignVolume: names of snapshots are no names of volumes.
+func TestSnapshotNamedAsForeignVolume(t *testing.T) {
+	ctx, foreign := t.Context(), foreignMon(t)
 	plane := &oneSnapshot{name: "mon"}
 	r := &router{control: plane, foreign: foreign}
 	if x, xerr := r.Snapshot(ctx, "mon"); xerr != nil || x.Volume != "web" {
 		t.Errorf("%+v, %v", x, xerr)
 	}
-	if err = r.DeleteSnapshot(ctx, "mon"); err != nil || !plane.deleted {
+	if err := r.DeleteSnapshot(ctx, "mon"); err != nil || !plane.deleted {
 		t.Errorf("%v, deleted %t", err, plane.deleted)
 	}
 }
 
 // TestReleaseForeign: what something else serves is kept whole, and nobody is asked.
 func TestReleaseForeign(t *testing.T) {
-	ctx := t.Context()
-	foreign, err := source.Open(vfs.NewMem(), "/sources")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := t.TempDir() + "/disk"
-	if err = vfs.WriteFile(vfs.OS(), file, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err = foreign.Create(ctx, source.Record{Name: "mon", Kind: source.KindNBD, URI: otherServers["qemu-nbd"](t, t.TempDir(), file)}); err != nil {
-		t.Fatal(err)
-	}
+	ctx, foreign := t.Context(), foreignMon(t)
 	r := &router{foreign: foreign}
 	l, err := r.CreateSnapshots(ctx, CreateSnapshots{Volumes: []string{"mon"}, Name: "b", Temporary: true}, nil)
 	if err != nil {

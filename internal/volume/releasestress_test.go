@@ -4,36 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
 // TestReleaseStress releases a snapshot beside writers, readers of all of it, and the
 // snapshots before and behind it, of which some are deleted meanwhile: what is read
 // without an error is what it was at the instant, of each of them.
 func TestReleaseStress(t *testing.T) {
-	for name, o := range map[string]Options{
-		"memory": {FS: vfs.NewMem()},
-		"disk":   {PreimageReserve: -1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			o.Host = newHost()
-			beside(t, o, filepath.Join(t.TempDir(), "vol"), func(s *stressed) {
-				r := rand.New(rand.NewPCG(7, 7))
-				for range 12 {
-					if err := s.releasing(t, r); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-			})
-		})
-	}
+	stress(t, func(t *testing.T, s *stressed) {
+		t.Helper()
+		r := rand.New(rand.NewPCG(7, 7))
+		for range 12 {
+			if err := s.releasing(t, r); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
 }
 
 // releasing takes five snapshots, of which the middle one is read and released.

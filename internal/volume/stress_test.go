@@ -17,16 +17,14 @@ import (
 // and deleted. Writers own blocks and pass a turnstile, so that the test knows the
 // content at the instant of each snapshot.
 func TestStress(t *testing.T) {
-	for name, o := range map[string]Options{
-		"memory": {FS: vfs.NewMem()},
-		"disk":   {PreimageReserve: -1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			o.Host = newHost()
-			stress(t, o, filepath.Join(t.TempDir(), "vol"))
-		})
-	}
+	stress(t, func(t *testing.T, s *stressed) {
+		t.Helper()
+		var snappers sync.WaitGroup
+		for i := range 2 {
+			snappers.Go(func() { s.snapper(t, i == 0) })
+		}
+		snappers.Wait()
+	})
 }
 
 const stressBlocks = 48
@@ -38,18 +36,23 @@ type stressed struct {
 	stop   atomic.Bool
 }
 
-func stress(t *testing.T, o Options, dir string) {
+// stress runs f, which leaves no snapshot, beside writers: on a file system in memory, and
+// on a disk.
+func stress(t *testing.T, f func(*testing.T, *stressed)) {
 	t.Helper()
-	beside(t, o, dir, func(s *stressed) {
-		var snappers sync.WaitGroup
-		for i := range 2 {
-			snappers.Go(func() { s.snapper(t, i == 0) })
-		}
-		snappers.Wait()
-	})
+	for name, o := range map[string]Options{
+		"memory": {FS: vfs.NewMem()},
+		"disk":   {PreimageReserve: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o.Host = newHost()
+			beside(t, o, filepath.Join(t.TempDir(), "vol"), func(s *stressed) { f(t, s) })
+		})
+	}
 }
 
-// beside runs f, which leaves no snapshot, beside writers.
+// beside is stress on one file system.
 func beside(t *testing.T, o Options, dir string, f func(*stressed)) {
 	t.Helper()
 	v, err := Create(o, dir, Spec{Name: "vol", Size: stressBlocks * bs, Managed: true})
