@@ -69,15 +69,16 @@ server() {
 modules="virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_blk virtio_console \
 virtio_net net_failover failover nbd loop"
 
-# guest takes them from the newest packages, once.
-guest() {
-	[ -e "$cache/guest/vmlinuz" ] && return 0
-	echo "fetching a kernel and busybox for the tests' guests into $cache, once"
+# fetched FOLDER FILE MAKE WHAT has a function make a folder of the cache, once: FILE is there
+# then. It makes it in the present folder.
+fetched() {
+	[ -e "$cache/$1/$2" ] && return 0
+	echo "fetching $4 into $cache, once"
 	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
-	if (cd "$build" && guestfiles) >"$build/log" 2>&1; then
-		rm -rf "$cache/guest" && mv "$build/guest" "$cache/guest"
+	if (cd "$build" && "$3") >"$build/log" 2>&1; then
+		rm -rf "${cache:?}/$1" && mv "$build/$1" "$cache/$1"
 	else
-		echo "that failed, so the tests with guests are skipped:"
+		echo "that failed, so the tests that need it are skipped:"
 		tail -n 5 "$build/log" | sed 's/^/  /'
 		rm -rf "$build"
 		return 1
@@ -85,7 +86,7 @@ guest() {
 	rm -rf "$build"
 }
 
-# guestfiles makes the folder guest in the present one.
+# guestfiles makes the folder guest from the newest packages.
 guestfiles() {
 	[ "$(uname -m)" = x86_64 ] || { echo "guests are x86_64, and this is $(uname -m)"; return 1; }
 	linux() { apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -n 1; }
@@ -109,23 +110,7 @@ guestfiles() {
 # do not yet. Its guests' disks may be in I/O threads.
 newer=trixie
 
-# newer takes their programs from there, with all the libraries that they need, once.
-newer() {
-	[ -x "$cache/$newer/bin/qemu-system-x86_64" ] && return 0
-	echo "fetching libnbd and qemu of Debian $newer into $cache, once"
-	build=$(mktemp -d "$cache/build.XXXXXX") || return 1
-	if (cd "$build" && newerfiles) >"$build/log" 2>&1; then
-		rm -rf "${cache:?}/$newer" && mv "$build/$newer" "$cache/$newer"
-	else
-		echo "that failed, so the tests with them are skipped:"
-		tail -n 5 "$build/log" | sed 's/^/  /'
-		rm -rf "$build"
-		return 1
-	fi
-	rm -rf "$build"
-}
-
-# newerfiles makes the folder of that Debian in the present one.
+# newerfiles makes the folder of that Debian: the programs, with all the libraries that they need.
 newerfiles() {
 	site() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1; }
 	[ -n "$(site)" ] || apt-get -o DPkg::Lock::Timeout=300 update -q
@@ -171,8 +156,8 @@ if mkdir -p "$cache"; then
 	for s in $servers; do
 		server "${s%%=*}" "${s#*=}" || status=$strict
 	done
-	guest || status=$strict
-	newer || status=$strict
+	fetched guest vmlinuz guestfiles "a kernel and busybox for the tests' guests" || status=$strict
+	fetched "$newer" bin/qemu-system-x86_64 newerfiles "libnbd and qemu of Debian $newer" || status=$strict
 else
 	echo "neither S3 servers nor guests nor newer NBD programs and qemu can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
 	status=$strict
