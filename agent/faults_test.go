@@ -317,7 +317,8 @@ func TestEndNotRecorded(t *testing.T) {
 	defer cancel()
 	v := r.volume("disk", 1<<20)
 	r.put(v, make([]byte, 1<<20), noise(1<<20), 0)
-	db, err := sql.Open("sqlite", filepath.Join(r.dir, "agent", "catalog.db"))
+	// The agent writes beside us.
+	db, err := sql.Open("sqlite", filepath.Join(r.dir, "agent", "catalog.db")+"?_pragma=busy_timeout(10000)")
 	if err != nil {
 		t.Fatal(err)
 	}
