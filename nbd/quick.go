@@ -24,10 +24,12 @@ type quickReader struct {
 	p   []byte
 	n   int
 	err error
+
+	linger *linger
 }
 
-func newQuickReader(nc net.Conn, raw syscall.RawConn) *quickReader {
-	r := &quickReader{Conn: nc, raw: raw}
+func newQuickReader(nc net.Conn, raw syscall.RawConn, l *linger) *quickReader {
+	r := &quickReader{Conn: nc, raw: raw, linger: l}
 	r.try = r.receive
 	return r
 }
@@ -51,8 +53,13 @@ func (r *quickReader) Read(p []byte) (int, error) {
 	return r.n, nil
 }
 
-// receive reports whether there is an outcome.
+// receive reports whether there is an outcome, maybe after looking out for it.
 func (r *quickReader) receive(fd uintptr) bool {
+	return r.look(fd) || r.linger.wait(func() bool { return r.look(fd) })
+}
+
+// look reports whether there is an outcome.
+func (r *quickReader) look(fd uintptr) bool {
 	for {
 		n, errno := receiveNoWait(int(fd), r.p)
 		switch errno {

@@ -31,7 +31,8 @@ func quickPair(t *testing.T) (*quickReader, *quickWriter, net.Conn) {
 	}
 	t.Cleanup(func() { closeQuietly(peer); closeQuietly(nc) })
 	raw := rawConn(nc)
-	return newQuickReader(nc, raw), newQuickWriter(raw), peer
+	look := newLinger()
+	return newQuickReader(nc, raw, &look), newQuickWriter(raw), peer
 }
 
 func TestQuickConn(t *testing.T) {
@@ -149,7 +150,7 @@ func TestPipeTakesEnough(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if n, err := p.fromSocket(r.raw, maxPiece); n != enough || err != nil {
+	if n, err := p.fromSocket(r.raw, r.linger, maxPiece); n != enough || err != nil {
 		t.Errorf("%d of a payload's first %d bytes came, %v", n, enough, err)
 	}
 }

@@ -25,8 +25,8 @@ func (t *transmission) read(r request) error {
 		case splice && t.raw != nil && t.cached(r, int(f.Fd())):
 			done, err = t.readSpliced(r, int(f.Fd()))
 		}
-		if !start.IsZero() && time.Since(start) > slowRequest+time.Duration(n) {
-			t.readPatience = slowSpell
+		if !start.IsZero() {
+			t.reads.took(time.Since(start), n)
 		}
 		if done || err != nil {
 			return err
@@ -41,11 +41,7 @@ func (t *transmission) readsInline() bool {
 	if t.file == nil {
 		return false
 	}
-	if !t.nowait && t.readPatience > 0 {
-		t.readPatience--
-		return false
-	}
-	return true
+	return t.nowait || !t.reads.lost()
 }
 
 // stopwatch returns the time, if reading may have to wait.

@@ -27,7 +27,7 @@ func (t *transmission) openPipe() (*pipe, error) {
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
 	p.size = 16 * pageSize // what every pipe has
-	for size := 2 * maxPiece; size > 64<<10; size /= 2 {
+	for size := pipeSize; size > 64<<10; size /= 2 {
 		if got, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, size); err == nil {
 			p.size = got
 			break
@@ -36,6 +36,9 @@ func (t *transmission) openPipe() (*pipe, error) {
 	t.pipe = p
 	return p, nil
 }
+
+// pipeSize is what is asked for. Tests change it.
+var pipeSize = 2 * maxPiece
 
 var pageSize = unix.Getpagesize()
 
@@ -97,37 +100,45 @@ func (p *pipe) toFile(fd int, off int64, n int) error {
 
 // enough is how much of a payload is worth being written before the rest has come: the
 // client can go on sending meanwhile.
-const enough = 128 << 10
+const enough = folioSize
 
 // fromSocket waits until n more bytes of the socket are in the pipe, or enough and no more
 // have come, or it is full, and returns how many came. There has to be room for one.
-func (p *pipe) fromSocket(raw syscall.RawConn, n int) (int, error) {
+func (p *pipe) fromSocket(raw syscall.RawConn, l *linger, n int) (int, error) {
 	done := 0
 	var failed error
 	err := raw.Read(func(fd uintptr) bool {
-		for done < n {
-			m, err := spliceNoWait(int(fd), p.w, n-done)
-			switch {
-			case err == unix.EINTR:
-			case err == unix.EAGAIN:
-				// Either side may be the reason.
-				return done >= enough || done > 0 && p.full()
-			case err != 0:
-				failed = fmt.Errorf("nbd: splice from socket: %w", err)
-				return true
-			case m == 0:
-				failed = io.ErrUnexpectedEOF
-				return true
-			default:
-				done += m
-			}
+		look := func() (over bool) {
+			over, failed = p.take(int(fd), n, &done)
+			return over
 		}
-		return true
+		return look() || l.wait(look)
 	})
 	if err == nil {
 		err = failed
 	}
 	return done, midway(err)
+}
+
+// take puts what the socket has into the pipe, up to n bytes with the done ones, and
+// reports whether that is all or enough.
+func (p *pipe) take(socket, n int, done *int) (over bool, err error) {
+	for *done < n {
+		m, errno := spliceNoWait(socket, p.w, n-*done)
+		switch {
+		case errno == unix.EINTR:
+		case errno == unix.EAGAIN:
+			// Either side may be the reason.
+			return *done >= enough || *done > 0 && p.full(), nil
+		case errno != 0:
+			return true, fmt.Errorf("nbd: splice from socket: %w", errno)
+		case m == 0:
+			return true, io.ErrUnexpectedEOF
+		default:
+			*done += m
+		}
+	}
+	return true, nil
 }
 
 // drain takes what is in the pipe, all of b.

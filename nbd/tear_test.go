@@ -29,6 +29,11 @@ func (d *tornDisk) BeginWrite(off, n int64) error {
 // of a disk does.
 func TestWriteCutAtBlocks(t *testing.T) {
 	t.Run("in the loop", func(t *testing.T) { writeCutAtBlocks(t, false) })
+	t.Run("through a small pipe", func(t *testing.T) {
+		defer func(n int) { pipeSize = n }(pipeSize)
+		pipeSize = 0
+		writeCutAtBlocks(t, false)
+	})
 	t.Run("deferred", func(t *testing.T) { writeCutAtBlocks(t, true) })
 }
 

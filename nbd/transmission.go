@@ -61,15 +61,15 @@ type transmission struct {
 	mapHoles   bool // Map knows holes
 	nowait     bool // the file takes RWF_NOWAIT, as far as is known
 	pipe       *pipe
+	linger     linger
 
 	// exact makes the next read from the connection stop after one header, so
 	// that the payload of a large write stays in the socket, ready for splice.
-	exact bool
-	// patience counts the writes that will be deferred because one was slow.
-	patience atomic.Int32
-	// readPatience is the same for reads, where nowait is not to be had. Only the
-	// loop uses it.
-	readPatience int
+	exact          bool
+	writes         patience
+	deferredWrites atomic.Int32
+	// reads is for those that cannot tell whether they would wait, without nowait.
+	reads patience
 }
 
 // request is the header of a request.
@@ -98,6 +98,7 @@ func newTransmission(c *conn) *transmission {
 		headSize:   requestSize,
 		contexts:   c.meta.contexts,
 		nowait:     true,
+		linger:     newLinger(),
 	}
 	if t.extended {
 		t.headSize = extRequestSize
@@ -119,7 +120,7 @@ func newTransmission(c *conn) *transmission {
 	}
 	if t.raw = rawConn(c.nc); t.raw != nil {
 		t.out.raw, t.out.w = t.raw, newQuickWriter(t.raw)
-		t.in.nc = newQuickReader(c.nc, t.raw)
+		t.in.nc = newQuickReader(c.nc, t.raw, &t.linger)
 	}
 	return t
 }

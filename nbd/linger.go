@@ -1,0 +1,91 @@
+package nbd
+
+import (
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How long a connection looks out for the next request before its goroutine sleeps.
+//
+// A client that waits for each reply sends the next request within some 20 µs, and to
+// fall asleep and be woken costs more than that on both sides, above all where an idle
+// processor stops. So a connection that has answered all stays awake for a while, and
+// yields its processor to whoever wants it between two looks: the client may be among
+// them. SPEED.md has figures.
+//
+// It does so only as long as that pays off: after each time in vain it sleeps at once for
+// twice as many times as before; and where the yielded processor does not soon come back
+// it is needed elsewhere, and is left alone for a while.
+const (
+	lingerTime = 50 * time.Microsecond
+	// lingerTaken is how long a processor must have been gone to be needed elsewhere,
+	// and lingerPause for how long it is left alone then.
+	lingerTaken = 3 * lingerTime
+	lingerPause = 250 * time.Millisecond
+	// lingerSkip is how many times in a row a connection sleeps at once, at most.
+	lingerSkip = 128
+)
+
+// lingering counts those that do, of all connections of the process. Each keeps a
+// processor from the others, so they are at most half of what there is.
+var lingering atomic.Int32
+
+// linger is how one connection does. Only the goroutine that reads it uses it.
+type linger struct {
+	most  int32     // of lingering
+	until time.Time // looks out until then
+	rest  time.Time // or does not before this
+	skip  int       // sleeps at once so many times
+	skips int       // and that many the next time that it was in vain
+}
+
+func newLinger() linger {
+	return linger{most: int32(max(1, runtime.GOMAXPROCS(0)/2)), skips: 1} //nolint:gosec // processors are few
+}
+
+// wait calls look until it reports true, as long as that is sensible, and reports whether
+// it did.
+func (l *linger) wait(look func() bool) (came bool) {
+	if !l.begin(time.Now()) {
+		return false
+	}
+	for !came && time.Now().Before(l.until) {
+		// Whoever waits for this processor has it now.
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		came = look()
+	}
+	l.end(time.Now())
+	return came
+}
+
+// begin reports whether to look out now.
+func (l *linger) begin(now time.Time) bool {
+	switch {
+	case l.skip > 0:
+		l.skip--
+		return false
+	case now.Before(l.rest):
+		return false
+	case lingering.Add(1) > l.most:
+		lingering.Add(-1)
+		return false
+	}
+	l.until = now.Add(lingerTime)
+	return true
+}
+
+// end notes what came of it.
+func (l *linger) end(now time.Time) {
+	lingering.Add(-1)
+	switch late := now.Sub(l.until); {
+	case late < 0:
+		l.skips = 1
+		return
+	case late > lingerTaken-lingerTime:
+		l.rest = now.Add(lingerPause)
+	}
+	l.skip, l.skips = l.skips, min(2*l.skips, lingerSkip)
+}
