@@ -13,6 +13,8 @@ const (
 	// So a slow one counts for as much as this many others that were not, and what
 	// follows is deferred only when there have been two for less than that.
 	slowWeight = 8
+	// verySlow is longer than anybody waits for a processor, and counts at once.
+	verySlow = 20 * time.Millisecond
 	// slowSpell is how many of the following ones are then deferred.
 	slowSpell = 64
 )
@@ -41,7 +43,7 @@ func (p *patience) took(d time.Duration, n int) {
 		return
 	}
 	p.slow = min(p.slow+slowWeight, 2*slowWeight)
-	if p.slow > slowWeight {
+	if p.slow > slowWeight || d > verySlow {
 		p.lose()
 	}
 }

@@ -37,6 +37,13 @@ func TestPatience(t *testing.T) {
 	for range slowWeight {
 		take(fast)
 	}
+	take(verySlow + 1)
+	if n := deferred(); n != slowSpell {
+		t.Fatalf("after a very slow one %d are deferred", n)
+	}
+	for range 2 * slowWeight {
+		take(fast)
+	}
 	take(slow)
 	take(fast)
 	take(slow)

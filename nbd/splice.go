@@ -161,8 +161,12 @@ func (p *pipe) drain(b []byte) error {
 // full reports whether nothing more fits into the pipe.
 func (p *pipe) full() bool {
 	fds := []unix.PollFd{{Fd: int32(p.w), Events: unix.POLLOUT}} //nolint:gosec // descriptors are small
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n == 0
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR { // a signal, as the Go runtime sends them
+			return err == nil && n == 0
+		}
+	}
 }
 
 // spliced sends a header and then the n bytes that are in the pipe, after

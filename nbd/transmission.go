@@ -65,7 +65,8 @@ type transmission struct {
 
 	// exact makes the next read from the connection stop after one header, so
 	// that the payload of a large write stays in the socket, ready for splice.
-	exact          bool
+	exact bool
+	// writes is whether the loop does them; deferredWrites how many are under way behind it.
 	writes         patience
 	deferredWrites atomic.Int32
 	// reads is for those that cannot tell whether they would wait, without nowait.
