@@ -71,6 +71,13 @@ func (l *lane) admit(memory int64) (grant, bool) {
 	return g, true
 }
 
+// idle reports whether no request is deferred.
+func (l *lane) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.running == 0
+}
+
 // start runs fn with the room that was granted.
 func (l *lane) start(g grant, fn func()) {
 	go func() {

@@ -12,9 +12,10 @@ import (
 //
 // A client that waits for each reply sends the next request within some 20 µs, and to
 // fall asleep and be woken costs more than that on both sides, above all where an idle
-// processor stops. So a connection that has answered all stays awake for a while, and
+// processor stops. So a connection that has nothing deferred stays awake for a while, and
 // yields its processor to whoever wants it between two looks: the client may be among
-// them. SPEED.md has figures.
+// them. SPEED.md has figures. The Go runtime has no other use for that processor meanwhile,
+// which is why deferred requests come first, and one processor alone is never used so.
 //
 // It does so only as long as that pays off: after each time in vain it sleeps at once for
 // twice as many times as before; and where the yielded processor does not soon come back
@@ -35,15 +36,18 @@ var lingering atomic.Int32
 
 // linger is how one connection does. Only the goroutine that reads it uses it.
 type linger struct {
-	most  int32     // of lingering
-	until time.Time // looks out until then
-	rest  time.Time // or does not before this
-	skip  int       // sleeps at once so many times
-	skips int       // and that many the next time that it was in vain
+	lane  *lane         // what is deferred
+	all   *atomic.Int32 // how many linger
+	most  int32         // of them
+	until time.Time     // looks out until then
+	rest  time.Time     // or does not before this
+	skip  int           // sleeps at once so many times
+	skips int           // and that many the next time that it was in vain
 }
 
-func newLinger() linger {
-	return linger{most: int32(max(1, runtime.GOMAXPROCS(0)/2)), skips: 1} //nolint:gosec // processors are few
+func newLinger(l *lane) linger {
+	most := runtime.GOMAXPROCS(0) / 2
+	return linger{lane: l, all: &lingering, most: int32(most), skips: 1} //nolint:gosec // processors are few
 }
 
 // wait calls look until it reports true, as long as that is sensible, and reports whether
@@ -69,17 +73,19 @@ func (l *linger) begin(now time.Time) bool {
 		return false
 	case now.Before(l.rest):
 		return false
-	case lingering.Add(1) > l.most:
-		lingering.Add(-1)
+	case !l.lane.idle():
+		return false
+	case l.all.Add(1) > l.most:
+		l.all.Add(-1)
 		return false
 	}
 	l.until = now.Add(lingerTime)
 	return true
 }
 
-// end notes what came of it.
+// end notes what came of it. What came too late came in vain: sleeping would have cost less.
 func (l *linger) end(now time.Time) {
-	lingering.Add(-1)
+	l.all.Add(-1)
 	switch late := now.Sub(l.until); {
 	case late < 0:
 		l.skips = 1

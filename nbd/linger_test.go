@@ -1,10 +1,19 @@
 package nbd
 
 import (
-	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 )
+
+// testLinger is that of a connection without deferred requests, of all of which most may.
+func testLinger(all *atomic.Int32, most int32) *linger {
+	var s lane
+	s.init(new(budget))
+	l := newLinger(&s)
+	l.all, l.most = all, most
+	return &l
+}
 
 // lingers lets a connection wait once for what comes after d, and reports whether it looked
 // out. It returns the time that it is then.
@@ -19,9 +28,10 @@ func lingers(l *linger, now time.Time, d time.Duration) (bool, time.Time) {
 
 func TestLinger(t *testing.T) {
 	const soon, late, gone = lingerTime / 2, 2 * lingerTime, 20 * lingerTime
-	l, now := newLinger(), time.Now()
+	var all atomic.Int32
+	l, now := testLinger(&all, 1), time.Now()
 	wait := func(d time.Duration) (yes bool) {
-		yes, now = lingers(&l, now, d)
+		yes, now = lingers(l, now, d)
 		return yes
 	}
 	for range 10 {
@@ -56,49 +66,60 @@ func TestLinger(t *testing.T) {
 	if !wait(soon) {
 		t.Error("does not linger when the pause is over")
 	}
-	if n := lingering.Load(); n != 0 {
+	if n := all.Load(); n != 0 {
 		t.Errorf("%d are said to linger, of none", n)
 	}
 }
 
-// Half of the processors are left to others.
+// No more than that linger at once.
 func TestLingerTogether(t *testing.T) {
 	now := time.Now()
-	most := max(1, runtime.GOMAXPROCS(0)/2)
-	var all []*linger
-	for range most {
-		l := newLinger()
-		if !l.begin(now) {
-			t.Fatalf("only %d of %d linger at once", len(all), most)
-		}
-		all = append(all, &l)
+	var all atomic.Int32
+	first, second, third := testLinger(&all, 2), testLinger(&all, 2), testLinger(&all, 2)
+	if !first.begin(now) || !second.begin(now) {
+		t.Fatal("two may linger, and do not")
 	}
-	l := newLinger()
-	if l.begin(now) {
-		t.Errorf("%d linger on %d processors", most+1, runtime.GOMAXPROCS(0))
+	if third.begin(now) {
+		t.Error("three linger where two may")
 	}
-	for _, o := range all {
-		o.end(now)
+	first.end(now)
+	if !third.begin(now) {
+		t.Error("does not linger where another has ended")
 	}
-	if !l.begin(now) {
-		t.Error("does not linger where the others have ended")
+	second.end(now)
+	third.end(now)
+	if n := all.Load(); n != 0 {
+		t.Errorf("%d are said to linger, of none", n)
 	}
-	l.end(now)
+	if testLinger(&all, 0).begin(now) {
+		t.Error("takes the only processor")
+	}
+}
+
+// Requests of the connection that are deferred get the processor first.
+func TestLingerDeferred(t *testing.T) {
+	l := testLinger(new(atomic.Int32), 1)
+	g := l.lane.enter(0)
+	if l.begin(time.Now()) {
+		t.Error("lingers while a request is deferred")
+	}
+	l.lane.leave(g)
+	if !l.begin(time.Now()) {
+		t.Error("does not linger when it is done")
+	}
 }
 
 // What comes while a connection lingers is seen without sleeping, an idle one sleeps, and
 // what comes then is seen too.
 func TestLingerWait(t *testing.T) {
-	l := newLinger()
+	l := testLinger(new(atomic.Int32), 1)
 	looks := 0
-	for !l.wait(func() bool { looks++; return true }) { // others may have the processor
-		l = newLinger()
+	for !l.wait(func() bool { looks++; return looks >= 3 }) { // others had the processor
+		l = testLinger(new(atomic.Int32), 1)
 	}
-	if looks == 0 {
-		t.Error("did not look")
-	}
+	l = testLinger(new(atomic.Int32), 1) // whether the last look was in time does not matter here
 	start := time.Now()
-	if l = newLinger(); l.wait(func() bool { return false }) {
+	if l.wait(func() bool { return false }) {
 		t.Error("saw what never came")
 	}
 	if d := time.Since(start); d < lingerTime {

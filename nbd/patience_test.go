@@ -77,15 +77,16 @@ func (d *slowDisk) BeginWrite(off, n int64) error {
 	return d.fileDisk.BeginWrite(off, n)
 }
 
-// Where writes have turned out to wait, one that waits holds up nothing behind it.
+// Where a write has turned out to wait for the device, the next one holds up nothing.
 func TestSlowWritesDeferred(t *testing.T) {
 	released := make(chan struct{})
 	release := sync.OnceFunc(func() { close(released) })
 	defer release()
-	var writes int // before the last
+	first := true
 	d := &slowDisk{fileDisk: newFileDisk(t, 1<<20, true)}
 	d.next = func() {
-		if writes++; writes <= 2 {
+		if first {
+			first = false
 			time.Sleep(4 * slowRequest)
 			return
 		}
@@ -96,14 +97,37 @@ func TestSlowWritesDeferred(t *testing.T) {
 	w := connect(t, listen(t, serverOf(t, e)))
 	w.enter("disk", false)
 	write := func(cookie uint64) { w.request(0, cmdWrite, cookie, 0, 512, make([]byte, 512)) }
-	for i := range uint64(2) {
-		write(i)
-		w.expectSimple(i, 0)
-	}
+	write(1)
+	w.expectSimple(1, 0)
 	write(7)
 	w.request(0, cmdRead, 8, 4096, 512)
 	w.expectSimple(8, 0)
 	w.expect(make([]byte, 512))
 	release()
 	w.expectSimple(7, 0)
+}
+
+// A write that takes long while deferred ones are under way may have waited for those, and
+// says nothing.
+func TestSlowWritesCrowded(t *testing.T) {
+	tr := transmission{file: newFileDisk(t, 1<<20, true)}
+	f, _ := tr.file.DataFile()
+	slow := func(int64, int) error {
+		time.Sleep(2 * verySlow)
+		return nil
+	}
+	write := func() {
+		t.Helper()
+		if err := tr.writeRange(f, 0, 512, slow); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr.deferredWrites.Add(1)
+	if write(); tr.writes.lost() {
+		t.Error("defers writes for what a deferred one may have caused")
+	}
+	tr.deferredWrites.Add(-1)
+	if write(); !tr.writes.lost() {
+		t.Error("goes on in the loop, which has waited")
+	}
 }

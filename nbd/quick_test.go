@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,8 +32,7 @@ func quickPair(t *testing.T) (*quickReader, *quickWriter, net.Conn) {
 	}
 	t.Cleanup(func() { closeQuietly(peer); closeQuietly(nc) })
 	raw := rawConn(nc)
-	look := newLinger()
-	return newQuickReader(nc, raw, &look), newQuickWriter(raw), peer
+	return newQuickReader(nc, raw, testLinger(new(atomic.Int32), 1)), newQuickWriter(raw), peer
 }
 
 func TestQuickConn(t *testing.T) {

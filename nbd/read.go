@@ -15,14 +15,14 @@ import (
 // deferred path that looks for holes, and the fast one need not ask.
 func (t *transmission) read(r request) error {
 	n := int(r.size())
-	if t.readsInline() {
-		f, splice := t.file.DataFile()
+	if t.readsInline(n) {
+		f, _ := t.file.DataFile()
 		done, err := false, error(nil)
 		start := t.stopwatch()
 		switch {
 		case n <= largeRead:
 			done, err = t.readCached(r, int(f.Fd()))
-		case splice && t.raw != nil && t.cached(r, int(f.Fd())):
+		case t.cached(r, int(f.Fd())):
 			done, err = t.readSpliced(r, int(f.Fd()))
 		}
 		if !start.IsZero() {
@@ -35,10 +35,14 @@ func (t *transmission) read(r request) error {
 	return t.deferred(bufferMemory(min(n, maxPiece)), func() { t.readDeferred(r) })
 }
 
-// readsInline reports whether the loop may try to read. Where the file system
-// cannot tell whether that would wait, it may until it has waited.
-func (t *transmission) readsInline() bool {
+// readsInline reports whether the loop tries to read n bytes, a large range only by
+// splice. Where the file system cannot tell whether that would wait, it does until it
+// has waited.
+func (t *transmission) readsInline(n int) bool {
 	if t.file == nil {
+		return false
+	}
+	if _, splice := t.file.DataFile(); n > largeRead && (!splice || t.raw == nil) {
 		return false
 	}
 	return t.nowait || !t.reads.lost()

@@ -14,6 +14,7 @@ import (
 //
 // One goroutine, the loop, reads all the requests that have arrived, answers
 // what it can at once, and writes the replies in one go when input runs out.
+// When nothing is left to do it looks out for more before it sleeps (linger.go).
 // That is the fast path: no goroutine switch, no lock that anybody contends for,
 // about one system call each way for many requests. It only takes what is not
 // expected to wait:
@@ -66,7 +67,8 @@ type transmission struct {
 	// exact makes the next read from the connection stop after one header, so
 	// that the payload of a large write stays in the socket, ready for splice.
 	exact bool
-	// writes is whether the loop does them; deferredWrites how many are under way behind it.
+	// writes is whether the loop does them; deferredWrites how many parts of others are
+	// being written behind it.
 	writes         patience
 	deferredWrites atomic.Int32
 	// reads is for those that cannot tell whether they would wait, without nowait.
@@ -99,12 +101,12 @@ func newTransmission(c *conn) *transmission {
 		headSize:   requestSize,
 		contexts:   c.meta.contexts,
 		nowait:     true,
-		linger:     newLinger(),
 	}
 	if t.extended {
 		t.headSize = extRequestSize
 	}
 	t.lane.init(&c.s.memory)
+	t.linger = newLinger(&t.lane)
 	if t.counters == nil {
 		t.counters = new(Counters)
 	}

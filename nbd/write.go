@@ -134,8 +134,9 @@ func (t *transmission) writePieces(r request) error {
 		t.deferredWrites.Add(1)
 		t.lane.start(g, func() {
 			defer done()
-			defer t.deferredWrites.Add(-1)
-			if last, all := w.done(t.writePiece(b, at)); last {
+			err := t.writePiece(b, at)
+			t.deferredWrites.Add(-1)
+			if last, all := w.done(err); last {
 				_ = t.written(r, all, true) // output keeps the error, and the loop meets it
 			}
 		})
