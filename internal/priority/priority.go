@@ -26,12 +26,18 @@ var lowered = level{nice: 10, ioprio: 2<<13 | 7}
 // ioprioWho says that an ID is a thread's.
 const ioprioWho = 1
 
+// autogroup is where the kernel has the nice value of a whole session (sched(7)): where
+// sessions share the processors out among them, those of threads only count within one.
+const autogroup = "/proc/self/autogroup"
+
 // before is what the process had when Lower was called, nil before that.
 var before atomic.Pointer[level]
 
 // Lower puts this process behind others. It logs what it could not do. On Linux both
 // priorities are a thread's, and threads and processes inherit them from the one that
 // starts them: after two rounds no thread is left that an unlowered one could have started.
+// A session that the process leads, as that of a service, goes behind other sessions too; so
+// what InFront starts needs one of its own. One that others lead is left as it is.
 func Lower(ctx context.Context, log *slog.Logger) {
 	b, err := own()
 	known := err == nil
@@ -54,12 +60,31 @@ func Lower(ctx context.Context, log *slog.Logger) {
 			}
 		}
 	}
+	if serr := lowerSession(); serr != nil {
+		err = serr
+	}
 	if err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "priority not lowered: guests may notice backups", slog.Any("error", err))
 	}
 	if known && !raises(b) {
 		log.LogAttrs(ctx, slog.LevelWarn, "a data plane that this agent starts again will be behind other programs too: run the agent as root, or \"cairn serve\" by itself")
 	}
+}
+
+// lowerSession puts the session behind others, if this process leads it.
+func lowerSession() error {
+	if leader, err := unix.Getsid(0); err != nil || leader != os.Getpid() {
+		return err //nolint:wrapcheck // with the one sentence of Lower
+	}
+	f, err := os.OpenFile(autogroup, os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // this kernel knows no such thing
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(lowered.nice))
+	return errors.Join(err, f.Close())
 }
 
 // raises tries whether InFront is allowed to give a thread the level b.
@@ -73,8 +98,8 @@ func raises(b level) (yes bool) {
 }
 
 // InFront calls f with the priority that the process had before Lower, as far as that is
-// allowed: it takes CAP_SYS_NICE. A process that f starts keeps it; what goroutines do that
-// f starts is done behind others again.
+// allowed: it takes CAP_SYS_NICE. A process that f starts keeps it, in front of other sessions
+// only in one of its own; what goroutines do that f starts is done behind others again.
 func InFront(f func() error) error {
 	b := before.Load()
 	if b == nil {

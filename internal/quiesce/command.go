@@ -48,7 +48,7 @@ func (c Command) run(ctx context.Context, verb string) error {
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.Dir = "/"
 	// It and all that it has started are killed at the limit.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // and not behind others with the agent's session
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pipeDelay
 	if err := priority.InFront(cmd.Start); err != nil { // a guest that is frozen waits for it
