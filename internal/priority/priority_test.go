@@ -15,7 +15,7 @@ import (
 	"github.com/cairnbackup/cairn/internal/needs"
 )
 
-// TestInFront lowers this process: it must be the only test here.
+// TestInFront lowers this process: no other test here may need what it began with.
 func TestInFront(t *testing.T) {
 	was, err := own()
 	if err != nil {
