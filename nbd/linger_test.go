@@ -8,9 +8,9 @@ import (
 
 // testLinger is that of a connection without deferred requests, of all of which most may.
 func testLinger(all *atomic.Int32, most int32) *linger {
-	var s lane
-	s.init(new(budget))
-	l := newLinger(&s)
+	var deferred lane
+	deferred.init(new(budget))
+	l := newLinger(&deferred)
 	l.all, l.most = all, most
 	return &l
 }

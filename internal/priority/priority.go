@@ -60,10 +60,7 @@ func Lower(ctx context.Context, log *slog.Logger) {
 			}
 		}
 	}
-	if serr := lowerSession(); serr != nil {
-		err = serr
-	}
-	if err != nil {
+	if err = errors.Join(err, lowerSession()); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "priority not lowered: guests may notice backups", slog.Any("error", err))
 	}
 	if known && !raises(b) {

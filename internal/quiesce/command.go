@@ -47,8 +47,9 @@ func (c Command) run(ctx context.Context, verb string) error {
 	cmd := exec.CommandContext(ctx, c.Path, verb, c.Volume) //nolint:gosec // the administrator's
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.Dir = "/"
-	// It and all that it has started are killed at the limit.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // and not behind others with the agent's session
+	// A session of its own is killed at the limit with all that it has started, and is not
+	// behind other sessions with the agent's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = pipeDelay
 	if err := priority.InFront(cmd.Start); err != nil { // a guest that is frozen waits for it

@@ -32,6 +32,15 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// TestCommandSession: the agent's session is behind others (package priority), and it with
+// that while a guest is frozen, unless it has its own.
+func TestCommandSession(t *testing.T) {
+	c := Command{Path: script(t, `read -r pid comm state parent group session rest < /proc/$$/stat; echo "session $session of $$"; [ "$session" = $$ ]`), Volume: "v"}
+	if err := c.Freeze(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCommandFails(t *testing.T) {
 	for _, c := range []struct{ name, text, want, not string }{
 		{"status", "echo 'no   such\nguest' >&2; exit 3", "exit status 3; it said: no such guest", ""},
