@@ -138,7 +138,7 @@ func FuzzOpenLog(f *testing.F) {
 		}
 		n := 0
 		x.saved(func(b int64, c uint32) bool {
-			r, lerr := l.load(c, b)
+			r, lerr := l.load(c, b, false)
 			r.free()
 			if lerr != nil && !errors.Is(lerr, ErrDamaged) {
 				t.Fatalf("untyped error %v", lerr)
@@ -173,7 +173,7 @@ func TestLogPrefixes(t *testing.T) {
 			if b != int64(count) {
 				t.Fatalf("prefix of %d bytes: block %d, want %d", n, b, count)
 			}
-			r, lerr := l.load(c, b)
+			r, lerr := l.load(c, b, false)
 			must(t, lerr)
 			r.free()
 			count++

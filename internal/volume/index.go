@@ -12,9 +12,11 @@ import "sync/atomic"
 //	cellCopying  a writer claimed the block; others wait until it is done
 //	cellSkipped  the block may be overwritten, no snapshot needs its preimage
 //	other        saved: sector of the record in the log; cellTemp = in the temporary log
+//	cellPart     with cellTemp: pages of it may be saved, the rest is the part's number
 type index struct {
 	blocks int64
 	pages  []atomic.Pointer[indexPage]
+	parts  parts
 }
 
 type indexPage [indexPageLen]atomic.Uint32
@@ -27,6 +29,7 @@ const (
 	cellSkipped = 2
 	cellFirst   = logHeaderSize / sectorSize // records begin here
 	cellTemp    = 1 << 31
+	cellPart    = 1 << 30
 	cellMask    = cellTemp - 1
 )
 
@@ -90,3 +93,31 @@ func (x *index) each(f func(b int64, c uint32) bool) {
 }
 
 func isSaved(c uint32) bool { return c&cellMask >= cellFirst }
+
+func isPart(c uint32) bool { return c&(cellTemp|cellPart) == cellTemp|cellPart }
+
+// part is the part that a cell names.
+func (x *index) part(c uint32) *part { return x.parts.at(c &^ (cellTemp | cellPart)) }
+
+// addPart makes a part and the cell that names it. With limited set there may be too many already.
+func (x *index) addPart(limited bool) (cell uint32, ok bool) {
+	number, ok := x.parts.add(limited)
+	return number | cellTemp | cellPart, ok
+}
+
+// savedPages is the pages that a cell says are saved.
+func (x *index) savedPages(c uint32) pageSet {
+	switch {
+	case isPart(c):
+		return x.part(c).saved()
+	case isSaved(c):
+		return allPages
+	}
+	return 0
+}
+
+// settled tells whether pages of a block may be overwritten.
+func (x *index) settled(b int64, pages pageSet) bool {
+	c := x.load(b)
+	return c > cellCopying && (!isPart(c) || pages&^x.part(c).settled() == 0)
+}

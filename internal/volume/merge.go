@@ -45,18 +45,27 @@ func (v *Volume) copyRecords(dst, src *epoch) (n int, err error) {
 	older := v.snaps.set.Load().upTo(dst.number)
 	var synced []unsynced
 	src.idx.saved(func(b int64, c uint32) bool {
-		if b >= dst.idx.blocks || dst.idx.load(b) != cellAbsent {
+		if b >= dst.idx.blocks {
+			return true
+		}
+		d := dst.idx.load(b)
+		missing := src.idx.savedPages(c) &^ dst.idx.savedPages(d)
+		if d != cellAbsent && !isPart(d) || missing == 0 {
 			return true
 		}
 		r := older.needs(b)
 		if r == routeNone {
 			return true
 		}
+		n++
+		if isPart(c) || isPart(d) {
+			err = v.copyPages(older, dst, src, b, c, missing, r)
+			return err == nil
+		}
 		var cell uint32
 		if cell, err = v.copyRecord(older, dst, src, b, c, r); err != nil {
 			return false
 		}
-		n++
 		switch {
 		case cell == cellAbsent:
 		case r == routeDurable:
@@ -80,14 +89,9 @@ func (v *Volume) copyRecords(dst, src *epoch) (n int, err error) {
 // copyRecord copies one preimage; cellAbsent without an error means that it was
 // unreadable and the snapshots that needed it are broken now.
 func (v *Volume) copyRecord(older *snapSet, dst, src *epoch, b int64, c uint32, r route) (uint32, error) {
-	p, err := src.logOf(c).load(c&cellMask, b)
+	p, err := src.whole(c, b)
 	if err != nil {
-		for _, sn := range older.uncovered(b) {
-			if berr := sn.breakOff(err.Error()); berr != nil {
-				return cellAbsent, berr
-			}
-		}
-		return cellAbsent, nil
+		return cellAbsent, breakAll(older.uncovered(b), err)
 	}
 	defer p.free()
 	l, flag := dst.temp, uint32(cellTemp)
@@ -102,4 +106,57 @@ func (v *Volume) copyRecord(older *snapSet, dst, src *epoch, b int64, c uint32, 
 		return cellAbsent, err
 	}
 	return sector | flag, nil
+}
+
+// copyPages copies pages of one block, of which dst has single pages or nothing. As with
+// copyRecord those that cannot be read break the snapshots that needed them.
+func (v *Volume) copyPages(older *snapSet, dst, src *epoch, b int64, c uint32, missing pageSet, r route) error {
+	if r == routeDurable { // what single pages are saved of, every persistent snapshot has in an older epoch
+		return breakAll(older.uncovered(b), errors.New("a persistent snapshot needs a block of which single pages were saved"))
+	}
+	if dst.temp == nil {
+		return errors.New("there is no preimage log to merge into")
+	}
+	cell := dst.idx.load(b)
+	if cell == cellAbsent {
+		cell, _ = dst.idx.addPart(false)
+	}
+	for missing != 0 {
+		p, has, err := src.load(c, b, missing)
+		if err != nil {
+			return breakAll(older.uncovered(b), err)
+		}
+		err = dst.temp.appendPages(&p, has, dst.idx.part(cell))
+		p.free()
+		if err != nil {
+			return err
+		}
+		missing &^= has
+	}
+	dst.idx.cell(b).Store(cell)
+	return nil
+}
+
+// appendPages appends pages of a record that was read, as pages of a part.
+func (l *preLog) appendPages(p *preimage, pages pageSet, to *part) error {
+	for pages != 0 {
+		first, end := pages.first()
+		pages &^= pageRun(first, end)
+		from := (first - p.page) * pageSize
+		q := preimage{block: p.block, part: true, page: first, buf: newRecordBuf()}
+		q.length = min((end-p.page)*pageSize, p.length) - from
+		if q.length <= 0 { // beyond the volume's end
+			q.free()
+			continue
+		}
+		copy(q.content(), p.content()[from:])
+		q.seal()
+		sector, err := l.append(&q)
+		q.free()
+		if err != nil {
+			return err
+		}
+		to.save(pageRun(first, end), sector)
+	}
+	return nil
 }

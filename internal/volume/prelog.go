@@ -22,8 +22,10 @@ const (
 	logStateOffset = sectorSize
 	logVersion     = 1
 	logMaxSize     = int64(cellMask) * sectorSize
+	tempMaxSize    = int64(cellPart) * sectorSize
 
 	recordZeros     = 1 // flag: the content is all zeros and not stored
+	recordPart      = 2 // flag: single pages of the block
 	stateTextLen    = 400
 	stateTextOffset = 16
 )
@@ -45,16 +47,20 @@ type preLog struct {
 	f      vfs.File
 	flush  syncer
 	space  *spaceGuard
+	limit  int64 // of its size
 
 	mu       sync.Mutex // held while appending
+	tail     tail
 	end      atomic.Int64
 	durable  atomic.Int64
 	unlinked atomic.Bool // nothing is appended any more, because the next open will not find it; set under mu
 }
 
-// preimage is one record: the old content of a block.
+// preimage is one record: the old content of a block, or of pages of it.
 type preimage struct {
 	block  int64
+	part   bool
+	page   int // of a part: the first page; else 0
 	length int // of the content
 	zeros  bool
 	crc    uint32
@@ -141,7 +147,10 @@ func createLog(fsys vfs.FS, name string, volume uuid.UUID, epoch uint64, size in
 			return nil, err
 		}
 	}
-	l := &preLog{fs: fsys, name: name, volume: volume, epoch: epoch, f: f, space: space}
+	l := &preLog{fs: fsys, name: name, volume: volume, epoch: epoch, f: f, space: space, limit: logMaxSize}
+	if !durable {
+		l.limit, l.tail.limit = tempMaxSize, tailSize
+	}
 	l.start(logHeaderSize)
 	return l, nil
 }
@@ -159,8 +168,9 @@ func (l *preLog) start(end int64) {
 	})
 }
 
-// append writes a record at the end and returns its sector. It is durable after
-// a following l.flush.wait(). On an error nothing was appended.
+// append adds a record at the end and returns its sector. It is durable after
+// a following l.flush.wait(), but in a temporary log it may stay in memory. On an error
+// nothing was appended.
 func (l *preLog) append(p *preimage) (cell uint32, err error) {
 	n := int64(p.stored())
 	l.mu.Lock()
@@ -169,28 +179,33 @@ func (l *preLog) append(p *preimage) (cell uint32, err error) {
 		return 0, errUnlinked
 	}
 	off := l.end.Load()
-	if off+n > logMaxSize {
-		return 0, fmt.Errorf("the preimage log has reached its limit of %d bytes", logMaxSize)
+	if off+n > l.limit {
+		return 0, fmt.Errorf("the preimage log has reached its limit of %d bytes", l.limit)
 	}
 	if err := l.space.take(n); err != nil {
 		return 0, err
 	}
 	l.encodeRecordHeader(p, off)
-	if _, err := l.f.WriteAt(p.buf[:n], off); err != nil {
+	if err := l.tail.append(l.f, p.buf[:n], off); err != nil {
 		l.space.give(n)
 		return 0, fmt.Errorf("write a preimage: %w", err)
 	}
 	l.end.Store(off + n)
-	return uint32(off / sectorSize), nil //nolint:gosec // below cellTemp, because off is below logMaxSize
+	return uint32(off / sectorSize), nil //nolint:gosec // below cellTemp, or cellPart, because off is below the limit
 }
 
 func (l *preLog) encodeRecordHeader(p *preimage, off int64) {
 	h := p.buf[:sectorSize]
 	clear(h)
 	copy(h, recordMagic[:])
+	var flags uint32
 	if p.zeros {
-		binary.BigEndian.PutUint32(h[4:], recordZeros)
+		flags |= recordZeros
 	}
+	if p.part {
+		flags |= recordPart
+	}
+	binary.BigEndian.PutUint32(h[4:], flags)
 	binary.BigEndian.PutUint64(h[8:], uint64(p.block)) //nolint:gosec // not negative
 	binary.BigEndian.PutUint64(h[16:], l.epoch)
 	binary.BigEndian.PutUint64(h[24:], uint64(off))              //nolint:gosec // not negative
@@ -198,6 +213,7 @@ func (l *preLog) encodeRecordHeader(p *preimage, off int64) {
 	binary.BigEndian.PutUint32(h[40:], uint32(p.length))         //nolint:gosec // at most a block
 	binary.BigEndian.PutUint32(h[44:], p.crc)
 	copy(h[48:64], l.volume[:])
+	binary.BigEndian.PutUint32(h[64:], uint32(p.page)) //nolint:gosec // below blockPages
 	binary.BigEndian.PutUint32(h[sectorSize-4:], crc32.Checksum(h[:sectorSize-4], castagnoli))
 	// Content that is no multiple of a sector is followed by zeros.
 	if end := sectorSize + p.length; p.length%sectorSize != 0 {
@@ -205,9 +221,9 @@ func (l *preLog) encodeRecordHeader(p *preimage, off int64) {
 	}
 }
 
-// load reads the record at a sector and proves that it is that of the block. The
-// content is p.content(); p.buf goes back to the pool with p.free.
-func (l *preLog) load(sector uint32, block int64) (p preimage, err error) {
+// load reads the record at a sector and proves that it is one of the block, or of
+// pages of it. The content is p.content(); p.buf goes back to the pool with p.free.
+func (l *preLog) load(sector uint32, block int64, part bool) (p preimage, err error) {
 	off := int64(sector) * sectorSize
 	p.buf = newRecordBuf()
 	defer func() {
@@ -216,22 +232,31 @@ func (l *preLog) load(sector uint32, block int64) (p preimage, err error) {
 		}
 	}()
 	// A record of zeros may be the last thing in the file, so that less than a whole buffer is there.
-	n := int(min(int64(len(p.buf)), l.end.Load()-off))
+	room := int(min(int64(len(p.buf)), l.end.Load()-off))
+	n := room
+	if part { // most are of one page
+		n = min(n, sectorSize+pageSize)
+	}
 	if n < sectorSize {
 		return p, fmt.Errorf("%w: the preimage of block %d lies beyond the end of its log", ErrDamaged, block)
 	}
-	if _, err = l.f.ReadAt(p.buf[:n], off); err != nil {
+	if err = l.readAt(p.buf[:n], off); err != nil {
 		return p, fmt.Errorf("read the preimage of block %d: %w", block, err)
 	}
 	h, err := decodeRecordHeader(p.buf[:sectorSize], l.volume, l.epoch, off)
 	if err != nil {
 		return p, err
 	}
-	p.block, p.length, p.zeros, p.crc = h.block, h.length, h.zeros, h.crc
+	p.block, p.part, p.page, p.length, p.zeros, p.crc = h.block, h.part, h.page, h.length, h.zeros, h.crc
+	if end := p.stored(); n < end && end <= room {
+		if err = l.readAt(p.buf[n:end], off+int64(n)); err != nil {
+			return p, fmt.Errorf("read the preimage of block %d: %w", block, err)
+		}
+	}
 	switch {
-	case p.block != block:
-		return p, fmt.Errorf("%w: block %d is where the preimage of block %d should be", ErrDamaged, p.block, block)
-	case p.stored() > n:
+	case p.block != block || p.part != part:
+		return p, fmt.Errorf("%w: a preimage of block %d is where that of block %d should be", ErrDamaged, p.block, block)
+	case p.stored() > room:
 		return p, fmt.Errorf("%w: the preimage of block %d is cut off", ErrDamaged, block)
 	case p.zeros:
 		clear(p.content())
@@ -240,6 +265,40 @@ func (l *preLog) load(sector uint32, block int64) (p preimage, err error) {
 		return p, fmt.Errorf("%w: the preimage of block %d fails its checksum", ErrDamaged, block)
 	}
 	return p, nil
+}
+
+// readAt reads from the file, or from what is still to be written to it.
+func (l *preLog) readAt(p []byte, off int64) error {
+	n := len(p)
+	if l.tail.has(off, n) {
+		l.mu.Lock()
+		n = l.tail.readAt(p, off)
+		l.mu.Unlock()
+	}
+	if n == 0 {
+		return nil
+	}
+	_, err := l.f.ReadAt(p[:n], off)
+	return err
+}
+
+// copyTo copies pages to where they belong in dst, which begins at off of the volume.
+func (p *preimage) copyTo(pages pageSet, dst []byte, off int64) error {
+	at := p.block*blockmap.DefaultBlockSize - off // of the block, in dst
+	for pages != 0 {
+		first, end := pages.first()
+		pages &^= pageRun(first, end)
+		from, to := max(at+int64(first*pageSize), 0), min(at+int64(end*pageSize), int64(len(dst)))
+		if from >= to {
+			continue
+		}
+		has := at + int64(p.page*pageSize)
+		if from < has || to > has+int64(p.length) {
+			return fmt.Errorf("%w: the preimage of block %d is shorter than the block", ErrDamaged, p.block)
+		}
+		copy(dst[from:to], p.content()[from-has:])
+	}
+	return nil
 }
 
 func (p *preimage) free() {

@@ -24,6 +24,8 @@ type logHeader struct {
 // recordHeader is the first sector of a record.
 type recordHeader struct {
 	block   int64
+	part    bool
+	page    int
 	length  int
 	zeros   bool
 	durable int64
@@ -90,13 +92,14 @@ func decodeRecordHeader(p []byte, volume uuid.UUID, epoch uint64, off int64) (re
 	}
 	block, at, durable := binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[24:]), binary.BigEndian.Uint64(p[32:])
 	length := binary.BigEndian.Uint32(p[40:])
-	flags := binary.BigEndian.Uint32(p[4:])
+	flags, page := binary.BigEndian.Uint32(p[4:]), binary.BigEndian.Uint32(p[64:])
 	if uuid.UUID(p[48:64]) != volume || binary.BigEndian.Uint64(p[16:]) != epoch || at != uint64(off) || //nolint:gosec // off is not negative
-		flags&^recordZeros != 0 || durable > at || length == 0 || length > blockmap.DefaultBlockSize || block > uint64(maxSize)/blockmap.DefaultBlockSize {
+		flags&^(recordZeros|recordPart) != 0 || durable > at || length == 0 || length > blockmap.DefaultBlockSize || block > uint64(maxSize)/blockmap.DefaultBlockSize ||
+		page >= blockPages || length > blockmap.DefaultBlockSize-page*pageSize {
 		return h, fmt.Errorf("%w: a preimage at %d of its log is of another place", ErrDamaged, off)
 	}
 	return recordHeader{
-		block: int64(block), length: int(length), zeros: flags&recordZeros != 0,
+		block: int64(block), part: flags&recordPart != 0, page: int(page), length: int(length), zeros: flags&recordZeros != 0,
 		durable: int64(durable), crc: binary.BigEndian.Uint32(p[44:]), //nolint:gosec // at most off
 	}, nil
 }
@@ -130,7 +133,7 @@ func openLog(fsys vfs.FS, name string, volume uuid.UUID, epoch uint64, limit int
 	if h.volume != volume || h.epoch != epoch || h.size > limit {
 		return nil, nil, "", fmt.Errorf("%w: %s belongs to epoch %d of volume %s of %d bytes", ErrDamaged, name, h.epoch, h.volume, h.size)
 	}
-	l := &preLog{fs: fsys, name: name, volume: volume, epoch: epoch, f: f, space: space}
+	l := &preLog{fs: fsys, name: name, volume: volume, epoch: epoch, f: f, space: space, limit: logMaxSize}
 	x := newIndex((h.size + blockmap.DefaultBlockSize - 1) / blockmap.DefaultBlockSize)
 	if err := l.scan(x); err != nil {
 		return nil, nil, "", fmt.Errorf("%s: %w", name, err)
@@ -183,7 +186,7 @@ func (l *preLog) walk(x *index, limit int64) (int64, []unproved, error) {
 			return 0, nil, fmt.Errorf("read the preimage at %d: %w", off, err)
 		}
 		h, bad := decodeRecordHeader(sector, l.volume, l.epoch, off)
-		if bad != nil || h.block >= x.blocks {
+		if bad != nil || h.part || h.page != 0 || h.block >= x.blocks {
 			break
 		}
 		p := preimage{length: h.length, zeros: h.zeros}
@@ -204,7 +207,7 @@ func (l *preLog) walk(x *index, limit int64) (int64, []unproved, error) {
 // returns where the first torn one begins, or end.
 func (l *preLog) prove(x *index, tail []unproved, end int64) (int64, error) {
 	for i, u := range tail {
-		p, err := l.load(uint32(u.off/sectorSize), u.block) //nolint:gosec // off is below logMaxSize
+		p, err := l.load(uint32(u.off/sectorSize), u.block, false) //nolint:gosec // off is below logMaxSize
 		p.free()
 		if err == nil {
 			continue

@@ -10,7 +10,7 @@ import (
 	"github.com/cairnbackup/cairn/blockmap"
 )
 
-// copyWaits is where writers wait for a block that another one is saving.
+// copyWaits is where writers wait for what another one is saving.
 type copyWaits struct {
 	waiting atomic.Int64
 	mu      sync.Mutex
@@ -19,9 +19,8 @@ type copyWaits struct {
 
 func (w *copyWaits) init() { w.done.L = &w.mu }
 
-// publish sets a claimed cell and wakes who waits for it.
-func (w *copyWaits) publish(cell *atomic.Uint32, val uint32) {
-	cell.Store(val)
+// wake is called behind whatever ends what until waits for.
+func (w *copyWaits) wake() {
 	if w.waiting.Load() > 0 {
 		w.mu.Lock()
 		w.done.Broadcast()
@@ -29,21 +28,21 @@ func (w *copyWaits) publish(cell *atomic.Uint32, val uint32) {
 	}
 }
 
-// until waits as long as the cell is being copied.
-func (w *copyWaits) until(cell *atomic.Uint32) {
+// while waits as long as what it asks about is being copied.
+func (w *copyWaits) while(copying func() bool) {
 	w.waiting.Add(1)
 	w.mu.Lock()
-	for cell.Load() == cellCopying {
+	for copying() {
 		w.done.Wait()
 	}
 	w.mu.Unlock()
 	w.waiting.Add(-1)
 }
 
-// preserve saves the preimages of all blocks that the range touches and a
-// snapshot needs, and waits for those that another writer is saving. It is
-// called inside the gate. An error is the rare case that a broken snapshot could
-// not be recorded as broken; the write must not go on then.
+// preserve saves the preimages of all that the range touches and a snapshot needs,
+// and waits for those that another writer is saving. It is called inside the gate.
+// An error is the rare case that a broken snapshot could not be recorded as broken;
+// the write must not go on then.
 func (v *Volume) preserve(off, n int64) error {
 	e := v.snaps.set.Load().newest()
 	if e == nil {
@@ -51,18 +50,20 @@ func (v *Volume) preserve(off, n int64) error {
 	}
 	first, last := off/blockmap.DefaultBlockSize, min((off+n-1)/blockmap.DefaultBlockSize, e.idx.blocks-1)
 	for b := first; b <= last; b++ {
-		if e.idx.load(b) <= cellCopying {
-			return v.preserveBlocks(e, b, last)
+		if !e.idx.settled(b, pagesOf(off, n, b)) {
+			s := saving{v: v, set: v.snaps.set.Load(), e: e, off: off, n: n}
+			return s.all(b, last)
 		}
 	}
 	return nil
 }
 
-// saving is the work of one writer that found blocks to save.
+// saving is the work of one writer that found something to save.
 type saving struct {
 	v      *Volume
 	set    *snapSet
 	e      *epoch
+	off, n int64 // the range
 	synced []unsynced
 	err    error // a break that could not be recorded
 }
@@ -73,59 +74,133 @@ type unsynced struct {
 	val   uint32
 }
 
-func (v *Volume) preserveBlocks(e *epoch, first, last int64) error {
-	s := saving{v: v, set: v.snaps.set.Load(), e: e}
+// all saves the blocks first to last. First it saves what can be claimed, then it waits
+// for what others claimed: nobody waits while it holds a claim, so two writers cannot
+// wait for each other.
+func (s *saving) all(first, last int64) error {
 	var others []int64
-	// First save what can be claimed, then wait for what others claimed: nobody
-	// waits while it holds a claim, so two writers cannot wait for each other.
 	for b := first; b <= last; b++ {
-		cell := e.idx.cell(b)
-		if cell.CompareAndSwap(cellAbsent, cellCopying) {
-			s.save(b)
-		} else if cell.Load() == cellCopying {
+		if !s.try(b) {
 			others = append(others, b)
 		}
 	}
 	s.commit()
 	for _, b := range others {
-		v.waits.until(e.idx.cell(b))
+		for done := false; !done && s.err == nil; {
+			s.v.waits.while(func() bool { return s.copying(b) })
+			done = s.try(b)
+			s.commit()
+		}
 	}
 	return s.err
 }
 
-// save copies one claimed block. A temporary record is published at once, a
-// durable one by commit.
-func (s *saving) save(b int64) {
+// try saves what it can claim of a block. It is false where that is not all, as
+// another writer was there first, who may fail yet.
+func (s *saving) try(b int64) bool {
+	cell, pages := s.e.idx.cell(b), pagesOf(s.off, s.n, b)
+	if cell.CompareAndSwap(cellAbsent, cellCopying) {
+		s.save(b, pages)
+		return true
+	}
+	if c := cell.Load(); isPart(c) {
+		p := s.e.idx.part(c)
+		if mine := p.claim(pages); mine != 0 {
+			s.savePages(b, p, mine)
+		}
+	}
+	return s.e.idx.settled(b, pages)
+}
+
+// copying tells whether another writer is copying what the range touches of a block.
+func (s *saving) copying(b int64) bool {
+	c := s.e.idx.load(b)
+	return c == cellCopying || isPart(c) && s.e.idx.part(c).copying(pagesOf(s.off, s.n, b))
+}
+
+// save copies a claimed block, or the pages of it that the range touches. A temporary
+// record is published at once, a durable one by commit.
+func (s *saving) save(b int64, pages pageSet) {
 	r := s.set.needs(b)
 	if r == routeNone {
 		s.publish(b, cellSkipped)
 		return
 	}
-	l := s.e.temp
-	if r == routeDurable {
-		l = s.e.log
+	l, flag := s.e.log, uint32(0)
+	if r == routeTemp {
+		if !pages.large() {
+			if cell, ok := s.e.idx.addPart(true); ok {
+				p := s.e.idx.part(cell)
+				p.claim(pages)
+				s.publish(b, cell)
+				s.savePages(b, p, pages)
+				return
+			}
+		}
+		l, flag = s.e.temp, cellTemp
 	}
-	sector, err := s.v.copyOut(l, b)
+	sector, err := s.v.copyOut(l, preimage{block: b}, allPages)
 	switch {
-	case err != nil:
-		s.lost(b, err)
+	case err != nil && s.lost(b, err):
+		s.publish(b, cellSkipped)
+	case err != nil: // the snapshot still needs the block: the next write tries again
+		s.publish(b, cellAbsent)
 	case r == routeTemp:
-		s.publish(b, sector|cellTemp)
+		s.publish(b, sector|flag)
 	default:
 		s.synced = append(s.synced, unsynced{b, sector})
 	}
 }
 
-// copyOut appends the live content of a block to a log.
-func (v *Volume) copyOut(l *preLog, b int64) (sector uint32, err error) {
+// savePages copies claimed pages of a part.
+func (s *saving) savePages(b int64, p *part, mine pageSet) {
+	defer s.v.waits.wake()
+	r := s.set.needs(b)
+	if r == routeNone {
+		p.skip(mine)
+		return
+	}
+	var err error
+	if r == routeDurable { // what single pages are saved of, every persistent snapshot has in an older epoch
+		err = errors.New("a persistent snapshot needs a block of which single pages were saved")
+	}
+	if p.follows(mine) { // whoever writes page by page has the rest saved at once
+		first, _ := mine.first()
+		size := s.v.size.Load()
+		mine |= p.claim(pagesOf(0, size, b) & pageRun(first, blockPages))
+	}
+	for mine != 0 && err == nil {
+		first, end := mine.first()
+		run := pageRun(first, end)
+		var sector uint32
+		if sector, err = s.v.copyOut(s.e.temp, preimage{block: b, part: true}, run); err == nil {
+			p.save(run, sector)
+			mine &^= run
+		}
+	}
+	switch {
+	case err == nil:
+	case s.lost(b, err):
+		p.skip(mine)
+	default:
+		p.giveBack(mine)
+	}
+}
+
+// copyOut appends the live content of a run of pages of p's block, which end at the
+// volume's end, to a log.
+func (v *Volume) copyOut(l *preLog, p preimage, run pageSet) (sector uint32, err error) {
 	if l == nil {
 		return 0, errors.New("there is no preimage log")
 	}
 	g := blockmap.Geometry{Size: v.size.Load(), BlockSize: blockmap.DefaultBlockSize}
-	p := preimage{block: b, length: g.BlockLen(b), buf: newRecordBuf()}
+	first, end := run.first()
+	p.page = first
+	p.length = min(end*pageSize, g.BlockLen(p.block)) - first*pageSize
+	p.buf = newRecordBuf()
 	defer p.free()
-	if n, err := v.data.ReadAt(p.content(), g.Offset(b)); err != nil && (n < p.length || !errors.Is(err, io.EOF)) {
-		return 0, fmt.Errorf("read the old content of block %d: %w", b, err)
+	if n, err := v.data.ReadAt(p.content(), g.Offset(p.block)+int64(first*pageSize)); err != nil && (n < p.length || !errors.Is(err, io.EOF)) {
+		return 0, fmt.Errorf("read the old content of block %d: %w", p.block, err)
 	}
 	p.seal()
 	return l.append(&p)
@@ -139,30 +214,42 @@ func (s *saving) commit() {
 	}
 	err := s.e.log.flush.wait()
 	for _, u := range s.synced {
-		if err != nil {
-			s.lost(u.block, err)
-		} else {
+		switch {
+		case err == nil:
 			s.publish(u.block, u.val)
+		case s.lost(u.block, err):
+			s.publish(u.block, cellSkipped)
+		default:
+			s.publish(u.block, cellAbsent)
 		}
 	}
+	s.synced = s.synced[:0]
 }
 
-// lost breaks the snapshots that needed the block; the guest's write goes on.
-func (s *saving) lost(b int64, cause error) {
-	for _, sn := range s.set.uncovered(b) {
-		if err := sn.breakOff(cause.Error()); err != nil && s.err == nil {
-			s.err = fmt.Errorf("volume %s: %w", s.v.name, err)
-		}
+// lost breaks the snapshots that needed the block; the guest's write goes on. It is
+// false where one could not be broken: that one still needs the block, and the write
+// ends with s.err.
+func (s *saving) lost(b int64, cause error) bool {
+	err := breakAll(s.set.uncovered(b), cause)
+	if err != nil && s.err == nil {
+		s.err = fmt.Errorf("volume %s: %w", s.v.name, err)
 	}
-	if s.err != nil {
-		// A snapshot that could not be broken still needs the block: the next write tries again.
-		s.publish(b, cellAbsent)
-		return
-	}
-	s.publish(b, cellSkipped)
+	return err == nil
 }
 
-func (s *saving) publish(b int64, val uint32) { s.v.waits.publish(s.e.idx.cell(b), val) }
+// breakAll breaks snapshots, as many as it can.
+func breakAll(all []*Snapshot, cause error) (err error) {
+	for _, s := range all {
+		err = errors.Join(err, s.breakOff(cause.Error()))
+	}
+	return err
+}
+
+// publish sets the cell of a claimed block.
+func (s *saving) publish(b int64, val uint32) {
+	s.e.idx.cell(b).Store(val)
+	s.v.waits.wake()
+}
 
 // breakOff gives the snapshot up. For a persistent one this is on stable storage
 // before anybody sees it, because the next write may overwrite what it lacks.

@@ -217,7 +217,7 @@ func TestReleaseDamage(t *testing.T) {
 	must(t, overwrite(v, 2, 4))
 	must(t, s.Release(bs))
 	read := func(b int64) error { // where there is no record
-		return s.readSaved(v.snaps.set.Load().newest(), (cellFirst+1)|cellTemp, b, make([]byte, bs), b*bs)
+		return s.readSaved(v.snaps.set.Load().newest(), (cellFirst+1)|cellTemp, b, allPages, make([]byte, bs), b*bs)
 	}
 	if err := read(0); !errors.Is(err, ErrReleased) || s.isBroken() {
 		t.Errorf("released: %v, %v", err, s.sound())

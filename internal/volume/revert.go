@@ -111,7 +111,7 @@ func (v *Volume) checkPreimages(ctx context.Context, s *Snapshot) (*blockmap.Bit
 				return nil, err
 			}
 			e, c := set.find(s.epoch, b)
-			p, err := e.logOf(c).load(c&cellMask, b)
+			p, err := e.whole(c, b)
 			if err != nil {
 				return nil, s.unreadable(err)
 			}
@@ -142,7 +142,7 @@ func (v *Volume) putBackBlock(s *Snapshot, b int64) error {
 	if e == nil {
 		return errors.New("a preimage is gone") // admin is held, so only a mistake in this package leads here
 	}
-	p, err := e.logOf(c).load(c&cellMask, b)
+	p, err := e.whole(c, b)
 	if err != nil {
 		return err
 	}

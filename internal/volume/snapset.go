@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"slices"
 	"sync/atomic"
 
@@ -33,6 +34,40 @@ func (e *epoch) logOf(cell uint32) *preLog {
 	return e.log
 }
 
+// load reads a record of block b that a saved cell leads to, and says which of the
+// pages are in it: all, unless the cell names a part. There is at least one page, and
+// all are saved.
+func (e *epoch) load(cell uint32, b int64, pages pageSet) (preimage, pageSet, error) {
+	l := e.logOf(cell)
+	if l == nil { // only a mistake in this package leads here
+		return preimage{}, 0, fmt.Errorf("%w: the log of the preimage of block %d is gone", ErrDamaged, b)
+	}
+	if !isPart(cell) {
+		p, err := l.load(cell&cellMask, b, false)
+		return p, pages, err
+	}
+	first, _ := pages.first()
+	p, err := l.load(e.idx.part(cell).sector[first], b, true)
+	if err != nil {
+		return p, 0, err
+	}
+	end := p.page + (p.length+pageSize-1)/pageSize
+	if first < p.page || first >= end {
+		p.free()
+		return p, 0, fmt.Errorf("%w: page %d of block %d is not where it should be", ErrDamaged, first, b)
+	}
+	return p, pages & pageRun(p.page, end), nil
+}
+
+// whole is load for a block whose preimage is of all of it, as that of a persistent snapshot is.
+func (e *epoch) whole(cell uint32, b int64) (preimage, error) {
+	if isPart(cell) {
+		return preimage{}, fmt.Errorf("%w: only pages of block %d are saved", ErrDamaged, b)
+	}
+	p, _, err := e.load(cell, b, allPages)
+	return p, err
+}
+
 // logs lists the logs that there are.
 func (e *epoch) logs() []*preLog {
 	var l []*preLog
@@ -53,7 +88,7 @@ func (e *epoch) size() (n int64) {
 
 // find returns where the content that block b had at the beginning of epoch from
 // is saved: in the smallest epoch not older than it. nil: nowhere, the block
-// still has that content.
+// still has that content. Of a part more may be in later epochs, see pages.
 func (s *snapSet) find(from uint64, b int64) (*epoch, uint32) {
 	for _, e := range s.epochs {
 		if e.number < from {
@@ -64,6 +99,39 @@ func (s *snapSet) find(from uint64, b int64) (*epoch, uint32) {
 		}
 	}
 	return nil, 0
+}
+
+// pages calls f, if it is not nil, with each epoch that has the content which some of
+// the pages of block b had at the beginning of epoch from, and with these pages: the
+// smallest epoch not older than it. It returns the pages that are saved nowhere, and
+// f's error.
+func (s *snapSet) pages(from uint64, b int64, pages pageSet, f func(e *epoch, cell uint32, pages pageSet) error) (pageSet, error) {
+	for _, e := range s.epochs {
+		if e.number < from {
+			continue
+		}
+		c := e.idx.load(b)
+		has := e.idx.savedPages(c) & pages
+		if has == 0 {
+			continue
+		}
+		if f != nil {
+			if err := f(e, c, has); err != nil {
+				return pages, err
+			}
+		}
+		if pages &^= has; pages == 0 {
+			break
+		}
+	}
+	return pages, nil
+}
+
+// covers tells whether all of block b is saved for a snapshot of epoch from. Of a
+// volume's short last block it may say no although it is.
+func (s *snapSet) covers(from uint64, b int64) bool {
+	missing, _ := s.pages(from, b, allPages, nil)
+	return missing == 0
 }
 
 // touched is the first block from b up to end that find may find, end if there
@@ -104,11 +172,11 @@ func (s *snapSet) needs(b int64) route {
 		if !sn.wants(b) || (sn.temporary && r == routeTemp) {
 			continue
 		}
-		e, _ := s.find(sn.epoch, b)
+		covered := s.covers(sn.epoch, b)
 		switch {
-		case e == nil && !sn.temporary:
+		case !covered && !sn.temporary:
 			return routeDurable
-		case e == nil:
+		case !covered:
 			r = routeTemp
 		case !sn.temporary:
 			return r
@@ -117,14 +185,14 @@ func (s *snapSet) needs(b int64) route {
 	return r
 }
 
-// uncovered lists the snapshots that want block b and would lose it if it were overwritten now.
+// uncovered lists the snapshots that want block b and would lose some of it if it were overwritten now.
 func (s *snapSet) uncovered(b int64) []*Snapshot {
 	var l []*Snapshot
 	for _, sn := range s.snaps {
 		if !sn.wants(b) {
 			continue
 		}
-		if e, _ := s.find(sn.epoch, b); e == nil {
+		if !s.covers(sn.epoch, b) {
 			l = append(l, sn)
 		}
 	}

@@ -108,13 +108,13 @@ func (s *Snapshot) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // read fills p run by run: blocks whose preimage is saved one by one, others
-// together from the live volume.
+// together from the live volume, and over that the pages that are saved of them.
 func (s *Snapshot) read(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / blockmap.DefaultBlockSize
 		n := min(int64(len(p)), (b+1)*blockmap.DefaultBlockSize-off)
-		if e, c := s.v.snaps.set.Load().find(s.epoch, b); e != nil {
-			if err := s.readSaved(e, c, b, p[:n], off); err != nil {
+		if e, c := s.v.snaps.set.Load().find(s.epoch, b); e != nil && !isPart(c) {
+			if err := s.readSaved(e, c, b, allPages, p[:n], off); err != nil {
 				return err
 			}
 			p, off = p[n:], off+n
@@ -122,7 +122,7 @@ func (s *Snapshot) read(p []byte, off int64) error {
 		}
 		for n < int64(len(p)) {
 			b++
-			if e, _ := s.v.snaps.set.Load().find(s.epoch, b); e != nil {
+			if e, c := s.v.snaps.set.Load().find(s.epoch, b); e != nil && !isPart(c) {
 				break
 			}
 			n = min(int64(len(p)), n+blockmap.DefaultBlockSize)
@@ -136,7 +136,7 @@ func (s *Snapshot) read(p []byte, off int64) error {
 }
 
 // readLive reads from the live volume and then looks again: a preimage is
-// published before its block is overwritten, so a block without one had its old
+// published before what it is of is overwritten, so a page without one had its old
 // content while it was read. The set is loaded anew, because a later snapshot may
 // have opened an epoch meanwhile.
 func (s *Snapshot) readLive(p []byte, off int64) error {
@@ -149,29 +149,32 @@ func (s *Snapshot) readLive(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / blockmap.DefaultBlockSize
 		n := min(int64(len(p)), (b+1)*blockmap.DefaultBlockSize-off)
-		if e, c := s.v.snaps.set.Load().find(s.epoch, b); e != nil {
-			if err := s.readSaved(e, c, b, p[:n], off); err != nil {
-				return err
-			}
+		_, err := s.v.snaps.set.Load().pages(s.epoch, b, pagesOf(off, n, b), func(e *epoch, c uint32, saved pageSet) error {
+			return s.readSaved(e, c, b, saved, p[:n], off)
+		})
+		if err != nil {
+			return err
 		}
 		p, off = p[n:], off+n
 	}
 	return nil
 }
 
-// readSaved reads part of one block from its preimage. Damage breaks the snapshot,
-// unless the block was released meanwhile: what is found then may be another's.
-func (s *Snapshot) readSaved(e *epoch, cell uint32, b int64, p []byte, off int64) error {
-	r, err := e.logOf(cell).load(cell&cellMask, b)
-	if err != nil {
-		return s.unreadableAt(b, err)
+// readSaved reads pages of one block from their preimages, as far as they lie in p, which
+// begins at off. Damage breaks the snapshot, unless the block was released meanwhile: what
+// is found then may be another's.
+func (s *Snapshot) readSaved(e *epoch, cell uint32, b int64, pages pageSet, p []byte, off int64) error {
+	for pages != 0 {
+		r, has, err := e.load(cell, b, pages)
+		if err == nil {
+			err = r.copyTo(has, p, off)
+			r.free()
+		}
+		if err != nil {
+			return s.unreadableAt(b, err)
+		}
+		pages &^= has
 	}
-	defer r.free()
-	at := off - b*blockmap.DefaultBlockSize
-	if at+int64(len(p)) > int64(r.length) {
-		return s.unreadableAt(b, fmt.Errorf("%w: the preimage of block %d is shorter than the block", ErrDamaged, b))
-	}
-	copy(p, r.content()[at:])
 	return nil
 }
 

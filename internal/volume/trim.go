@@ -77,7 +77,7 @@ func (v *Volume) trim(off, n int64) error {
 		b := at / bs
 		next := min((b+1)*bs, end)
 		c := e.idx.load(b)
-		if c == cellCopying || c == cellAbsent && b < e.idx.blocks && set.needs(b) != routeNone {
+		if c == cellCopying || (c == cellAbsent || isPart(c)) && b < e.idx.blocks && set.needs(b) != routeNone {
 			if err := v.punch(start, at-start); err != nil {
 				return err
 			}

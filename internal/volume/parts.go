@@ -1,0 +1,148 @@
+package volume
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cairnbackup/cairn/blockmap"
+)
+
+// Of a block that only temporary snapshots need, a small write has the pages saved
+// that it touches: a preimage of the whole block takes ten times as long, and a guest
+// waits for it.
+const (
+	pageSize   = 4096
+	blockPages = blockmap.DefaultBlockSize / pageSize
+	allPages   = pageSet(1<<blockPages - 1)
+
+	// maxParts bounds the memory of an epoch's parts, 80 bytes each. Whoever writes to
+	// further blocks saves them whole.
+	maxParts  = 1 << 18
+	partChunk = 1 << 10
+)
+
+// pageSet is a set of the pages of one block.
+type pageSet uint16
+
+// pagesOf is the pages of block b that n bytes at off touch.
+func pagesOf(off, n, b int64) pageSet {
+	start := max(off-b*blockmap.DefaultBlockSize, 0)
+	end := min(off+n-b*blockmap.DefaultBlockSize, blockmap.DefaultBlockSize)
+	if start >= end {
+		return 0
+	}
+	return pageRun(int(start/pageSize), int((end+pageSize-1)/pageSize))
+}
+
+// pageRun is the pages from first up to, not including, end.
+func pageRun(first, end int) pageSet { return pageSet(1<<end-1) &^ pageSet(1<<first-1) }
+
+// first is the first page and the end of the run that it begins. The set is not empty.
+func (p pageSet) first() (first, end int) {
+	first = bits.TrailingZeros16(uint16(p))
+	return first, first + bits.TrailingZeros16(^uint16(p>>first))
+}
+
+// large tells whether to save the whole block is less work.
+func (p pageSet) large() bool { return bits.OnesCount16(uint16(p)) > blockPages/2 }
+
+// part is what an epoch knows of a block of which it saves single pages. Each page is
+// claimed by one writer, who then settles it.
+type part struct {
+	state  atomic.Uint64      // three sets of pages, each within the one before: claimed, settled, saved
+	sector [blockPages]uint32 // of a saved page: where its record is in the temporary log
+	run    atomic.Int32       // see follows
+}
+
+// Where the sets begin in the state.
+const (
+	claimedShift = iota * blockPages
+	settledShift
+	savedShift
+)
+
+func pagesIn(state uint64, shift int) pageSet { return pageSet(state >> shift & uint64(allPages)) }
+
+// settled is the pages that may be overwritten.
+func (p *part) settled() pageSet { return pagesIn(p.state.Load(), settledShift) }
+
+// saved is the pages that have a record; its sector may be read then.
+func (p *part) saved() pageSet { return pagesIn(p.state.Load(), savedShift) }
+
+// copying tells whether any of the pages is claimed and not settled.
+func (p *part) copying(pages pageSet) bool {
+	s := p.state.Load()
+	return pagesIn(s, claimedShift)&^pagesIn(s, settledShift)&pages != 0
+}
+
+// claim claims those of the pages that nobody has claimed, and returns them.
+func (p *part) claim(pages pageSet) pageSet {
+	for {
+		s := p.state.Load()
+		mine := pages &^ pagesIn(s, claimedShift)
+		if mine == 0 || p.state.CompareAndSwap(s, s|uint64(mine)) {
+			return mine
+		}
+	}
+}
+
+// follows notes that the pages are being saved, and tells whether they are the third in
+// a row that begins where the one before ended.
+func (p *part) follows(pages pageSet) bool {
+	first, end := pages.first()
+	was := int(p.run.Load()) // twice the page that would follow, 1 more if that is the third
+	third := 0
+	if first > 0 && was>>1 == first {
+		third = 1
+	}
+	p.run.Store(int32(end<<1 | third)) //nolint:gosec // at most twice blockPages and 1
+	return third&was == 1
+}
+
+// giveBack ends a claim with nothing done.
+func (p *part) giveBack(pages pageSet) { p.state.And(^uint64(pages)) }
+
+// skip settles pages that nobody needs.
+func (p *part) skip(pages pageSet) {
+	p.state.Or(uint64(pages) | uint64(pages)<<settledShift)
+}
+
+// save settles pages whose record is at a sector.
+func (p *part) save(pages pageSet, sector uint32) {
+	for rest := pages; rest != 0; rest &= rest - 1 {
+		p.sector[bits.TrailingZeros16(uint16(rest))] = sector
+	}
+	p.state.Or(uint64(pages) | uint64(pages)<<settledShift | uint64(pages)<<savedShift)
+}
+
+// parts holds the parts of an epoch, by number. They are only ever added.
+type parts struct {
+	mu     sync.Mutex
+	n      uint32
+	chunks atomic.Pointer[[]*[partChunk]part]
+}
+
+// at is the part of a number that add gave.
+func (t *parts) at(number uint32) *part {
+	return &(*t.chunks.Load())[number/partChunk][number%partChunk]
+}
+
+// add makes a part. With limited set there may be too many already.
+func (t *parts) add(limited bool) (number uint32, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if limited && t.n >= maxParts {
+		return 0, false
+	}
+	if t.n%partChunk == 0 {
+		var chunks []*[partChunk]part
+		if l := t.chunks.Load(); l != nil {
+			chunks = append(chunks, *l...)
+		}
+		chunks = append(chunks, new([partChunk]part))
+		t.chunks.Store(&chunks)
+	}
+	t.n++
+	return t.n - 1, true
+}
