@@ -104,6 +104,9 @@ type Export struct {
 	// MultiConn promises that a flush on one connection covers what was written
 	// on all of them, so that a client may open several.
 	MultiConn bool
+	// Background says that others go first: large reads are answered in small chunks,
+	// with the processor offered to whoever waits for it behind each.
+	Background bool
 	// Rotational says that seeks are expensive.
 	Rotational bool
 	// Contexts returns the metadata contexts that Device.Map understands, by

@@ -30,6 +30,10 @@ const (
 	lingerSkip = 128
 )
 
+// processors is what the process had at its start. A program may give the Go runtime
+// more places than that since.
+var processors = runtime.GOMAXPROCS(0)
+
 // lingering counts those that do, of all connections of the process. Each keeps a
 // processor from the others, so they are at most half of what there is.
 var lingering atomic.Int32
@@ -46,8 +50,7 @@ type linger struct {
 }
 
 func newLinger(l *lane) linger {
-	most := runtime.GOMAXPROCS(0) / 2
-	return linger{lane: l, all: &lingering, most: int32(most), skips: 1} //nolint:gosec // processors are few
+	return linger{lane: l, all: &lingering, most: int32(processors / 2), skips: 1} //nolint:gosec // processors are few
 }
 
 // wait calls look until it reports true, as long as that is sensible, and reports whether
@@ -57,13 +60,15 @@ func (l *linger) wait(look func() bool) (came bool) {
 		return false
 	}
 	for !came && time.Now().Before(l.until) {
-		// Whoever waits for this processor has it now.
-		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		yield()
 		came = look()
 	}
 	l.end(time.Now())
 	return came
 }
+
+// yield lets whoever waits for this processor have it now.
+func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // begin reports whether to look out now.
 func (l *linger) begin(now time.Time) bool {

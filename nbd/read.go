@@ -32,7 +32,7 @@ func (t *transmission) read(r request) error {
 			return err
 		}
 	}
-	return t.deferred(bufferMemory(min(n, maxPiece)), func() { t.readDeferred(r) })
+	return t.deferred(bufferMemory(int(min(r.size(), t.piece(r)))), func() { t.readDeferred(r) })
 }
 
 // readsInline reports whether the loop tries to read n bytes, a large range only by
@@ -141,7 +141,7 @@ func (t *transmission) readPieces(r request) (err error) {
 	if t.single(r) && r.length > maxPiece && parts[0].State == blockmap.Data {
 		return t.readWhole(r)
 	}
-	withBuffer(int(min(end-off, maxPiece)), func(b []byte) {
+	withBuffer(int(min(end-off, t.piece(r))), func(b []byte) {
 		for _, e := range parts {
 			if e.State == blockmap.Data {
 				err = t.readRange(r, b, e.Offset, e.End())
@@ -156,11 +156,20 @@ func (t *transmission) readPieces(r request) (err error) {
 	return err
 }
 
-// readRange sends a part of r, in chunks no larger than b holds.
+// piece is the most that is read and sent at once of a read.
+func (t *transmission) piece(r request) int64 {
+	if t.background && !t.single(r) {
+		return smallPiece
+	}
+	return maxPiece
+}
+
+// readRange sends a part of r, in chunks no larger than b, which has room for all of the
+// part, or for one piece.
 func (t *transmission) readRange(r request, b []byte, off, end int64) error {
 	last := r.start() + r.size()
 	for off < end {
-		n := int(min(end-off, maxPiece, int64(len(b)-headRoom)))
+		n := int(min(end-off, t.piece(r)))
 		if err := readFull(t.dev, b[headRoom:headRoom+n], off); err != nil {
 			return err
 		}
@@ -170,6 +179,9 @@ func (t *transmission) readRange(r request, b []byte, off, end int64) error {
 		copy(b[start:], head)
 		if err := t.out.payload(nil, b[start:headRoom+n], true); err != nil {
 			return nil //nolint:nilerr // the connection is gone; there is nobody to tell
+		}
+		if t.background {
+			yield()
 		}
 		off += int64(n)
 	}

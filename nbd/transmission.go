@@ -39,6 +39,8 @@ const (
 	largeRead = 64 << 10
 	// maxPiece is the largest part of a request that is in memory at once.
 	maxPiece = 1 << 20
+	// smallPiece is that of a read in the background. It takes some 30 µs.
+	smallPiece = 64 << 10
 	// holeProbe is the length from which a read is worth asking the device
 	// for holes first.
 	holeProbe = 256 << 10
@@ -55,6 +57,7 @@ type transmission struct {
 	raw        syscall.RawConn
 	counters   *Counters
 	readOnly   bool
+	background bool
 	structured bool
 	extended   bool // requests and replies have extended headers, and so does structured hold
 	headSize   int  // of a request
@@ -96,6 +99,7 @@ func newTransmission(c *conn) *transmission {
 		dev:        c.dev,
 		counters:   c.export.Counters,
 		readOnly:   c.export.ReadOnly,
+		background: c.export.Background,
 		structured: c.structured,
 		extended:   c.extended,
 		headSize:   requestSize,

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -34,6 +35,7 @@ func serveCommand() *cli.Command {
 			return err
 		}
 		setServeMemory(0)
+		setServePlaces()
 		in, err := takeInherited()
 		if err != nil {
 			return err
@@ -55,6 +57,19 @@ func serveCommand() *cli.Command {
 		go func() { defer close(done); watchMemory(watch, o.Control) }()
 		return serve.Run(c.Context, o, func() { ready(c.Context, log) })
 	})
+}
+
+// servePlaces is how many more goroutines run Go code or short system calls at once than
+// there are processors. Only one that finds nothing to run looks which connections have
+// something to read; so while as many copy for a snapshot as there are processors, guests
+// would wait until one of them is done. With places left over they compete for a
+// processor, which the kernel shares out fairly.
+const servePlaces = 8
+
+func setServePlaces() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + servePlaces)
+	}
 }
 
 func setServeMemory(volumes int64) {

@@ -131,9 +131,10 @@ func (p *plane) snapshotExport(e *entry, sn *snap) *nbd.Export {
 		Name:        snapshotExportName(name, sn.label()),
 		Description: fmt.Sprintf("snapshot %s of volume %s", sn.label(), name),
 		ReadOnly:    true, MultiConn: true,
-		Size:     func() int64 { return sn.s.Info().Size },
-		Contexts: e.contexts,
-		Counters: &sn.counts,
+		Background: true, // it is read for a backup, while guests wait for the volume
+		Size:       func() int64 { return sn.s.Info().Size },
+		Contexts:   e.contexts,
+		Counters:   &sn.counts,
 		Open: func(context.Context, nbd.Peer) (nbd.Device, error) {
 			leave, err := sn.access.enterRead(false)
 			if err != nil {
