@@ -13,6 +13,10 @@ const (
 	// So a slow one counts for as much as this many others that were not, and what
 	// follows is deferred only when there have been two for less than that.
 	slowWeight = 8
+	// slowBegin, and a nanosecond for each byte, is what a device's BeginWrite takes at most
+	// that waits for nothing: it may copy, but takes a processor for so short a time that
+	// it is hardly ever there that this is lost.
+	slowBegin = 100 * time.Microsecond
 	// verySlow is longer than anybody waits for a processor, and counts at once.
 	verySlow = 20 * time.Millisecond
 	// slowSpell is how many of the following ones are then deferred.

@@ -87,7 +87,7 @@ func TestSlowWritesDeferred(t *testing.T) {
 	d.next = func() {
 		if first {
 			first = false
-			time.Sleep(4 * slowRequest)
+			time.Sleep(2 * slowBegin)
 			return
 		}
 		<-released

@@ -46,7 +46,7 @@ func (t *transmission) writeRange(f *os.File, off int64, n int, write func(off i
 	start := time.Now()
 	err := t.file.BeginWrite(off, int64(n))
 	began := time.Now()
-	if began.Sub(start) > slowRequest {
+	if began.Sub(start) > slowBegin+time.Duration(n) {
 		t.writes.lose()
 	}
 	if err != nil {
