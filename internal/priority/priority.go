@@ -5,6 +5,7 @@ package priority
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
@@ -30,10 +31,13 @@ const ioprioWho = 1
 // sessions share the processors out among them, those of threads only count within one.
 const autogroup = "/proc/self/autogroup"
 
-// before is what the process had when Lower was called, nil before that.
-var before atomic.Pointer[level]
+// change is what Lower made of the process's level.
+type change struct{ was, is level }
 
-// Lower puts this process behind others. It logs what it could not do. On Linux both
+// changed is what Lower did, nil before that.
+var changed atomic.Pointer[change]
+
+// Lower puts this process behind others, unless it is further behind already. It logs what it could not do. On Linux both
 // priorities are a thread's, and threads and processes inherit them from the one that
 // starts them: after two rounds no thread is left that an unlowered one could have started.
 // A session that the process leads, as that of a service, goes behind other sessions too; so
@@ -41,8 +45,10 @@ var before atomic.Pointer[level]
 func Lower(ctx context.Context, log *slog.Logger) {
 	b, err := own()
 	known := err == nil
+	to := lowered
 	if known {
-		before.CompareAndSwap(nil, &b)
+		to = lowered.behind(b)
+		changed.CompareAndSwap(nil, &change{was: b, is: to})
 	}
 	for range 2 {
 		tasks, rerr := os.ReadDir("/proc/self/task")
@@ -55,7 +61,7 @@ func Lower(ctx context.Context, log *slog.Logger) {
 			if aerr != nil {
 				continue
 			}
-			if serr := lowered.set(id); serr != nil && !errors.Is(serr, unix.ESRCH) {
+			if serr := to.set(id); serr != nil && !errors.Is(serr, unix.ESRCH) {
 				err = serr
 			}
 		}
@@ -73,10 +79,18 @@ func lowerSession() error {
 	if leader, err := unix.Getsid(0); err != nil || leader != os.Getpid() {
 		return err //nolint:wrapcheck // with the one sentence of Lower
 	}
-	f, err := os.OpenFile(autogroup, os.O_WRONLY, 0)
+	now, err := os.ReadFile(autogroup)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // this kernel knows no such thing
 	}
+	if err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	var group, nice int
+	if n, _ := fmt.Sscanf(string(now), "/autogroup-%d nice %d", &group, &nice); n == 2 && nice >= lowered.nice {
+		return nil
+	}
+	f, err := os.OpenFile(autogroup, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -98,17 +112,17 @@ func raises(b level) (yes bool) {
 // allowed: it takes CAP_SYS_NICE. A process that f starts keeps it, in front of other sessions
 // only in one of its own; what goroutines do that f starts is done behind others again.
 func InFront(f func() error) error {
-	b := before.Load()
-	if b == nil {
+	c := changed.Load()
+	if c == nil {
 		return f()
 	}
 	runtime.LockOSThread()
 	defer func() {
-		if lowered.set(0) == nil {
+		if c.is.set(0) == nil {
 			runtime.UnlockOSThread()
 		} // else the thread ends with this goroutine
 	}()
-	_ = b.set(0) // Lower has said so if that is not allowed
+	_ = c.was.set(0) // Lower has said so if that is not allowed
 	return f()
 }
 
@@ -130,6 +144,12 @@ func of(thread int) (level, error) {
 		return level{}, e
 	}
 	return level{nice: 20 - nice, ioprio: int(io)}, nil // the kernel counts nice values from 40 down
+}
+
+// behind is whichever of two priorities is the lower one, for each kind. Classes for disks
+// are counted downwards, in the upper bits, and none is before them.
+func (l level) behind(o level) level {
+	return level{nice: max(l.nice, o.nice), ioprio: max(l.ioprio, o.ioprio)}
 }
 
 // set gives the level to a thread, 0 being the calling one.
