@@ -120,6 +120,7 @@ func (v *Volume) copyPages(older *snapSet, dst, src *epoch, b int64, c uint32, m
 	cell := dst.idx.load(b)
 	if cell == cellAbsent {
 		cell, _ = dst.idx.addPart(false)
+		dst.idx.cell(b).Store(cell)
 	}
 	for missing != 0 {
 		p, has, err := src.load(c, b, missing)
@@ -133,7 +134,6 @@ func (v *Volume) copyPages(older *snapSet, dst, src *epoch, b int64, c uint32, m
 		}
 		missing &^= has
 	}
-	dst.idx.cell(b).Store(cell)
 	return nil
 }
 
@@ -156,7 +156,7 @@ func (l *preLog) appendPages(p *preimage, pages pageSet, to *part) error {
 		if err != nil {
 			return err
 		}
-		to.save(pageRun(first, end), sector)
+		to.save(pageRun(first, first+(q.length+pageSize-1)/pageSize), sector)
 	}
 	return nil
 }

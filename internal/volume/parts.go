@@ -2,6 +2,7 @@ package volume
 
 import (
 	"math/bits"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -16,11 +17,14 @@ const (
 	blockPages = blockmap.DefaultBlockSize / pageSize
 	allPages   = pageSet(1<<blockPages - 1)
 
-	// maxParts bounds the memory of an epoch's parts, 80 bytes each. Whoever writes to
-	// further blocks saves them whole.
-	maxParts  = 1 << 18
-	partChunk = 1 << 10
+	// maxPartChunks bounds the memory of the parts of all volumes: 2^17 of them, of 80
+	// bytes. Whoever writes to further blocks saves them whole.
+	maxPartChunks = 1 << 9
+	partChunk     = 1 << 8
 )
+
+// partChunks is how many chunks of parts there are in the process.
+var partChunks atomic.Int64
 
 // pageSet is a set of the pages of one block.
 type pageSet uint16
@@ -116,7 +120,7 @@ func (p *part) save(pages pageSet, sector uint32) {
 	p.state.Or(uint64(pages) | uint64(pages)<<settledShift | uint64(pages)<<savedShift)
 }
 
-// parts holds the parts of an epoch, by number. They are only ever added.
+// parts holds the parts of an epoch, by number. They are only ever added, and go with it.
 type parts struct {
 	mu     sync.Mutex
 	n      uint32
@@ -132,15 +136,18 @@ func (t *parts) at(number uint32) *part {
 func (t *parts) add(limited bool) (number uint32, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if limited && t.n >= maxParts {
-		return 0, false
-	}
 	if t.n%partChunk == 0 {
+		if partChunks.Add(1) > maxPartChunks && limited {
+			partChunks.Add(-1)
+			return 0, false
+		}
 		var chunks []*[partChunk]part
 		if l := t.chunks.Load(); l != nil {
 			chunks = append(chunks, *l...)
 		}
-		chunks = append(chunks, new([partChunk]part))
+		chunk := new([partChunk]part)
+		runtime.AddCleanup(chunk, func(n int64) { partChunks.Add(n) }, -1)
+		chunks = append(chunks, chunk)
 		t.chunks.Store(&chunks)
 	}
 	t.n++

@@ -127,10 +127,9 @@ func (s *snapSet) pages(from uint64, b int64, pages pageSet, f func(e *epoch, ce
 	return pages, nil
 }
 
-// covers tells whether all of block b is saved for a snapshot of epoch from. Of a
-// volume's short last block it may say no although it is.
-func (s *snapSet) covers(from uint64, b int64) bool {
-	missing, _ := s.pages(from, b, allPages, nil)
+// covers tells whether all that a snapshot has of block b is saved.
+func (s *snapSet) covers(sn *Snapshot, b int64) bool {
+	missing, _ := s.pages(sn.epoch, b, pagesOf(0, sn.size, b), nil)
 	return missing == 0
 }
 
@@ -172,7 +171,7 @@ func (s *snapSet) needs(b int64) route {
 		if !sn.wants(b) || (sn.temporary && r == routeTemp) {
 			continue
 		}
-		covered := s.covers(sn.epoch, b)
+		covered := s.covers(sn, b)
 		switch {
 		case !covered && !sn.temporary:
 			return routeDurable
@@ -192,7 +191,7 @@ func (s *snapSet) uncovered(b int64) []*Snapshot {
 		if !sn.wants(b) {
 			continue
 		}
-		if !s.covers(sn.epoch, b) {
+		if !s.covers(sn, b) {
 			l = append(l, sn)
 		}
 	}
