@@ -6,18 +6,23 @@ import (
 )
 
 // TestServePlaces: the data plane gives the Go runtime more places than processors, unless
-// it was told how many there are to be.
+// somebody said how many there are to be, or it is not to use all processors.
 func TestServePlaces(t *testing.T) {
-	was := runtime.GOMAXPROCS(0)
-	defer runtime.GOMAXPROCS(was)
-	t.Setenv("GOMAXPROCS", "3")
-	setServePlaces()
-	if got := runtime.GOMAXPROCS(0); got != was {
-		t.Errorf("%d places, although it was said how many", got)
-	}
-	t.Setenv("GOMAXPROCS", "")
-	setServePlaces()
-	if got := runtime.GOMAXPROCS(0); got != was+servePlaces {
-		t.Errorf("%d places, want %d and %d more", got, was, servePlaces)
+	n := runtime.NumCPU()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(n))
+	for _, c := range []struct {
+		said     string
+		was, now int
+	}{
+		{"3", n, n},
+		{"", n, n + servePlaces},
+		{"", n + 1, n + 1},
+	} {
+		t.Setenv("GOMAXPROCS", c.said)
+		runtime.GOMAXPROCS(c.was)
+		setServePlaces()
+		if got := runtime.GOMAXPROCS(0); got != c.now {
+			t.Errorf("GOMAXPROCS=%q, %d places: %d then, want %d", c.said, c.was, got, c.now)
+		}
 	}
 }

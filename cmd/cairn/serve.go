@@ -66,9 +66,12 @@ func serveCommand() *cli.Command {
 // processor, which the kernel shares out fairly.
 const servePlaces = 8
 
+// setServePlaces leaves the number as it is where somebody gave one, and where a control
+// group has the process use fewer processors than there are: who spends its share on
+// many at once stands still until the next period.
 func setServePlaces() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + servePlaces)
+	if n := runtime.GOMAXPROCS(0); os.Getenv("GOMAXPROCS") == "" && n == runtime.NumCPU() {
+		runtime.GOMAXPROCS(n + servePlaces)
 	}
 }
 
