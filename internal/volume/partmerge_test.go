@@ -82,6 +82,11 @@ func TestPartMergeShort(t *testing.T) {
 			write(bytes.Repeat([]byte{7}, int(last)), 3*bs)
 			must(t, v.DeleteSnapshot(newest.id))
 			same(t, "once", content(t, oldest, size), old)
+			for _, e := range v.snaps.set.Load().epochs {
+				if beyond := e.idx.savedPages(e.idx.load(3)) &^ pagesOf(0, size, 3); beyond != 0 && isPart(e.idx.load(3)) {
+					t.Errorf("epoch %d has pages %016b beyond the volume's end", e.number, beyond)
+				}
+			}
 			must(t, v.DeleteSnapshot(middle.id))
 			same(t, "twice", content(t, oldest, size), old)
 			must(t, v.Close())
