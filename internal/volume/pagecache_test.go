@@ -216,7 +216,7 @@ func (f *fakePages) cached(off, n int64) (count uint64, known bool, err error) {
 }
 
 func TestEvict(t *testing.T) {
-	frame := int64(os.Getpagesize())
+	page := int64(os.Getpagesize())
 	for _, x := range []struct {
 		name   string
 		stale  map[int64]int
@@ -234,12 +234,12 @@ func TestEvict(t *testing.T) {
 		{name: "the kernel fails", fail: syscall.EIO, err: syscall.EIO.Error()},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			f := &fakePages{page: frame, stale: x.stale, reread: x.reread, mute: x.mute, fail: x.fail}
+			f := &fakePages{page: page, stale: x.stale, reread: x.reread, mute: x.mute, fail: x.fail}
 			patience := 10 * time.Second
 			if x.err != "" {
 				patience = 20 * time.Millisecond
 			}
-			err := evict(f, 99*frame+512, patience)
+			err := evict(f, 99*page+512, patience)
 			if (err != nil) != (x.err != "") || err != nil && !strings.Contains(err.Error(), x.err) {
 				t.Fatal(err)
 			}

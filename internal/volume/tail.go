@@ -13,8 +13,8 @@ const (
 	tailRecord = 16 << 10
 )
 
-// tail is the end of a log that is not in its file yet: to write many small records
-// at once takes a third of the time. It loses none to a full disk: they stay here until
+// tail is the end of a log that is not in its file yet: many small records are written
+// at once. It loses none to a full disk: they stay here until
 // they can be written, and what no longer fits is not appended. All but begins is used
 // under the log's lock.
 type tail struct {
