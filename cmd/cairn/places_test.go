@@ -16,7 +16,7 @@ func TestServePlaces(t *testing.T) {
 	}{
 		{"3", n, n},
 		{"", n, n + servePlaces},
-		{"", n + 1, n + 1},
+		{"", n + 1, n + 1}, // as with a control group: not what there is
 	} {
 		t.Setenv("GOMAXPROCS", c.said)
 		runtime.GOMAXPROCS(c.was)

@@ -37,9 +37,10 @@ type change struct{ was, is level }
 // changed is what Lower did, nil before that.
 var changed atomic.Pointer[change]
 
-// Lower puts this process behind others, unless it is further behind already. It logs what it could not do. On Linux both
-// priorities are a thread's, and threads and processes inherit them from the one that
-// starts them: after two rounds no thread is left that an unlowered one could have started.
+// Lower puts this process behind others, unless it is further behind already. It logs what
+// it could not do. On Linux both priorities are a thread's, and threads and processes
+// inherit them from the one that starts them: after two rounds no thread is left that an
+// unlowered one could have started.
 // A session that the process leads, as that of a service, goes behind other sessions too; so
 // what InFront starts needs one of its own. One that others lead is left as it is.
 func Lower(ctx context.Context, log *slog.Logger) {

@@ -99,11 +99,8 @@ func isPart(c uint32) bool { return c&(cellTemp|cellPart) == cellTemp|cellPart }
 // part is the part that a cell names.
 func (x *index) part(c uint32) *part { return x.parts.at(c &^ (cellTemp | cellPart)) }
 
-// addPart makes a part and the cell that names it. With limited set there may be too many already.
-func (x *index) addPart(limited bool) (cell uint32, ok bool) {
-	number, ok := x.parts.add(limited)
-	return number | cellTemp | cellPart, ok
-}
+// addPart makes a part and the cell that names it.
+func (x *index) addPart() (cell uint32) { return x.parts.add() | cellTemp | cellPart }
 
 // savedPages is the pages that a cell says are saved.
 func (x *index) savedPages(c uint32) pageSet {

@@ -111,15 +111,15 @@ func (v *Volume) copyRecord(older *snapSet, dst, src *epoch, b int64, c uint32, 
 // copyPages copies pages of one block, of which dst has single pages or nothing. As with
 // copyRecord those that cannot be read break the snapshots that needed them.
 func (v *Volume) copyPages(older *snapSet, dst, src *epoch, b int64, c uint32, missing pageSet, r route) error {
-	if r == routeDurable { // what single pages are saved of, every persistent snapshot has in an older epoch
-		return breakAll(older.uncovered(b), errors.New("a persistent snapshot needs a block of which single pages were saved"))
+	if r == routeDurable {
+		return breakAll(older.uncovered(b), errPartKept)
 	}
 	if dst.temp == nil {
 		return errors.New("there is no preimage log to merge into")
 	}
 	cell := dst.idx.load(b)
 	if cell == cellAbsent {
-		cell, _ = dst.idx.addPart(false)
+		cell = dst.idx.addPart()
 		dst.idx.cell(b).Store(cell)
 	}
 	for missing != 0 {

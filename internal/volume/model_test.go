@@ -56,7 +56,7 @@ func (m *model) ok(t *rapid.T, err error) {
 func (m *model) span(t *rapid.T) (off, n int64) {
 	size := int64(len(m.live))
 	off = rapid.Int64Range(0, size-1).Draw(t, "off")
-	n = rapid.Int64Range(1, min(size-off, rapid.SampledFrom([]int64{2 * page, 4 * bs}).Draw(t, "most"))).Draw(t, "n")
+	n = rapid.Int64Range(1, min(size-off, rapid.SampledFrom([]int64{2 * pageSize, 4 * bs}).Draw(t, "most"))).Draw(t, "n")
 	if rapid.Bool().Draw(t, "aligned") {
 		off -= off % bs
 		n = min((n+bs-1)/bs*bs, size-off)

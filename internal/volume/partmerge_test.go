@@ -16,15 +16,12 @@ import (
 func TestPartMerge(t *testing.T) {
 	for name, newer := range map[string]SnapshotOptions{"temporary": {Temporary: true}, "persistent": {}} {
 		t.Run(name, func(t *testing.T) {
-			v := newManaged(t, memOptions(vfs.NewMem(), newHost()), 4*bs+3*512)
-			old := fill(rand.New(rand.NewPCG(4, 4)), 4*bs+3*512)
-			_, err := v.WriteAt(old, 0)
-			must(t, err)
+			v, old := filled(t, 4*bs+3*512)
 			first := snap(t, v, SnapshotOptions{Temporary: true})
 			must(t, overwritePages(v, 0, 1)) // pages of the older
 			second := snap(t, v, newer)
 			between := content(t, v, 4*bs+3*512)
-			_, err = v.WriteAt(bytes.Repeat([]byte{7}, 3*pageSize), page/2) // some of its own, some not
+			_, err := v.WriteAt(bytes.Repeat([]byte{7}, 3*pageSize), pageSize/2) // some of its own, some not
 			must(t, err)
 			_, err = v.WriteAt(bytes.Repeat([]byte{8}, bs), bs) // a whole block
 			must(t, err)
@@ -59,18 +56,16 @@ func TestPartMergeShort(t *testing.T) {
 		"temporary ones only":   {pages: 9, oldest: -1, newest: SnapshotOptions{Temporary: true}, large: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			size := 3*bs + c.pages*page + 512
-			v := newManaged(t, memOptions(vfs.NewMem(), newHost()), size)
-			old := fill(rand.New(rand.NewPCG(3, 3)), int(size))
+			size := 3*bs + c.pages*pageSize + 512
+			v, old := filled(t, int(size))
 			write := func(p []byte, off int64) {
 				t.Helper()
 				_, err := v.WriteAt(p, off)
 				must(t, err)
 			}
-			write(old, 0)
 			oldest := snap(t, v, SnapshotOptions{Temporary: true})
 			if c.oldest >= 0 {
-				write(make([]byte, 512), 3*bs+c.oldest*page)
+				write(make([]byte, 512), 3*bs+c.oldest*pageSize)
 			}
 			middle := snap(t, v, SnapshotOptions{Temporary: true})
 			write(make([]byte, 512), 3*bs)
@@ -96,7 +91,7 @@ func TestPartMergeShort(t *testing.T) {
 
 // TestPartShortNoRoom: a full disk breaks no snapshot that has all of the last block.
 func TestPartShortNoRoom(t *testing.T) {
-	const last = page + 512
+	const last = pageSize + 512
 	o := memOptions(vfs.NewMem(), newHost())
 	o.PreimageLimit = 8000
 	v := newManaged(t, o, 3*bs+last)
@@ -117,25 +112,24 @@ func TestPartShortNoRoom(t *testing.T) {
 
 // TestPartMergeNoRoom: a merge that fails for want of room goes on where it was.
 func TestPartMergeNoRoom(t *testing.T) {
-	v := newManaged(t, memOptions(vfs.NewMem(), newHost()), 4*bs)
-	old := fill(rand.New(rand.NewPCG(3, 3)), 4*bs)
-	_, err := v.WriteAt(old, 0)
-	must(t, err)
+	v, old := filled(t, 4*bs)
 	oldest := snap(t, v, SnapshotOptions{Temporary: true})
 	newest := snap(t, v, SnapshotOptions{Temporary: true})
 	for i := range int64(3) {
-		_, err := v.WriteAt(make([]byte, 512), 2*i*page)
+		_, err := v.WriteAt(make([]byte, 512), 2*i*pageSize)
 		must(t, err)
 	}
 	used := v.space.used.Load()
-	v.space.limit = used + 2*(page+sectorSize) // for two of three
-	_ = v.DeleteSnapshot(newest.id)            // what cannot be freed yet is no error
+	v.space.limit = used + 2*(pageSize+sectorSize) // for two of three
+	if err := v.DeleteSnapshot(newest.id); err == nil {
+		t.Fatal("freed what there was no room to merge")
+	}
 	for range 3 {
 		if err := v.reclaim(); err == nil {
 			t.Fatal("merged where there is no room")
 		}
 	}
-	if n := v.space.used.Load() - used; n > 2*(page+sectorSize) {
+	if n := v.space.used.Load() - used; n > 2*(pageSize+sectorSize) {
 		t.Errorf("%d bytes taken by merges that failed", n)
 	}
 	v.space.limit = 0

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"math/bits"
 	"runtime"
 	"sync"
@@ -10,21 +11,26 @@ import (
 )
 
 // Of a block that only temporary snapshots need, a small write has the pages saved
-// that it touches: a preimage of the whole block takes ten times as long, and a guest
-// waits for it.
+// that it touches: with a preimage of the whole block it takes five times as long, and a
+// guest waits for it.
 const (
 	pageSize   = 4096
 	blockPages = blockmap.DefaultBlockSize / pageSize
 	allPages   = pageSet(1<<blockPages - 1)
 
 	// maxPartChunks bounds the memory of the parts of all volumes: 2^17 of them, of 80
-	// bytes. Whoever writes to further blocks saves them whole.
+	// bytes. Whoever writes to further blocks saves them whole; a merge, behind which as
+	// many go as come, does not stop there.
 	maxPartChunks = 1 << 9
 	partChunk     = 1 << 8
 )
 
 // partChunks is how many chunks of parts there are in the process.
 var partChunks atomic.Int64
+
+// errPartKept is a mistake in this package: where single pages are saved, every
+// persistent snapshot that wants the block has it from an older epoch.
+var errPartKept = errors.New("a persistent snapshot needs a block of which single pages were saved")
 
 // pageSet is a set of the pages of one block.
 type pageSet uint16
@@ -132,24 +138,21 @@ func (t *parts) at(number uint32) *part {
 	return &(*t.chunks.Load())[number/partChunk][number%partChunk]
 }
 
-// add makes a part. With limited set there may be too many already.
-func (t *parts) add(limited bool) (number uint32, ok bool) {
+// add makes a part.
+func (t *parts) add() (number uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.n%partChunk == 0 {
-		if partChunks.Add(1) > maxPartChunks && limited {
-			partChunks.Add(-1)
-			return 0, false
-		}
 		var chunks []*[partChunk]part
 		if l := t.chunks.Load(); l != nil {
 			chunks = append(chunks, *l...)
 		}
 		chunk := new([partChunk]part)
+		partChunks.Add(1)
 		runtime.AddCleanup(chunk, func(n int64) { partChunks.Add(n) }, -1)
 		chunks = append(chunks, chunk)
 		t.chunks.Store(&chunks)
 	}
 	t.n++
-	return t.n - 1, true
+	return t.n - 1
 }

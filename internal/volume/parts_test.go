@@ -14,16 +14,14 @@ import (
 	"github.com/cairnbackup/cairn/internal/vfs"
 )
 
-const page = int64(pageSize)
-
 func TestPageSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		off, n := rapid.Int64Range(0, 4*bs).Draw(t, "off"), rapid.Int64Range(1, 2*bs).Draw(t, "n")
 		b := rapid.Int64Range(0, 5).Draw(t, "block")
 		got := pagesOf(off, n, b)
 		for i := range int64(blockPages) {
-			at := b*bs + i*page
-			if in := at < off+n && at+page > off; in != (got>>i&1 == 1) {
+			at := b*bs + i*pageSize
+			if in := at < off+n && at+pageSize > off; in != (got>>i&1 == 1) {
 				t.Fatalf("page %d of block %d: %v of %016b", i, b, in, got)
 			}
 		}
@@ -39,37 +37,43 @@ func TestPageSets(t *testing.T) {
 	})
 }
 
+// filled makes a volume full of random bytes.
+func filled(t *testing.T, size int) (*Volume, []byte) {
+	t.Helper()
+	v := newManaged(t, memOptions(vfs.NewMem(), newHost()), int64(size))
+	p := fill(rand.New(rand.NewPCG(3, 3)), size)
+	_, err := v.WriteAt(p, 0)
+	must(t, err)
+	return v, p
+}
+
 // TestPartSaves counts what a write has saved for a temporary snapshot.
 func TestPartSaves(t *testing.T) {
 	const whole = sectorSize + bs
 	type write struct{ off, n, saved int64 }
-	record := func(pages int64) int64 { return sectorSize + pages*page }
+	record := func(pages int64) int64 { return sectorSize + pages*pageSize }
 	for name, c := range map[string]struct {
 		persistent bool
 		writes     []write
 	}{
-		"a page":              {writes: []write{{bs, page, record(1)}}},
+		"a page":              {writes: []write{{bs, pageSize, record(1)}}},
 		"within a page":       {writes: []write{{bs + 100, 50, record(1)}}},
-		"across a page's end": {writes: []write{{bs + page - 1, 2, record(2)}}},
-		"the same again":      {writes: []write{{bs, page, record(1)}, {bs, page, 0}, {bs + 512, 512, 0}}},
-		"more of it":          {writes: []write{{bs, page, record(1)}, {bs, 3 * page, record(2)}}},
-		"around it":           {writes: []write{{bs + page, page, record(1)}, {bs, 3 * page, 2 * record(1)}}},
-		"two blocks":          {writes: []write{{2*bs - page, 2 * page, 2 * record(1)}}},
+		"across a page's end": {writes: []write{{bs + pageSize - 1, 2, record(2)}}},
+		"the same again":      {writes: []write{{bs, pageSize, record(1)}, {bs, pageSize, 0}, {bs + 512, 512, 0}}},
+		"more of it":          {writes: []write{{bs, pageSize, record(1)}, {bs, 3 * pageSize, record(2)}}},
+		"around it":           {writes: []write{{bs + pageSize, pageSize, record(1)}, {bs, 3 * pageSize, 2 * record(1)}}},
+		"two blocks":          {writes: []write{{2*bs - pageSize, 2 * pageSize, 2 * record(1)}}},
 		"half a block":        {writes: []write{{bs, bs / 2, record(8)}}},
 		"more than half":      {writes: []write{{bs, bs/2 + 1, whole}}},
 		"a block":             {writes: []write{{bs, bs, whole}, {bs, bs, 0}}},
-		"page by page":        {writes: []write{{bs, page, record(1)}, {bs + page, page, record(1)}, {bs + 2*page, page, record(14)}, {bs + 3*page, page, 0}, {bs, bs, 0}}},
-		"backwards":           {writes: []write{{bs + 2*page, page, record(1)}, {bs + page, page, record(1)}, {bs, page, record(1)}}},
-		"the rest":            {writes: []write{{bs + 15*page, page, record(1)}, {bs, bs, record(15)}}},
-		"the short last":      {writes: []write{{3*bs + page, 512, sectorSize + 512}, {3 * bs, page + 512, record(1)}}},
-		"kept":                {persistent: true, writes: []write{{bs, page, whole}, {bs + page, page, 0}}},
+		"page by page":        {writes: []write{{bs, pageSize, record(1)}, {bs + pageSize, pageSize, record(1)}, {bs + 2*pageSize, pageSize, record(14)}, {bs + 3*pageSize, pageSize, 0}, {bs, bs, 0}}},
+		"backwards":           {writes: []write{{bs + 2*pageSize, pageSize, record(1)}, {bs + pageSize, pageSize, record(1)}, {bs, pageSize, record(1)}}},
+		"the rest":            {writes: []write{{bs + 15*pageSize, pageSize, record(1)}, {bs, bs, record(15)}}},
+		"the short last":      {writes: []write{{3*bs + pageSize, 512, sectorSize + 512}, {3 * bs, pageSize + 512, record(1)}}},
+		"kept":                {persistent: true, writes: []write{{bs, pageSize, whole}, {bs + pageSize, pageSize, 0}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			size := 3*bs + page + 512
-			v := newManaged(t, memOptions(vfs.NewMem(), newHost()), size)
-			old := fill(rand.New(rand.NewPCG(3, 3)), int(size))
-			_, err := v.WriteAt(old, 0)
-			must(t, err)
+			v, old := filled(t, 3*bs+pageSize+512)
 			s := snap(t, v, SnapshotOptions{Temporary: !c.persistent})
 			for i, w := range c.writes {
 				used := v.space.used.Load()
@@ -126,7 +130,7 @@ func TestPartLimit(t *testing.T) {
 // overwritePages writes one page to each of some blocks.
 func overwritePages(v *Volume, blocks ...int64) error {
 	for _, b := range blocks {
-		if _, err := v.WriteAt(bytes.Repeat([]byte{9}, pageSize), b*bs+b%blockPages*page); err != nil {
+		if _, err := v.WriteAt(bytes.Repeat([]byte{9}, pageSize), b*bs+b%blockPages*pageSize); err != nil {
 			return err
 		}
 	}
@@ -166,7 +170,7 @@ func TestPartTrim(t *testing.T) {
 	s := snap(t, v, SnapshotOptions{Temporary: true})
 	must(t, overwritePages(v, 1, 2))
 	must(t, v.Trim(bs, bs))
-	must(t, v.Trim(2*bs, 8*page)) // not a whole block: not remembered
+	must(t, v.Trim(2*bs, 8*pageSize)) // not a whole block: not remembered
 	same(t, "snapshot", content(t, s, 4*bs), bytes.Repeat([]byte{1}, 4*bs))
 	must(t, v.DeleteSnapshot(s.id))
 	same(t, "trimmed", content(t, v, 2*bs)[bs:], make([]byte, bs))

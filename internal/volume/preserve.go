@@ -126,18 +126,17 @@ func (s *saving) save(b int64, pages pageSet) {
 		s.publish(b, cellSkipped)
 		return
 	}
-	l, flag := s.e.log, uint32(0)
+	l := s.e.log
 	if r == routeTemp {
-		if !pages.large() {
-			if cell, ok := s.e.idx.addPart(true); ok {
-				p := s.e.idx.part(cell)
-				p.claim(pages)
-				s.publish(b, cell)
-				s.savePages(b, p, pages)
-				return
-			}
+		if !pages.large() && partChunks.Load() < maxPartChunks {
+			cell := s.e.idx.addPart()
+			p := s.e.idx.part(cell)
+			p.claim(pages)
+			s.publish(b, cell)
+			s.savePages(b, p, pages)
+			return
 		}
-		l, flag = s.e.temp, cellTemp
+		l = s.e.temp
 	}
 	sector, err := s.v.copyOut(l, preimage{block: b}, allPages)
 	switch {
@@ -146,37 +145,24 @@ func (s *saving) save(b int64, pages pageSet) {
 	case err != nil: // the snapshot still needs the block: the next write tries again
 		s.publish(b, cellAbsent)
 	case r == routeTemp:
-		s.publish(b, sector|flag)
+		s.publish(b, sector|cellTemp)
 	default:
 		s.synced = append(s.synced, unsynced{b, sector})
 	}
 }
 
-// savePages copies claimed pages of a part.
+// savePages settles claimed pages of a part, or gives the claim back.
 func (s *saving) savePages(b int64, p *part, mine pageSet) {
 	defer s.v.waits.wake()
-	r := s.set.needs(b)
-	if r == routeNone {
+	var err error
+	switch s.set.needs(b) {
+	case routeNone:
 		p.skip(mine)
 		return
-	}
-	var err error
-	if r == routeDurable { // what single pages are saved of, every persistent snapshot has in an older epoch
-		err = errors.New("a persistent snapshot needs a block of which single pages were saved")
-	}
-	if p.follows(mine) { // whoever writes page by page has the rest saved at once
-		first, _ := mine.first()
-		size := s.v.size.Load()
-		mine |= p.claim(pagesOf(0, size, b) & pageRun(first, blockPages))
-	}
-	for mine != 0 && err == nil {
-		first, end := mine.first()
-		run := pageRun(first, end)
-		var sector uint32
-		if sector, err = s.v.copyOut(s.e.temp, preimage{block: b, part: true}, run); err == nil {
-			p.save(run, sector)
-			mine &^= run
-		}
+	case routeTemp:
+		mine, err = s.copyPages(b, p, mine)
+	case routeDurable:
+		err = errPartKept
 	}
 	switch {
 	case err == nil:
@@ -185,6 +171,26 @@ func (s *saving) savePages(b int64, p *part, mine pageSet) {
 	default:
 		p.giveBack(mine)
 	}
+}
+
+// copyPages copies claimed pages of a part. On an error it returns those that it has not
+// copied, all of them claimed.
+func (s *saving) copyPages(b int64, p *part, mine pageSet) (pageSet, error) {
+	if p.follows(mine) { // whoever writes page by page has the rest saved at once
+		first, _ := mine.first()
+		mine |= p.claim(pagesOf(0, s.v.size.Load(), b) & pageRun(first, blockPages))
+	}
+	for mine != 0 {
+		first, end := mine.first()
+		run := pageRun(first, end)
+		sector, err := s.v.copyOut(s.e.temp, preimage{block: b, part: true}, run)
+		if err != nil {
+			return mine, err
+		}
+		p.save(run, sector)
+		mine &^= run
+	}
+	return 0, nil
 }
 
 // copyOut appends the live content of a run of pages of p's block, which end at the
