@@ -294,6 +294,11 @@ func TestDefaultTakesOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-began
+	// The first pack is put while the backup still reads: until it commits it can be canceled.
+	r.until("the commit", func() bool {
+		b, berr := far.Backup(t.Context(), committing.Backup)
+		return berr == nil && b.Undecided
+	})
 	queued, err := far.CreateBackup(t.Context(), CreateBackup{Volume: "web"})
 	if err != nil {
 		t.Fatal(err)
