@@ -124,7 +124,7 @@ newerfiles() {
 			-o Dir::State::lists="$PWD/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$PWD/apt/cache" \
 			-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -q "$@"
 	}
-	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils qemu-system-x86 || return 1
+	apt update && apt install -y --download-only --no-install-recommends libnbd-bin python3-libnbd qemu-utils qemu-system-x86 qemu-guest-agent || return 1
 	for deb in apt/cache/archives/*.deb; do dpkg-deb -x "$deb" "$newer" || return 1; done
 	mv "$newer/usr/share" share && mkdir "$newer/usr/share" && mv share/qemu share/seabios "$newer/usr/share" || return 1 # not documents and locales
 	rm -f "$newer"/usr/bin/qemu-system-i386 "$newer"/usr/bin/*-microvm
@@ -157,7 +157,7 @@ if mkdir -p "$cache"; then
 		server "${s%%=*}" "${s#*=}" || status=$strict
 	done
 	fetched guest vmlinuz guestfiles "a kernel and busybox for the tests' guests" || status=$strict
-	fetched "$newer" bin/qemu-system-x86_64 newerfiles "libnbd and qemu of Debian $newer" || status=$strict
+	fetched "$newer" usr/sbin/qemu-ga newerfiles "libnbd, qemu and its guest agent of Debian $newer" || status=$strict
 else
 	echo "neither S3 servers nor guests nor newer NBD programs and qemu can be had without $cache: set CAIRN_TOOLS to a folder that can be written"
 	status=$strict

@@ -97,16 +97,16 @@ type bootGuest struct {
 	log     *fileLog
 }
 
-// newBootGuest makes one with these options whose root, in an image, is the disk of these
-// arguments of qemu's, and boots it.
+// newBootGuest makes one with these options whose root, in an image with the options'
+// files, is the disk of these arguments of qemu's, and boots it.
 func newBootGuest(t *testing.T, o guestvm.Options, disk func(h *host, image string) []string) *bootGuest {
 	t.Helper()
 	mke2fs := needs.Tool(t, "mke2fs", "e2fsprogs")
 	b := &bootGuest{host: newHost(t), log: &fileLog{wrote: map[string]string{}, deleting: map[string]bool{}}}
 	image, tree := b.path("disk.img"), b.path("tree")
-	guestvm.Tree(t, tree, nil)
+	guestvm.Tree(t, tree, o.Files)
 	b.run(mke2fs, "-q", "-t", "ext4", "-d", tree, image, "64M")
-	o.Root, o.Args = "/dev/vda", disk(b.host, image)
+	o.Root, o.Files, o.Args = "/dev/vda", nil, disk(b.host, image)
 	b.machine = guestvm.New(t, o)
 	b.boot()
 	return b
@@ -247,13 +247,19 @@ func (b *bootGuest) files(image string) map[string]string {
 	}
 	sums := map[string]string{}
 	for _, name := range names {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		sums[filepath.Base(name)] = fmt.Sprintf("%x", sha256.Sum256(content))
+		sums[filepath.Base(name)] = b.sum(name)
 	}
 	return sums
+}
+
+// sum is the checksum of a file, as sha256sum prints it.
+func (b *bootGuest) sum(file string) string {
+	b.t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(content))
 }
 
 // fileLog takes what filesScript says.

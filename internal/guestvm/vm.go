@@ -31,7 +31,8 @@ type Options struct {
 	// Root is the device that the guest boots from, as /dev/vda: it must hold a [Tree] on
 	// ext4. Empty: the root is in memory.
 	Root string
-	// Files are in the root in memory: path in the guest to path on the host.
+	// Files are in the root in memory: path in the guest to path on the host. Those of a
+	// root on a disk are named to [Tree].
 	Files map[string]string
 	// Modules are loaded besides those for disks and the serial port: "nbd", "loop",
 	// "virtio_net". What they need is loaded with them.
@@ -60,6 +61,18 @@ func FileDisk(node, file string) []string {
 		"-device", "virtio-blk-pci,drive=" + node,
 	}
 }
+
+// GuestAgent is the arguments of the serial port of a QEMU guest agent, whose other end is
+// a unix socket that qemu makes. In the guest it is [GuestAgentPort].
+func GuestAgent(socket string) []string {
+	return []string{
+		"-chardev", "socket,id=qga,path=" + socket + ",server=on,wait=off",
+		"-device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+	}
+}
+
+// GuestAgentPort is the device in the guest of [GuestAgent]: the port behind the test's.
+const GuestAgentPort = "/dev/vport0p2"
 
 // VM is a running guest.
 type VM struct {

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// agent answers as qemu-ga does, one client at a time. The real one is not tested with:
-// it would freeze the machine that runs the tests.
+// agent answers as qemu-ga does, one client at a time. The real one would freeze the
+// machine that runs the tests: TestGuestFrozen of package e2e has it in a guest.
 type agent struct {
 	t      *testing.T
 	socket string
