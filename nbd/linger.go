@@ -47,6 +47,10 @@ type linger struct {
 	rest  time.Time     // or does not before this
 	skip  int           // sleeps at once so many times
 	skips int           // and that many the next time that it was in vain
+
+	counts int32     // 1 if others let this one have its turn, or 0
+	slept  bool      // since the last turn
+	awake  time.Time // since then, or since the others had their turn
 }
 
 func newLinger(l *lane) linger {
@@ -57,6 +61,7 @@ func newLinger(l *lane) linger {
 // it did.
 func (l *linger) wait(look func() bool) (came bool) {
 	if !l.begin(time.Now()) {
+		l.slept = true
 		return false
 	}
 	for !came && time.Now().Before(l.until) {
@@ -64,7 +69,23 @@ func (l *linger) wait(look func() bool) (came bool) {
 		came = look()
 	}
 	l.end(time.Now())
+	l.slept = l.slept || !came
 	return came
+}
+
+// turn gives other connections theirs when this one has been awake for long.
+func (l *linger) turn() {
+	if everybody.waiting.Load() == l.counts {
+		return
+	}
+	now := time.Now()
+	switch {
+	case l.slept:
+		l.slept, l.awake = false, now
+	case now.Sub(l.awake) >= turnEvery:
+		everybody.give()
+		l.awake = time.Now()
+	}
 }
 
 // yield lets whoever waits for this processor have it now.

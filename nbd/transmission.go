@@ -111,6 +111,9 @@ func newTransmission(c *conn) *transmission {
 	}
 	t.lane.init(&c.s.memory)
 	t.linger = newLinger(&t.lane)
+	if !t.background {
+		t.linger.counts = 1
+	}
 	if t.counters == nil {
 		t.counters = new(Counters)
 	}
@@ -138,6 +141,8 @@ func newTransmission(c *conn) *transmission {
 func (t *transmission) run(ctx context.Context, cancel context.CancelFunc) error {
 	t.counters.Connections.Add(1)
 	defer t.counters.Connections.Add(-1)
+	everybody.waiting.Add(t.linger.counts)
+	defer everybody.waiting.Add(-t.linger.counts)
 	waits, gone := context.WithCancel(ctx)
 	defer gone()
 	err := t.loop(waits)
@@ -216,6 +221,7 @@ func (t *transmission) next() error {
 	if err := t.out.flush(); err != nil {
 		return err
 	}
+	t.linger.turn()
 	most := readBuffer
 	if t.exact {
 		most, t.exact = t.headSize, false

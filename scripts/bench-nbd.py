@@ -11,6 +11,7 @@ does not pay for it. Beside each rate is what the server spent on a request (on 
 where rates are MB/s): microseconds of user and system time, which other work on the
 machine disturbs less. What counts are ratios within one run.
 
+Then what a client feels, which asks now and then, of another one that always does.
 Then, of cairn alone: what an open snapshot costs, what the first writes after a
 checkpoint cost in a large sparse volume, where no region is in the activity log, and
 what a guest feels of a full backup.
@@ -41,7 +42,7 @@ JOBS = {
 }
 COPY = "nbdcopy to null:"
 SERVERS = ["cairn", "nbdkit", "qemu-nbd", "nbd-server", "go-nbd"]
-PARTS = ["servers", "snapshot", "cold", "backup"]
+PARTS = ["servers", "neighbor", "snapshot", "cold", "backup"]
 TOOLS = {"go": "golang", "fio": "fio", "nbdkit": "nbdkit", "qemu-nbd": "qemu-utils",
          "nbdcopy": "libnbd-bin", "nbd-server": "nbd-server"}
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -77,7 +78,8 @@ class Server:
 
         self.pid = self.process.pid
 
-    def uri(self):
+    def uri(self, reader=False):
+        """The address, for one more client that only reads."""
         return "nbd+unix:///%s?socket=%s" % (self.export, self.socket)
 
     def cpu(self):
@@ -85,9 +87,9 @@ class Server:
         with open("/proc/%d/stat" % self.pid, encoding="utf-8") as f:
             return sum(map(int, f.read().rpartition(")")[2].split()[11:15])) / TICKS
 
-    def fio(self, rw, bs, depth, seconds, *more):
+    def fio(self, rw, bs, depth, seconds, *more, reader=False):
         """The part of fio's report that has been asked for."""
-        out = run("fio", "--name=b", "--ioengine=nbd", "--uri=" + self.uri(), "--rw=" + rw, "--bs=" + bs,
+        out = run("fio", "--name=b", "--ioengine=nbd", "--uri=" + self.uri(reader), "--rw=" + rw, "--bs=" + bs,
                   "--iodepth=%d" % depth, "--runtime=%g" % seconds, "--randrepeat=1", "--output-format=json", *more)
         job = json.loads(out[out.index("{"):])["jobs"][0]
         return job["read"], job["write"]
@@ -137,6 +139,10 @@ class Cairn(Server):
         wait_for("cairn", lambda: os.path.exists(self.env["CAIRN_CONTROL"]))
         self.control = Control(self.env["CAIRN_CONTROL"])
         self.volume({"name": "bench", "file": self.file})
+
+    def uri(self, reader=False):
+        """The address: a volume has one writer."""
+        return "nbd+unix:///%s%s?socket=%s" % (self.export, "@ro" if reader else "", self.socket)
 
     def volume(self, spec):
         """Makes a volume, which this is the server of from now on."""
@@ -259,10 +265,10 @@ def show(jobs, names, found):
         print("| %s | %s |" % (j, " | ".join("%.1f" % spent[j, n] for n in names)))
 
 
-def latency(server, rw, depth, seconds, *more):
+def latency(server, rw, depth, seconds, *more, reader=False):
     """IOPS, and the median and 99th percentile in microseconds of what there was of reads and of writes."""
     out = []
-    for d in server.fio(rw, "4k", depth, seconds, *more):
+    for d in server.fio(rw, "4k", depth, seconds, *more, reader=reader):
         if d["total_ios"]:
             p = d["clat_ns"]["percentile"]
             out += [d["iops"], p["50.000000"] / 1e3, p["99.000000"] / 1e3]
@@ -274,6 +280,22 @@ def rows(title, heads, lines):
     print("|---|%s" % ("---|" * len(heads)))
     for name, figures in lines:
         print("| %s | %s |" % (name, " | ".join("{:,.0f}".format(x) for x in figures)))
+
+
+def bench_neighbor(servers, options):
+    """A client that asks 200 times a second, beside one that asks as soon as it has been answered."""
+    seconds, more = max(2, options.seconds), ("--time_based", "--size=%d" % options.size)
+    found = {s.name: [] for s in servers}
+    for _ in range(options.rounds):
+        for s in servers:
+            busy = subprocess.Popen(["fio", "--name=a", "--ioengine=nbd", "--uri=" + s.uri(), "--rw=randread", "--bs=4k", "--iodepth=1",
+                                     "--runtime=%d" % (seconds + 1), *more], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            time.sleep(0.5)
+            found[s.name].append(latency(s, "randread", 1, seconds, "--rate_iops=200", *more, reader=True)[1:])
+            if busy.poll() is not None or busy.wait():
+                sys.exit("bench-nbd: the busy client of %s ended early, or failed" % s.name)
+    rows("200 reads a second beside a busy client", ["p50 µs", "p99 µs"],
+         [(name, [statistics.median(c) for c in zip(*v)]) for name, v in found.items()])
 
 
 def bench_snapshot(c, options):
@@ -362,6 +384,8 @@ def main():
             servers.append(start(name, work, o))
         if "servers" in o.parts:
             bench_servers(servers, o)
+        if "neighbor" in o.parts:
+            bench_neighbor(servers, o)
         c = next((s for s in servers if isinstance(s, Cairn)), None)
         if c:
             o.source = c.file
