@@ -14,7 +14,8 @@ import (
 //
 // One goroutine, the loop, reads all the requests that have arrived, answers
 // what it can at once, and writes the replies in one go when input runs out.
-// When nothing is left to do it looks out for more before it sleeps (linger.go).
+// When nothing is left to do it looks out for more before it sleeps (linger.go), and
+// lets other connections have their turn when it never does (turn.go).
 // That is the fast path: no goroutine switch, no lock that anybody contends for,
 // about one system call each way for many requests. It only takes what is not
 // expected to wait:
