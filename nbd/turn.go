@@ -34,7 +34,8 @@ type turns struct {
 	event   syscall.RawConn // nil when it cannot be had
 }
 
-// give has a thread look who else has something to do, and returns soon.
+// give has a thread look who else has something to do, once it has done what is known, and
+// returns when it has.
 func (t *turns) give() {
 	if !t.giving.CompareAndSwap(false, true) {
 		return // somebody else does

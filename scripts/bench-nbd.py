@@ -289,11 +289,15 @@ def bench_neighbor(servers, options):
     for _ in range(options.rounds):
         for s in servers:
             busy = subprocess.Popen(["fio", "--name=a", "--ioengine=nbd", "--uri=" + s.uri(), "--rw=randread", "--bs=4k", "--iodepth=1",
-                                     "--runtime=%d" % (seconds + 1), *more], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            time.sleep(0.5)
-            found[s.name].append(latency(s, "randread", 1, seconds, "--rate_iops=200", *more, reader=True)[1:])
-            if busy.poll() is not None or busy.wait():
-                sys.exit("bench-nbd: the busy client of %s ended early, or failed" % s.name)
+                                     "--runtime=%d" % (seconds + 10), *more], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            try:
+                time.sleep(0.5)
+                found[s.name].append(latency(s, "randread", 1, seconds, "--rate_iops=200", *more, reader=True)[1:])
+                if busy.poll() is not None:
+                    sys.exit("bench-nbd: the busy client of %s ended early" % s.name)
+            finally:
+                busy.terminate()
+                busy.wait()
     rows("200 reads a second beside a busy client", ["p50 µs", "p99 µs"],
          [(name, [statistics.median(c) for c in zip(*v)]) for name, v in found.items()])
 
