@@ -29,18 +29,14 @@ var everybody turns
 type turns struct {
 	// waiting is how many there are that must not wait: all but those in the background.
 	waiting atomic.Int32
-	giving  atomic.Bool
 	once    sync.Once
 	event   syscall.RawConn // nil when it cannot be had
 }
 
 // give has a thread look who else has something to do, once it has done what is known, and
-// returns when it has.
+// returns when it has. Of several that give at once each waits, one after the other: the
+// thread that looks may be any of theirs.
 func (t *turns) give() {
-	if !t.giving.CompareAndSwap(false, true) {
-		return // somebody else does
-	}
-	defer t.giving.Store(false)
 	t.once.Do(t.open)
 	if t.event == nil {
 		return

@@ -58,3 +58,37 @@ func TestTurn(t *testing.T) {
 		t.Errorf("of %d times the others had their turn %d times at once", times, prompt)
 	}
 }
+
+// TestTurnOfMany has two busy connections on the only place of the runtime: the one does
+// not go on while the other waits for its turn to end, which nobody would look after.
+func TestTurnOfMany(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	everybody.waiting.Add(2)
+	defer everybody.waiting.Add(-2)
+	var turns atomic.Int32 // of the other one
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !stop.Load() {
+			l := linger{counts: 1}
+			l.turn()
+			turns.Add(1)
+		}
+	}()
+	const mine, most = 100, 10
+	fair := 0
+	for range mine {
+		before := turns.Load()
+		l := linger{counts: 1}
+		l.turn()
+		if turns.Load()-before <= most {
+			fair++
+		}
+	}
+	stop.Store(true)
+	<-done
+	if fair < mine*9/10 {
+		t.Errorf("in %d of %d turns another connection had more than %d", mine-fair, mine, most)
+	}
+}

@@ -49,13 +49,7 @@ func TestGuestOnVolume(t *testing.T) {
 	}
 	t.Parallel()
 	nbdcopy := needs.Tool(t, "nbdcopy", "libnbd-bin")
-	b := newBootGuest(t, guestvm.Options{}, func(h *host, image string) []string {
-		v, err := h.control.CreateVolume(t.Context(), agent.CreateVolume{Name: "disk", File: image})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return guestvm.NBDDisk("d0", v.Socket, "disk")
-	})
+	b := newBootGuest(t, guestvm.Options{}, servedDisk)
 	full := b.backupWhileWriting(agent.CreateBackup{Volume: "disk", Force: true})
 	b.killAgentInBackup()
 	incr := b.backupWhileWriting(agent.CreateBackup{Volume: "disk", Force: true, Incremental: true})
@@ -110,6 +104,16 @@ func newBootGuest(t *testing.T, o guestvm.Options, disk func(h *host, image stri
 	b.machine = guestvm.New(t, o)
 	b.boot()
 	return b
+}
+
+// servedDisk makes a volume of the image, and returns the arguments of the disk that it is.
+func servedDisk(h *host, image string) []string {
+	h.t.Helper()
+	v, err := h.control.CreateVolume(h.t.Context(), agent.CreateVolume{Name: "disk", File: image})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return guestvm.NBDDisk("d0", v.Socket, "disk")
 }
 
 // boot starts the guest, which writes files from then on.

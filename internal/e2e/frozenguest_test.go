@@ -36,23 +36,12 @@ func TestGuestFrozen(t *testing.T) {
 		t.Skip("boots guests: not with -short")
 	}
 	t.Parallel()
-	for kind, disk := range map[string]func(b *host, image string) []string{
-		"served": func(h *host, image string) []string {
-			v, err := h.control.CreateVolume(h.t.Context(), agent.CreateVolume{Name: "disk", File: image})
-			if err != nil {
-				h.t.Fatal(err)
-			}
-			return guestvm.NBDDisk("d0", v.Socket, "disk")
-		},
-		"pulled": func(_ *host, image string) []string { return guestvm.FileDisk("d0", image) },
-	} {
+	for kind, disk := range map[string]func(h *host, image string) []string{"served": servedDisk, "pulled": fileDisk} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			g := newFrozenGuest(t, disk)
 			if kind == "pulled" {
-				if _, err := g.control.CreateVolume(t.Context(), agent.CreateVolume{Name: "disk", QMP: g.machine.Monitor, Node: "d0"}); err != nil {
-					t.Fatal(err)
-				}
+				g.pulledDisk()
 			}
 			g.holdsCached()
 			g.killed()

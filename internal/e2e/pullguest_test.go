@@ -16,7 +16,7 @@ func TestGuestPulled(t *testing.T) {
 		t.Skip("boots a guest: not with -short")
 	}
 	t.Parallel()
-	b := newBootGuest(t, guestvm.Options{}, func(_ *host, image string) []string { return guestvm.FileDisk("d0", image) })
+	b := newBootGuest(t, guestvm.Options{}, fileDisk)
 	full, incr := b.pullTwice()
 
 	b.vm.Kill()
@@ -68,13 +68,22 @@ func TestGuestPulledFromThreads(t *testing.T) {
 // incremental, which qemu's record of changes must spare reading it all.
 func (b *bootGuest) pullTwice() (full, incr agent.Backup) {
 	b.t.Helper()
-	if _, err := b.control.CreateVolume(b.t.Context(), agent.CreateVolume{Name: "disk", QMP: b.machine.Monitor, Node: "d0"}); err != nil {
-		b.t.Fatal(err)
-	}
+	b.pulledDisk()
 	full = b.backupWhileWriting(agent.CreateBackup{Volume: "disk", Force: true})
 	incr = b.backupWhileWriting(agent.CreateBackup{Volume: "disk", Force: true, Incremental: true})
 	if incr.Parent != full.ID || incr.FullCompareReason != "" || incr.BytesRead >= full.BytesRead {
 		b.t.Errorf("the incremental from %s read %d bytes (%s), the full backup %d", incr.Parent, incr.BytesRead, incr.FullCompareReason, full.BytesRead)
 	}
 	return full, incr
+}
+
+// fileDisk returns the arguments of a disk that is its qemu's alone.
+func fileDisk(_ *host, image string) []string { return guestvm.FileDisk("d0", image) }
+
+// pulledDisk makes a volume of the guest's disk, which its qemu has.
+func (b *bootGuest) pulledDisk() {
+	b.t.Helper()
+	if _, err := b.control.CreateVolume(b.t.Context(), agent.CreateVolume{Name: "disk", QMP: b.machine.Monitor, Node: "d0"}); err != nil {
+		b.t.Fatal(err)
+	}
 }
